@@ -1,0 +1,111 @@
+"""The one interface between SERL and an environment whose observations and actions are text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task of a task set: an id that never changes meaning, and the kind of task for the panels."""
+
+    task_id: str
+    task_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSet:
+    """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    content_hash: str
+    skipped: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def manifest_hash(fingerprints: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 over ordered ``(task_id, content fingerprint)`` pairs, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(list(fingerprints)).encode()).hexdigest()
+
+
+def assert_disjoint(*task_sets: TaskSet) -> None:
+    """Raises ValueError if two task sets share a task id."""
+    seen: dict[str, str] = {}
+    for task_set in task_sets:
+        for task in task_set.tasks:
+            if task.task_id in seen:
+                raise ValueError(
+                    f"task {task.task_id!r} is in both task sets {seen[task.task_id]!r} and {task_set.name!r}"
+                )
+            seen[task.task_id] = task_set.name
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One past turn as the prompt quotes it: what was seen, what was done."""
+
+    observation: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """What a prompt is made of. ``history`` holds the last turns, the oldest first.
+
+    ``num_past_turns`` counts all earlier turns, quoted or not.
+    """
+
+    task_description: str
+    history: tuple[Turn, ...]
+    num_past_turns: int
+    observation: str
+    admissible_actions: tuple[str, ...]
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """A gymnasium environment of text, one episode at a time.
+
+    ``reset(options={"task_id": ...}, seed=...)`` starts the task; ``step(action)`` takes one action.
+    Both return an ``info`` with the keys ``admissible_actions`` (list of str), ``task_description`` (str),
+    ``task_type`` (str), ``success`` (bool), ``action_valid`` (bool: the action was admissible) and
+    ``feedback`` (str or None: the environment's comment on the last action, for hindsight). The reward of
+    a step is what the environment gives; the cost of an invalid action is the env runner's business.
+    Raises KeyError for an unknown task, RuntimeError for a step after the end.
+    """
+
+    observation_space = gymnasium.spaces.Text(max_length=2**20)
+    action_space = gymnasium.spaces.Text(max_length=2**16)
+
+    @abstractmethod
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]: ...
+
+    @abstractmethod
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]: ...
+
+
+class EnvProvider(Protocol):
+    """Everything SERL asks of an environment package; one object per process, shared by its episodes."""
+
+    def task_set(self, split: str) -> TaskSet:
+        """The tasks of ``split``; raises ValueError for an unknown split, FileNotFoundError without data."""
+        ...
+
+    def make_env(self) -> TextEnv:
+        """A fresh environment; cheap, and safe to use beside others of the same provider."""
+        ...
+
+    def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Chat messages of one step's prompt; what never changes comes first."""
+        ...

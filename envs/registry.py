@@ -1,0 +1,51 @@
+"""Environments by name: built-in ones, entry points of installed packages, and ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from envs.base import EnvProvider
+
+ENTRY_POINT_GROUP = "serl.envs"
+BUILT_IN = {"alfworld": "envs.alfworld.provider:make_provider"}
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment of that name is built in, installed, or importable."""
+
+
+def environment_names() -> list[str]:
+    """The names one can write as ``env.name``, besides ``module:factory``."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def make_provider(name: str, args: dict[str, Any]) -> EnvProvider:
+    """Builds the provider of environment ``name`` from its own arguments.
+
+    ``name`` is a built-in name, the name of an entry point in the group ``serl.envs``, or
+    ``package.module:factory`` where ``factory(args)`` returns an `EnvProvider`.
+    Raises UnknownEnvironmentError, and whatever the factory raises for wrong arguments (ValueError).
+    """
+    return _factory(name)(args)
+
+
+def _factory(name: str) -> Callable[[dict[str, Any]], EnvProvider]:
+    target = BUILT_IN.get(name)
+    if target is None:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name == name:
+                return point.load()
+        target = name
+    if not re.fullmatch(r"[\w.]+:\w+", target):
+        raise UnknownEnvironmentError(
+            f"unknown environment {name!r}; known: {', '.join(environment_names())}, or package.module:factory"
+        )
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UnknownEnvironmentError(f"environment {name!r} cannot be loaded: {error}") from error

@@ -1,0 +1,33 @@
+"""Typed, validated configuration; imports neither torch, ray nor vllm."""
+
+from serl.config.sections import (
+    AdvantageSection,
+    CheckpointSection,
+    EnvSection,
+    EvaluationSection,
+    ExperimentConfig,
+    HindsightSection,
+    LearnerSection,
+    LoggingSection,
+    LossSection,
+    ModelSection,
+    RolloutSection,
+    ServingSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "AdvantageSection",
+    "CheckpointSection",
+    "EnvSection",
+    "EvaluationSection",
+    "ExperimentConfig",
+    "HindsightSection",
+    "LearnerSection",
+    "LoggingSection",
+    "LossSection",
+    "ModelSection",
+    "RolloutSection",
+    "ServingSection",
+    "TrainingSection",
+]

@@ -1,0 +1,151 @@
+"""What travels between env runners, buffer, hindsight and learners.
+
+Tokens are the ids the sampler produced; text beside them is for environments, people and hindsight
+contexts, never for finding a token again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from envs.base import Task
+
+
+@dataclass(slots=True, frozen=True)
+class VersionSpan:
+    """Tokens ``[start, end)`` of a response were sampled under the weights ``weights_seq_no``."""
+
+    start: int
+    end: int
+    weights_seq_no: int
+
+
+@dataclass(slots=True, frozen=True)
+class Completion:
+    """One answer of the policy deployment.
+
+    ``logprobs[i]`` is the natural log-probability of ``token_ids[i]`` at the sampling temperature.
+    ``num_cached_tokens`` counts the prompt tokens that the engine's prefix cache already held.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    version_spans: tuple[VersionSpan, ...]
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Assignment:
+    """What the task sampler hands to an env runner: play ``task`` as member ``member`` of ``group_id``."""
+
+    task: Task
+    group_id: str
+    member: int
+    seed: int
+    evaluation: bool = False
+
+
+@dataclass(slots=True)
+class Step:
+    """One turn: prompt ids in, response ids out, and what the environment answered.
+
+    ``old_logprobs`` and ``action_mask`` have one entry per response id; ``action_mask`` marks the tokens
+    that overlap the characters of the action. ``anchor`` is the observation the policy acted on.
+    ``feedback`` is the environment's comment on the action (None: it made none).
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    old_logprobs: list[float]
+    action_mask: list[bool]
+    version_spans: tuple[VersionSpan, ...]
+    finish_reason: str
+    messages: tuple[dict[str, str], ...]
+    response_text: str
+    anchor: str
+    action: str | None
+    action_valid: bool
+    feedback: str | None
+    next_observation: str | None
+    reward: float = 0.0
+    num_cached_tokens: int = 0
+
+    @property
+    def prompt_text(self) -> str:
+        """The text of the last message of the prompt, the one that changes from step to step."""
+        return self.messages[-1]["content"] if self.messages else ""
+
+    @property
+    def weights_seq_no(self) -> int:
+        """The oldest weights that sampled a token of this step."""
+        return min(span.weights_seq_no for span in self.version_spans)
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One finished episode. ``reward`` is its return, ``success`` whether the task was solved."""
+
+    trajectory_id: str
+    group_id: str
+    member: int
+    task: Task
+    steps: list[Step]
+    reward: float
+    success: bool
+    end_reason: str
+    seconds: float = 0.0
+    environment_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(step.prompt_ids) + len(step.response_ids) for step in self.steps)
+
+    @property
+    def weights_seq_no(self) -> int | None:
+        """The oldest weights that sampled a token of this trajectory; None if it has no step."""
+        return min((step.weights_seq_no for step in self.steps), default=None)
+
+
+@dataclass(slots=True)
+class TrajectoryGroup:
+    """All ``group_size`` trajectories of one task, in the order of their member numbers."""
+
+    group_id: str
+    task: Task
+    trajectories: list[Trajectory]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(trajectory.num_tokens for trajectory in self.trajectories)
+
+    @property
+    def weights_seq_no(self) -> int | None:
+        known = [t.weights_seq_no for t in self.trajectories if t.weights_seq_no is not None]
+        return min(known, default=None)
+
+
+@dataclass(slots=True)
+class TrainingSample:
+    """One step as a learner trains on it.
+
+    ``advantage`` is the group-relative advantage of every response token of the step.
+    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1);
+    the teacher scores the very same ``response_ids`` after it.
+    """
+
+    group_id: str
+    trajectory_id: str
+    step_index: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    old_logprobs: list[float]
+    action_mask: list[bool]
+    advantage: float
+    weights_seq_no: int
+    teacher_prompt_ids: list[int] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
