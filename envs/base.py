@@ -81,8 +81,12 @@ class TextEnv(gymnasium.Env[str, str]):
     ``feedback`` (str or None: the environment's comment on the last action, for hindsight). The reward of
     a step is what the environment gives; the cost of an invalid action is the env runner's business.
     Raises KeyError for an unknown task, RuntimeError for a step after the end.
+
+    ``blocking``: a call takes long enough (over a millisecond) to hold up other episodes of the process;
+    the env runner then calls it in threads, several environments of one provider at the same time.
     """
 
+    blocking: bool = False
     observation_space = gymnasium.spaces.Text(max_length=2**20)
     action_space = gymnasium.spaces.Text(max_length=2**16)
 

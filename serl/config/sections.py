@@ -24,7 +24,8 @@ class ModelSection(Section):
 
 
 class EnvSection(Section):
-    """The environment by registry name or ``module:factory``; ``args`` is checked by the environment."""
+    """The environment by registry name or ``module:factory``; ``args`` is checked by the environment.
+    ``call_timeout_s`` bounds one reset or step of an environment that declares itself blocking."""
 
     name: str = "alfworld"
     args: dict[str, Any] = Field(default_factory=dict)
@@ -32,10 +33,12 @@ class EnvSection(Section):
     max_steps: PositiveInt = 50
     history_length: int = Field(default=2, ge=0)
     invalid_action_penalty: float = Field(default=0.1, ge=0.0)
+    call_timeout_s: PositiveFloat = 120.0
 
 
 class RolloutSection(Section):
-    """Env runners and how they sample."""
+    """Env runners and how they sample. ``seeded_requests``: every request carries its own seed, derived
+    from the experiment's, so that the same weights sample the same tokens again (slower)."""
 
     num_env_runners: PositiveInt = 1
     num_cpus_per_env_runner: float = Field(default=1.0, ge=0.0)
@@ -46,6 +49,7 @@ class RolloutSection(Section):
     max_response_length: PositiveInt = 512
     stop: tuple[str, ...] = ("</action>",)
     request_timeout_s: PositiveFloat = 120.0
+    seeded_requests: bool = False
 
 
 class AutoscalingSection(Section):
@@ -162,6 +166,12 @@ class CheckpointSection(Section):
     timeout_s: PositiveFloat = 600.0
 
 
+class ClusterSection(Section):
+    """The Ray cluster that `serl-run` starts when it joins none."""
+
+    dashboard: bool = True
+
+
 class LoggingSection(Section):
     """What a run directory records beside metrics."""
 
@@ -186,4 +196,5 @@ class ExperimentConfig(Section):
     learner: LearnerSection = LearnerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    cluster: ClusterSection = ClusterSection()
     logging: LoggingSection = LoggingSection()

@@ -1,0 +1,285 @@
+"""Games: one trial folder's rules, texts and first state, compiled once and shared by its episodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.alfworld.actions import Action, GroundAction
+from envs.alfworld.domain import (
+    Domain,
+    condition_literals,
+    parse_domain,
+    schema_conditions,
+    split_condition,
+)
+from envs.alfworld.facts import EVERYWHERE, Fact, Facts
+from envs.alfworld.grammar import Grammar, grammar_predicates, parse_grammar
+from envs.alfworld.matching import RuleMatcher, World
+from envs.alfworld.pddl import Condition, PddlError, Problem, parse_problem
+from envs.alfworld.tasks import choose_goal_sentence, task_type_of
+from envs.alfworld.text import TextWriter
+from envs.alfworld.text_syntax import Entity, GrammarError, Reference
+
+UNKNOWN_GOAL = "UNKNOWN GOAL"
+_TASK_SENTENCE = re.compile(r'(Your task is to: )([^"]*)(\.")')
+
+
+class GameDataError(ValueError):
+    """A game's files are missing or cannot be read."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Game:
+    """A game that is never changed: any number of episodes and threads may share it.
+
+    `opening`, `first_found` and `first_won` are the first observation, and what each of `actions` finds and
+    whether the goal holds in the first state. Object ids are the problem's names in lower case; `entities` has their names in the texts. `readers` has
+    the positions in `actions` of those whose commands depend on a predicate.
+    """
+
+    trial: str
+    task_type: str
+    task_description: str
+    goal: Condition
+    world: World
+    first_facts: Facts
+    entities: Mapping[str, Entity]
+    writer: TextWriter
+    actions: tuple[Action, ...]
+    goal_matchers: tuple[RuleMatcher, ...]
+    goal_reads: frozenset[str]
+    readers: Mapping[str, tuple[int, ...]]
+    opening: str
+    first_found: tuple[list[tuple[str, GroundAction]], ...]
+    first_won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GameLogic:
+    """The texts all games share: the PDDL domain and the text grammar without a task."""
+
+    domain: str
+    grammar: str
+
+
+@lru_cache(maxsize=1)
+def package_logic() -> GameLogic | None:
+    """The domain and grammar of the installed `alfworld` package, or None if it is not installed.
+
+    The package is found, not imported: importing it needs TextWorld and makes folders.
+    """
+    spec = importlib.util.find_spec("alfworld")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        domain, grammar = Path(location, "data", "alfred.pddl"), Path(location, "data", "alfred.twl2")
+        if domain.is_file() and grammar.is_file():
+            return GameLogic(domain.read_text(encoding="utf-8"), grammar.read_text(encoding="utf-8"))
+    return None
+
+
+def load_game(trial_dir: Path, task_description: str | None = None) -> Game:
+    """Load the game of a trial folder: `initial_state.pddl` and `traj_data.json`, `game.tw-pddl` if there.
+
+    The domain and grammar are the installed `alfworld` package's, else those in `game.tw-pddl`. The goal
+    sentence is `task_description`, else the one in `game.tw-pddl`, else chosen by the trial's name.
+
+    Raises:
+        GameDataError: a file is missing or malformed, or there is neither package nor `game.tw-pddl`.
+    """
+    trial_dir = Path(trial_dir)
+    trial = "/".join(trial_dir.parts[-2:])
+    problem = _read_text(trial_dir / "initial_state.pddl")
+    traj_data = _read_json(trial_dir / "traj_data.json")
+    stored = None
+    game_file = trial_dir / "game.tw-pddl"
+    if game_file.exists():
+        stored, sentence = _stored_logic(game_file)
+        task_description = task_description or sentence
+    return _build(trial_dir, trial, problem, traj_data, package_logic() or stored, task_description)
+
+
+def build_game(
+    trial: str, problem_pddl: str, traj_data: dict[str, Any], task_description: str | None = None
+) -> Game:
+    """Build a game from the texts of its problem and `traj_data`, without files of its own.
+
+    The goal sentence is `task_description`, else chosen by the trial's name.
+
+    Raises:
+        GameDataError: the texts are malformed, or the `alfworld` package is not installed.
+    """
+    return _build(trial, trial, problem_pddl, traj_data, package_logic(), task_description)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GameDataError(path, error.strerror or "cannot be read") from error
+    except UnicodeDecodeError as error:
+        raise GameDataError(path, "is not UTF-8 text") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise GameDataError(path, f"is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise GameDataError(path, "is not a JSON object")
+    return data
+
+
+def _stored_logic(path: Path) -> tuple[GameLogic, str]:
+    """The logic in a `game.tw-pddl`, its task taken out of the grammar, and the task."""
+    data = _read_json(path)
+    domain, grammar = data.get("pddl_domain"), data.get("grammar")
+    if not isinstance(domain, str) or not isinstance(grammar, str):
+        raise GameDataError(path, "lacks pddl_domain or grammar")
+    sentence = _TASK_SENTENCE.search(grammar)
+    if sentence is None:
+        raise GameDataError(path, "its grammar states no task")
+    return GameLogic(domain, _TASK_SENTENCE.sub(rf"\g<1>{UNKNOWN_GOAL}\g<3>", grammar, count=1)), sentence[2]
+
+
+def _build(
+    path: str | Path,
+    trial: str,
+    problem_pddl: str,
+    traj_data: dict[str, Any],
+    logic: GameLogic | None,
+    task_description: str | None,
+) -> Game:
+    if logic is None:
+        raise GameDataError(path, "needs the alfworld package, or a game.tw-pddl beside it, for its rules")
+    try:
+        task_type = task_type_of(traj_data)
+        description = task_description or choose_goal_sentence(trial, traj_data)
+        domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
+        problem = parse_problem(problem_pddl)
+        return _compile(trial, task_type, description, domain, grammar, problem)
+    except (PddlError, GrammarError) as error:
+        raise GameDataError(path, str(error)) from error
+    except ValueError as error:
+        raise GameDataError(path, f"traj_data: {error}") from error
+
+
+def _compile(
+    trial: str, task_type: str, description: str, domain: Domain, grammar: Grammar, problem: Problem
+) -> Game:
+    for literal in condition_literals(problem.goal):
+        domain.check_use(literal.predicate, len(literal.args))
+    for fact in problem.facts:
+        domain.check_use(fact[0], len(fact) - 1)
+    missing = domain.schemas.keys() - grammar.actions.keys()
+    if missing:
+        raise GrammarError(f"the grammar has no text for the actions {sorted(missing)}")
+    positions = _index_positions(domain)
+    static = Facts((fact for fact in problem.facts if fact[0] not in domain.fluents), positions)
+    first_facts = Facts((fact for fact in problem.facts if fact[0] in domain.fluents), positions)
+    world = World(domain, static, _objects_by_type(domain, problem), _fanout(problem))
+    entities = name_entities(problem)
+    fluents = domain.fluents | {f"not_{name}" for name in domain.fluents}
+    writer = TextWriter(grammar, world, entities, problem.objects, fluents)
+    goal_reads = frozenset(literal.predicate for literal in condition_literals(problem.goal))
+    read = goal_reads | _read_predicates(domain) | grammar_predicates(grammar)
+    actions = tuple(
+        Action(schema, grammar.actions[name], writer, read) for name, schema in domain.schemas.items()
+    )
+    goal_matchers = tuple(RuleMatcher(rule, world) for rule in split_condition(problem.goal))
+    opening = writer.write((Reference("intro"),), writer.scope({}), first_facts)
+    return Game(
+        trial=trial,
+        task_type=task_type,
+        task_description=description,
+        goal=problem.goal,
+        world=world,
+        first_facts=first_facts,
+        entities=entities,
+        writer=writer,
+        actions=actions,
+        goal_matchers=goal_matchers,
+        goal_reads=goal_reads,
+        readers={
+            name: tuple(at for at, action in enumerate(actions) if name in action.reads) for name in domain.fluents
+        },
+        opening=opening.replace(UNKNOWN_GOAL, description),
+        first_found=tuple(action.applicable(first_facts) for action in actions),
+        first_won=any(matcher.bindings(first_facts) for matcher in goal_matchers),
+    )
+
+
+def _read_predicates(domain: Domain) -> set[str]:
+    literals = [literal for schema in domain.schemas.values() for literal in schema_conditions(schema)]
+    return {literal.predicate for literal in literals}
+
+
+def _index_positions(domain: Domain) -> dict[str, tuple[int, ...]]:
+    """Index by every argument, but not predicates of one argument: those are looked up whole."""
+    positions = {name: tuple(range(1, arity + 1)) for name, arity in domain.arities.items() if arity > 1}
+    return positions | {f"not_{name}": at for name, at in positions.items()}
+
+
+def _objects_by_type(domain: Domain, problem: Problem) -> dict[str, tuple[str, ...]]:
+    objects: dict[str, list[str]] = defaultdict(list)
+    for name, type_name in problem.objects.items():
+        for known in {type_name} | domain.supertypes.get(type_name, frozenset()):
+            objects[known].append(name)
+    return {type_name: tuple(sorted(names)) for type_name, names in objects.items()}
+
+
+def _fanout(problem: Problem) -> dict[tuple[str, int], float]:
+    """How many facts each predicate has, and how many different values at each of its arguments."""
+    values: dict[tuple[str, int], set[str]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for fact in problem.facts:
+        counts[fact[0]] += 1
+        for position, value in enumerate(fact[1:], 1):
+            values[fact[0], position].add(value)
+    fanout = {key: float(len(found)) for key, found in values.items()}
+    return fanout | {(name, EVERYWHERE): float(count) for name, count in counts.items()}
+
+
+def name_entities(problem: Problem) -> dict[str, Entity]:
+    """Names for the texts: the kind and a number, "mug 2"; the smallest id of a kind has the highest number.
+
+    The kind is what stands before the first `_bar_` of an id, with "basin" added if the id has that word
+    anywhere. An id without `_bar_` keeps its name, and the original's blank after it. Objects that no fact
+    mentions are not counted.
+    """
+    mentioned: set[Fact | str] = {value for fact in problem.facts for value in fact[1:]}
+    kinds = {name: _kind(name) for name in problem.objects if "_bar_" in name}
+    remaining = Counter(kind for name, kind in kinds.items() if name in mentioned)
+    names: dict[str, str] = {}
+    for name in sorted(problem.objects):
+        if name not in mentioned:
+            names[name] = name
+        elif name in kinds:
+            names[name] = f"{kinds[name]} {remaining[kinds[name]]}"
+            remaining[kinds[name]] -= 1
+        else:
+            names[name] = f"{_unescaped(name)} "
+    return {name: Entity(name, names[name], type_name) for name, type_name in problem.objects.items()}
+
+
+def _kind(name: str) -> str:
+    kind = _unescaped(name).partition("|")[0]
+    return f"{kind}basin" if "basin" in name else kind
+
+
+def _unescaped(name: str) -> str:
+    for escape, character in (("bar", "|"), ("minus", "-"), ("plus", "+"), ("dot", "."), ("comma", ",")):
+        name = name.replace(f"_{escape}_", character)
+    return name

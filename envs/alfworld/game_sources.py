@@ -1,0 +1,223 @@
+"""Where ALFWorld games come from: an ``alfworld-download`` folder or a pack of generated games."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from envs.alfworld.game import Game, load_game
+from envs.alfworld.pack import GamePack, embedded_pack
+from envs.alfworld.tasks import task_type_of
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid_seen", "valid_unseen")
+GAMES_FOLDER = "json_2.1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class GameRecord:
+    """What is known of a game without building it. ``fingerprint`` is a SHA-256 of its content."""
+
+    task_id: str
+    task_type: str
+    num_receptacles: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The playable games of a split in the order of their ids, and what could not be read, with the reason."""
+
+    records: tuple[GameRecord, ...]
+    damaged: tuple[str, ...] = field(default=())
+
+
+class GameSource(Protocol):
+    """Games by task id."""
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits there is data for."""
+        ...
+
+    def scan(self, split: str) -> Scan:
+        """All games of ``split``, quickly: no game is built."""
+        ...
+
+    def splits_with(self, task_id: str) -> tuple[str, ...]:
+        """The splits that hold this task: one, unless the data are wrong."""
+        ...
+
+    def load(self, task_id: str) -> Game:
+        """Builds a game; raises KeyError for an unknown id, GameDataError for damaged data."""
+        ...
+
+
+class GameFolder:
+    """Games as ``alfworld-download`` lays them out: ``root/json_2.1.1/SPLIT/TASK/TRIAL/``.
+
+    A task id is ``TASK/TRIAL``. As in alfworld's own environment, games with movable receptacles, sliced
+    objects, or without ``"solvable": true`` in their game file are left out. A split without a single game
+    file is a folder of generated games, which are solvable by construction.
+    Raises FileNotFoundError, with what to do about it, if there are no games.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._games = root / GAMES_FOLDER
+        if not self.splits():
+            raise FileNotFoundError(
+                f"no ALFWorld games in {root}: expected {GAMES_FOLDER}/{{{','.join(SPLITS)}}} there. Run "
+                "`alfworld-download` and `export ALFWORLD_DATA=FOLDER`, or set env.args.data to the folder, "
+                "or to 'embedded' for the games that ship with SERL"
+            )
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if (self._games / split).is_dir())
+
+    def scan(self, split: str) -> Scan:
+        if split not in self.splits():
+            raise FileNotFoundError(
+                f"no ALFWorld games of split {split!r} in {self._games}; there is: {', '.join(self.splits())}. "
+                "Run `alfworld-download` to get all splits"
+            )
+        trials = list(_trial_folders(self._games / split))
+        has_game_files = any((folder / "game.tw-pddl").is_file() for folder in trials)
+        records: list[GameRecord] = []
+        damaged: list[str] = []
+        left_out = 0
+        for folder in trials:
+            task_id = f"{folder.parent.name}/{folder.name}"
+            if "movable" in task_id or "Sliced" in task_id:
+                left_out += 1
+                continue
+            try:
+                record = _read_record(folder, task_id, has_game_files)
+            except (OSError, ValueError) as error:
+                damaged.append(f"{task_id}: {error}")
+                continue
+            if record is None:
+                left_out += 1
+            else:
+                records.append(record)
+        logger.info(
+            "%s: %d games, %d left out as alfworld does, %d damaged", split, len(records), left_out, len(damaged)
+        )
+        return Scan(tuple(records), tuple(damaged))
+
+    def splits_with(self, task_id: str) -> tuple[str, ...]:
+        return tuple(split for split in self.splits() if (self._games / split / task_id).is_dir())
+
+    def load(self, task_id: str) -> Game:
+        return load_game(self.trial_dir(task_id))
+
+    def trial_dir(self, task_id: str) -> Path:
+        """The folder of a game; raises KeyError for an unknown or malformed id."""
+        task, _, trial = task_id.partition("/")
+        splits = self.splits_with(task_id) if {task, trial}.isdisjoint({"", ".", ".."}) and "/" not in trial else ()
+        if not splits:
+            raise KeyError(f"unknown ALFWorld task {task_id!r} in {self._games}")
+        return self._games / splits[0] / task_id
+
+
+class PackedGames:
+    """The games of a pack."""
+
+    def __init__(self, pack: GamePack):
+        self._pack = pack
+
+    def splits(self) -> tuple[str, ...]:
+        return self._pack.splits()
+
+    def scan(self, split: str) -> Scan:
+        if split not in self.splits():
+            raise FileNotFoundError(
+                f"the pack of games has no split {split!r}; it has: {', '.join(self.splits())}. Point env.args.data "
+                "to an ALFWorld folder (`alfworld-download`) for the others"
+            )
+        return Scan(
+            tuple(
+                GameRecord(
+                    entry.task_id, entry.task_type, entry.num_receptacles, self._pack.fingerprint(entry.task_id)
+                )
+                for entry in self._pack.entries(split)
+            )
+        )
+
+    def splits_with(self, task_id: str) -> tuple[str, ...]:
+        return (self._pack.split_of(task_id),)
+
+    def load(self, task_id: str) -> Game:
+        return self._pack.load(task_id)
+
+
+def open_source(data: str) -> GameSource:
+    """``embedded``, ``ALFWORLD_DATA`` or the path of a folder or a pack, with ``~`` and ``$VARIABLES`` expanded.
+
+    Raises FileNotFoundError, saying what to do, if there are no games; PackError for an unreadable pack.
+    """
+    if data == "embedded":
+        return PackedGames(embedded_pack())
+    if data == "ALFWORLD_DATA":
+        root = os.environ.get(data)
+        if not root:
+            raise FileNotFoundError(
+                "env.args.data is 'ALFWORLD_DATA' but that environment variable is not set: run "
+                "`alfworld-download` and `export ALFWORLD_DATA=FOLDER`, or set env.args.data to 'embedded'"
+            )
+        return GameFolder(Path(root).expanduser())
+    path = Path(os.path.expandvars(data)).expanduser()
+    return PackedGames(GamePack.open(path)) if path.is_file() else GameFolder(path)
+
+
+def _trial_folders(split_folder: Path) -> Iterator[Path]:
+    """Folders holding a ``traj_data.json`` or a planning problem, ordered by task and trial name."""
+    for task in sorted(entry.path for entry in os.scandir(split_folder) if entry.is_dir()):
+        for trial in sorted(entry.path for entry in os.scandir(task) if entry.is_dir()):
+            folder = Path(trial)
+            if (folder / "traj_data.json").exists() or (folder / "initial_state.pddl").exists():
+                yield folder
+
+
+def _read_record(folder: Path, task_id: str, has_game_files: bool) -> GameRecord | None:
+    """The record of a game, None if alfworld leaves it out; raises OSError or ValueError if damaged."""
+    trajectory = (folder / "traj_data.json").read_bytes()
+    task_type = task_type_of(_parse_json("traj_data.json", trajectory))
+    digest = hashlib.sha256(trajectory)
+    if has_game_files:
+        game_file = folder / "game.tw-pddl"
+        if not game_file.exists():
+            return None
+        content = game_file.read_bytes()
+        game = _parse_json(game_file.name, content)
+        if not isinstance(game, dict) or game.get("solvable") is not True:
+            return None
+        digest.update(content)
+    problem = (folder / "initial_state.pddl").read_bytes()
+    _check_problem(problem)
+    digest.update(problem)
+    return GameRecord(task_id, task_type, _num_receptacles(problem), digest.hexdigest())
+
+
+def _parse_json(name: str, content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _num_receptacles(problem: bytes) -> int:
+    """Declared receptacles; the goal, which also has variables of that type, comes after the first facts."""
+    return problem.partition(b"(:init")[0].count(b"- receptacle")
+
+
+def _check_problem(problem: bytes) -> None:
+    """Cheap signs of a damaged file; what they miss shows when the game is built."""
+    if not problem.lstrip().startswith(b"(define") or problem.count(b"(") != problem.count(b")"):
+        raise ValueError("initial_state.pddl: not a complete planning problem")

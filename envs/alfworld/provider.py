@@ -1,0 +1,120 @@
+"""ALFWorld for SERL: task sets, environments and prompts behind the `EnvProvider` interface."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from envs.alfworld import prompt
+from envs.alfworld.game_sources import SPLITS, GameRecord, Scan, open_source
+from envs.alfworld.engine import Engine
+from envs.alfworld.env import AlfworldEnv
+from envs.alfworld.tasks import TASK_TYPES
+from envs.arguments import nearest_name, parse_arguments
+from envs.base import PromptParts, Task, TaskSet, manifest_hash
+
+_CACHED_GAMES = 128
+
+
+class AlfworldArguments(BaseModel):
+    """``env.args`` of the environment ``alfworld``.
+
+    ``data``: ``embedded`` (the generated games that ship with SERL), ``ALFWORLD_DATA`` (the folder that
+    environment variable names), or the path of a folder as ``alfworld-download`` fills it or of a pack.
+    ``engine``: ``native`` or ``textworld`` (the original; slow, and needs the package ``textworld``).
+    ``task_types`` and ``max_receptacles`` keep only such games (``max_receptacles: null`` keeps all).
+    ``strict``: damaged games are an error instead of being skipped and counted.
+    ``success_reward``: given once, for the step that solves the task.
+    ``show_admissible_actions``: whether the prompt lists them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "embedded"
+    engine: Literal["native", "textworld"] = "native"
+    task_types: tuple[str, ...] = TASK_TYPES
+    max_receptacles: PositiveInt | None = None
+    strict: bool = False
+    success_reward: float = Field(default=10.0, gt=0.0)
+    show_admissible_actions: bool = True
+
+    @field_validator("task_types")
+    @classmethod
+    def _known_task_types(cls, task_types: tuple[str, ...]) -> tuple[str, ...]:
+        for task_type in task_types:
+            if task_type not in TASK_TYPES:
+                raise ValueError(f"{task_type!r} is not a task type{nearest_name(task_type, TASK_TYPES)}")
+        if not task_types:
+            raise ValueError("at least one task type is needed")
+        return task_types
+
+
+class AlfworldProvider:
+    """One per process; games are built when first played and the last ones played are kept."""
+
+    def __init__(self, arguments: AlfworldArguments):
+        self.arguments = arguments
+        self._source = open_source(arguments.data)
+        self._scans: dict[str, Scan] = {}
+        self._lock = threading.Lock()
+        self._load = lru_cache(maxsize=_CACHED_GAMES)(self._source.load)
+
+    def task_set(self, split: str) -> TaskSet:
+        """The games of ``split`` that pass the filters, in the order of their ids.
+
+        Raises ValueError for an unknown split, for splits that share a task, for filters that leave no game
+        and, if ``strict``, for damaged games; FileNotFoundError without data.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"env: unknown split {split!r}{nearest_name(split, SPLITS)}")
+        scan = self._scan(split)
+        if self.arguments.strict and scan.damaged:
+            raise ValueError(f"{len(scan.damaged)} damaged games in split {split!r}: {scan.damaged[0]}")
+        self._assert_in_no_other_split(split, scan)
+        records = [record for record in scan.records if self._wanted(record)]
+        if not records:
+            raise ValueError(
+                f"no game of split {split!r} left: {len(scan.records)} readable, {len(scan.damaged)} damaged, "
+                f"env.args.task_types {', '.join(self.arguments.task_types)}, "
+                f"env.args.max_receptacles {self.arguments.max_receptacles}"
+            )
+        return TaskSet(
+            name=f"alfworld/{split}",
+            tasks=tuple(Task(record.task_id, record.task_type) for record in records),
+            content_hash=manifest_hash([(record.task_id, record.fingerprint) for record in records]),
+            skipped=scan.damaged,
+        )
+
+    def make_env(self) -> AlfworldEnv:
+        """A fresh environment over the shared games."""
+        return AlfworldEnv(self._load, Engine, self.arguments.success_reward)
+
+    def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Chat messages of one step's prompt."""
+        return prompt.messages(parts, self.arguments.show_admissible_actions)
+
+    def _scan(self, split: str) -> Scan:
+        with self._lock:
+            if split not in self._scans:
+                self._scans[split] = self._source.scan(split)
+            return self._scans[split]
+
+    def _assert_in_no_other_split(self, split: str, scan: Scan) -> None:
+        for record in scan.records:
+            splits = self._source.splits_with(record.task_id)
+            if splits != (split,):
+                raise ValueError(f"task {record.task_id!r} is in more than one split: {', '.join(splits)}")
+
+    def _wanted(self, record: GameRecord) -> bool:
+        limit = self.arguments.max_receptacles
+        return record.task_type in self.arguments.task_types and (
+            limit is None or record.num_receptacles <= limit
+        )
+
+
+def make_provider(args: dict[str, Any]) -> AlfworldProvider:
+    """Builds the provider from ``env.args``; raises ValueError for wrong ones, FileNotFoundError without data."""
+    return AlfworldProvider(parse_arguments(AlfworldArguments, args))

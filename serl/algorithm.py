@@ -1,0 +1,289 @@
+"""`SERL(Algorithm)`: the loop and nothing else.
+
+    task sampler ─ groups ─▶ env runner pool ─ trajectories ─▶ group buffer ─ batch ─▶ learner group
+         ▲                        │  ▲                              │                        │
+         └── requeued tasks ──────┼──┼──────────────────────────────┘                        │
+                                  ▼  │ ids                                                   │
+                           policy deployment  ◀──────────── weights, weights_seq_no + 1 ─────┘
+
+One training iteration is one learner update. Rollouts go on while the learner updates; the buffer
+admits a group only while it could still be trained within ``training.max_staleness`` versions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from envs.registry import make_provider
+from serl.algorithm_config import SERLConfig
+from serl.buffer.group_buffer import GroupBuffer
+from serl.buffer.task_sampler import TaskSampler, panel_assignments
+from serl.checkpoint import read_algorithm_state, write_algorithm_state
+from serl.evaluation import PanelResult, panel_result
+from serl.learner.learner_group import UpdateHandle, UpdateResult
+from serl.metrics import batch_metrics
+from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.serving.start import start_serving, stop_serving, wait_until_ready
+from serl.types import Assignment, Trajectory, TrajectoryGroup
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+
+
+class TrainingInterrupted(RuntimeError):
+    """A stop was asked for; nothing of the last finished update is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a progress bar shows inside an iteration."""
+
+    phase: str
+    episodes: int
+    episodes_wanted: int
+    env_steps: int
+    response_tokens: int
+    staleness: float
+    seconds: float
+
+
+class SERL(Algorithm):
+    """Asynchronous group-relative policy optimisation with selective hindsight distillation.
+
+    Config: `SERLConfig.from_experiment`. Before the first `train()` a caller may set ``should_stop``
+    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``.
+    """
+
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    on_progress: Callable[[Progress], None] = staticmethod(lambda progress: None)
+
+    @classmethod
+    def get_default_config(cls) -> SERLConfig:
+        return SERLConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        assert isinstance(config, SERLConfig)
+        self.experiment = experiment = config.experiment
+        config = config.copy(copy_frozen=False)
+        config.serving_names = start_serving(
+            experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8]
+        )
+        config.freeze()
+        self.config = config
+        self._serving_names = config.serving_names
+        super().setup(config)
+        wait_until_ready(self._serving_names, experiment.serving.start_timeout_s)
+
+        provider = make_provider(experiment.env.name, experiment.env.args)
+        self.train_tasks = provider.task_set(experiment.env.train_split)
+        self.evaluation_tasks = provider.task_set(experiment.evaluation.split)
+        training = experiment.training
+        self._sampler = TaskSampler(self.train_tasks, training.group_size, experiment.seed)
+        self._buffer = GroupBuffer(
+            group_size=training.group_size,
+            groups_per_batch=training.groups_per_batch,
+            max_staleness=training.max_staleness,
+            filter_groups=training.filter_groups,
+            max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
+        )
+        self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
+        self._weights_seq_no = 0
+        self._totals: Counter[str] = Counter()
+        self.iteration_metrics: dict[str, float] = {}
+        self.last_batch: list[TrajectoryGroup] = []
+
+    @property
+    def weights_seq_no(self) -> int:
+        """The version of the weights that the policy deployment serves; the number of updates so far."""
+        return self._weights_seq_no
+
+    def training_step(self) -> None:
+        started = time.monotonic()
+        deadline = started + self.experiment.training.iteration_timeout_s
+        counters: Counter[str] = Counter()
+        update: tuple[UpdateHandle, list[TrajectoryGroup]] | None = None
+        result: UpdateResult | None = None
+        waited_for_batch = 0.0
+        while result is None:
+            self._check_running(deadline, "a batch of complete groups" if update is None else "the learners")
+            self._admit_groups()
+            self._poll_runners(counters)
+            if update is None:
+                batch = self._buffer.take_batch(self._weights_seq_no)
+                self._requeue_discarded()
+                if batch is not None:
+                    waited_for_batch = time.monotonic() - started
+                    update = self.learner_group.start_update(batch, self._weights_seq_no), batch
+            else:
+                result = self.learner_group.poll_update(update[0], timeout_s=_POLL_S)
+            self._show_progress(counters, started, "rollout" if update is None else "update")
+        assert update is not None
+        broadcast = self.learner_group.publish_weights(self._weights_seq_no + 1)
+        metrics = batch_metrics(update[1], self._weights_seq_no)
+        self._weights_seq_no += 1
+        self.last_batch = update[1]
+        seconds = time.monotonic() - started
+        metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
+        metrics |= {f"buffer/{name}": value for name, value in self._buffer.metrics().items()}
+        metrics |= {f"broadcast/{name}": value for name, value in broadcast.metrics().items()}
+        metrics |= self._throughput(counters, seconds) | {
+            "time/iteration_s": seconds,
+            "time/wait_for_batch_s": waited_for_batch,
+            "weights_seq_no": float(self._weights_seq_no),
+        }
+        self.iteration_metrics = metrics
+        for name, value in metrics.items():
+            self.metrics.log_value(tuple(name.split("/")), value, window=1)
+
+    def evaluate_panel(self) -> PanelResult:
+        """Plays the evaluation panel, every task once, on the weights being served.
+
+        Training episodes already with a runner go on; no update happens meanwhile. Raises TimeoutError
+        after ``evaluation.timeout_s``.
+        """
+        settings = self.experiment.evaluation
+        panel = panel_assignments(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
+        started = time.monotonic()
+        deadline = started + settings.timeout_s
+        waiting = self._pool.withdraw_queued()
+        self._pool.submit(panel)
+        pending = {(assignment.group_id, assignment.member) for assignment in panel}
+        finished: list[Trajectory] = []
+        counters: Counter[str] = Counter()
+        while pending:
+            self._check_running(deadline, f"{len(pending)} of {len(panel)} evaluation episodes")
+            report = self._poll_runners(counters)
+            for trajectory in report.trajectories:
+                if (trajectory.group_id, trajectory.member) in pending:
+                    pending.discard((trajectory.group_id, trajectory.member))
+                    finished.append(trajectory)
+            for failure in report.failures:
+                key = (failure.assignment.group_id, failure.assignment.member)
+                if failure.assignment.evaluation and key in pending:
+                    if failure.reason == "env_runner_died":
+                        self._pool.submit([failure.assignment], urgent=True)
+                    else:
+                        pending.discard(key)
+            self.on_progress(
+                Progress(
+                    phase="evaluation",
+                    episodes=len(finished),
+                    episodes_wanted=len(panel),
+                    env_steps=counters["env_steps"],
+                    response_tokens=counters["response_tokens"],
+                    staleness=0.0,
+                    seconds=time.monotonic() - started,
+                )
+            )
+        self._pool.submit(waiting)
+        return panel_result(finished, len(panel), self._weights_seq_no, time.monotonic() - started)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes policy, learner state and `algorithm.json`, the last one last."""
+        directory = Path(checkpoint_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.learner_group.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
+        write_algorithm_state(
+            directory,
+            {
+                "iteration": self.iteration,
+                "weights_seq_no": self._weights_seq_no,
+                "sampler": self._sampler.get_state(),
+                "buffer": self._buffer.get_state(),
+                "totals": dict(self._totals),
+                "train_tasks_hash": self.train_tasks.content_hash,
+            },
+        )
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Goes on from `save_checkpoint`: the tasks of groups that were in flight are played again."""
+        state = read_algorithm_state(Path(checkpoint_dir))
+        if state["train_tasks_hash"] != self.train_tasks.content_hash:
+            raise ValueError(
+                f"{checkpoint_dir} was trained on other tasks: content hash "
+                f"{state['train_tasks_hash'][:12]}…, the configured tasks have "
+                f"{self.train_tasks.content_hash[:12]}…"
+            )
+        self.learner_group.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
+        self._iteration = state["iteration"]
+        self._weights_seq_no = state["weights_seq_no"]
+        self._sampler.set_state(state["sampler"])
+        self._buffer.set_state(state["buffer"])
+        self._requeue_discarded()
+        self._totals = Counter(state["totals"])
+        if self._weights_seq_no > 0:
+            self.learner_group.publish_weights(self._weights_seq_no)
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        stop_serving(self._serving_names)
+
+    def _admit_groups(self) -> None:
+        for _ in range(self._buffer.num_admissible(self._weights_seq_no)):
+            assignments = self._sampler.next_group()
+            self._buffer.admit(assignments)
+            self._pool.submit(assignments)
+
+    def _poll_runners(self, counters: Counter[str]) -> PoolReport:
+        report = self._pool.poll(_POLL_S)
+        counters.update(report.counters)
+        self._totals.update(report.counters)
+        for trajectory in report.trajectories:
+            if self._buffer.owns(trajectory.group_id):
+                self._buffer.add(trajectory)
+        for failure in report.failures:
+            counters[f"failed_{failure.reason}"] += 1
+            if not failure.assignment.evaluation:
+                self._replay(failure.assignment, failure.reason)
+        return report
+
+    def _replay(self, assignment: Assignment, reason: str) -> None:
+        replacement = self._buffer.fail(assignment, reason)
+        if replacement is not None:
+            self._pool.submit([replacement], urgent=True)
+
+    def _requeue_discarded(self) -> None:
+        for task in self._buffer.take_discarded_tasks():
+            self._sampler.requeue(task)
+
+    def _check_running(self, deadline: float, waiting_for: str) -> None:
+        if self.should_stop():
+            raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"no {waiting_for} in time; {self._pool.num_running} episodes run, "
+                f"{self._pool.num_queued} wait, buffer: {self._buffer.metrics()}"
+            )
+
+    def _throughput(self, counters: Counter[str], seconds: float) -> dict[str, float]:
+        metrics = {f"runners/{name}": float(value) for name, value in counters.items()}
+        metrics["throughput/env_steps_per_s"] = counters["env_steps"] / seconds
+        metrics["throughput/response_tokens_per_s"] = counters["response_tokens"] / seconds
+        metrics["throughput/prompt_tokens_per_s"] = counters["prompt_tokens"] / seconds
+        return metrics | {f"total/{name}": float(value) for name, value in self._totals.items()}
+
+    def _show_progress(self, counters: Counter[str], started: float, phase: str) -> None:
+        training = self.experiment.training
+        buffer = self._buffer.metrics()
+        self.on_progress(
+            Progress(
+                phase=phase,
+                episodes=counters["episodes_finished"],
+                episodes_wanted=training.groups_per_batch * training.group_size,
+                env_steps=counters["env_steps"],
+                response_tokens=counters["response_tokens"],
+                staleness=buffer.get("staleness_mean", 0.0),
+                seconds=time.monotonic() - started,
+            )
+        )

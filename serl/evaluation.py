@@ -1,0 +1,89 @@
+"""What a fixed panel of held-out tasks says: success by task type with a 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serl.types import Trajectory
+
+_Z_95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessRate:
+    """``successes`` of ``count`` tasks; ``low`` and ``high`` bound the 95 % interval."""
+
+    successes: int
+    count: int
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PanelResult:
+    """A panel at ``weights_seq_no``. ``unfinished`` counts tasks that gave no episode (they count as failures)."""
+
+    weights_seq_no: int
+    overall: SuccessRate
+    by_task_type: dict[str, SuccessRate]
+    mean_steps: float
+    invalid_action_rate: float
+    unfinished: int
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics below ``evaluation/``."""
+        flat = {
+            "evaluation/success": self.overall.rate,
+            "evaluation/success_low": self.overall.low,
+            "evaluation/success_high": self.overall.high,
+            "evaluation/tasks": float(self.overall.count),
+            "evaluation/unfinished": float(self.unfinished),
+            "evaluation/mean_steps": self.mean_steps,
+            "evaluation/invalid_action_rate": self.invalid_action_rate,
+            "evaluation/seconds": self.seconds,
+        }
+        for task_type, success in self.by_task_type.items():
+            flat[f"evaluation/success/{task_type}"] = success.rate
+        return flat
+
+
+def wilson_interval(successes: int, count: int) -> SuccessRate:
+    """The 95 % score interval of a proportion (Wilson 1927, eq. 2 solved for p).
+
+    It stays inside [0, 1] and keeps its width at 0 and at ``count`` successes; no tasks give [0, 1].
+    """
+    if count == 0:
+        return SuccessRate(0, 0, 0.0, 1.0)
+    rate, z2 = successes / count, _Z_95**2
+    centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z_95 / (1 + z2 / count) * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count**2))
+    return SuccessRate(successes, count, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def panel_result(
+    trajectories: Sequence[Trajectory], num_tasks: int, weights_seq_no: int, seconds: float
+) -> PanelResult:
+    """Summarises one panel; tasks without a trajectory count as failures of the overall rate."""
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    for trajectory in trajectories:
+        outcomes[trajectory.task.task_type].append(trajectory.success)
+    steps = [step for trajectory in trajectories for step in trajectory.steps]
+    return PanelResult(
+        weights_seq_no=weights_seq_no,
+        overall=wilson_interval(sum(t.success for t in trajectories), num_tasks),
+        by_task_type={
+            task_type: wilson_interval(sum(wins), len(wins)) for task_type, wins in sorted(outcomes.items())
+        },
+        mean_steps=len(steps) / len(trajectories) if trajectories else 0.0,
+        invalid_action_rate=sum(not s.action_valid for s in steps) / len(steps) if steps else 0.0,
+        unfinished=num_tasks - len(trajectories),
+        seconds=seconds,
+    )

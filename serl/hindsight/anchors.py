@@ -1,0 +1,68 @@
+"""Anchor clusters: the steps of one group that acted on the same observation (GiGPO, arXiv 2505.10978)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import numpy as np
+
+
+def anchor_clusters(anchors: Sequence[str], similarity: float | None) -> list[int]:
+    """The cluster of each anchor, numbered in the order in which clusters open.
+
+    ``similarity`` None: equal texts. Else an anchor joins the first cluster whose first member it resembles
+    with `difflib` ratio ≥ ``similarity``, so the order of ``anchors`` matters.
+    """
+    clusters: dict[str, int] = {}
+    if similarity is None:
+        return [clusters.setdefault(anchor, len(clusters)) for anchor in anchors]
+    representatives = _Representatives(sorted(set(anchors)), similarity)
+    for anchor in anchors:
+        if anchor not in clusters:
+            clusters[anchor] = representatives.first_similar_or_new(anchor)
+    return [clusters[anchor] for anchor in anchors]
+
+
+class _Representatives:
+    """First members of clusters. Most pairs are decided without the costly ratio, by the bound
+
+        ratio(a, b) ≤ 2 · Σ_char min(count_a, count_b) / (len(a) + len(b)),
+
+    which is difflib's ``quick_ratio``, here against all representatives at once.
+    """
+
+    def __init__(self, texts: Sequence[str], similarity: float):
+        self._similarity = similarity
+        self._row = {text: row for row, text in enumerate(texts)}
+        self._char_counts = _char_counts(texts)
+        self._lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        self._rows: list[int] = []
+        self._matchers: list[SequenceMatcher[str]] = []
+
+    def first_similar_or_new(self, text: str) -> int:
+        for cluster in self._within_bound(text):
+            matcher = self._matchers[cluster]
+            matcher.set_seq1(text)
+            if matcher.ratio() >= self._similarity:
+                return int(cluster)
+        self._rows.append(self._row[text])
+        # difflib caches what it learns of the second sequence, so the representative is the second.
+        self._matchers.append(SequenceMatcher(None, "", text))
+        return len(self._rows) - 1
+
+    def _within_bound(self, text: str) -> np.ndarray:
+        row = self._row[text]
+        common = np.minimum(self._char_counts[self._rows], self._char_counts[row]).sum(axis=1)
+        lengths = self._lengths[self._rows] + self._lengths[row]
+        bound = np.where(lengths > 0, 2.0 * common / np.maximum(lengths, 1), 1.0)
+        return np.flatnonzero(bound >= self._similarity)
+
+
+def _char_counts(texts: Sequence[str]) -> np.ndarray:
+    """[texts, distinct characters] how often each character occurs in each text."""
+    alphabet = {char: column for column, char in enumerate(sorted(set("".join(texts))))}
+    counts = np.zeros((len(texts), len(alphabet)), dtype=np.int32)
+    for row, text in enumerate(texts):
+        np.add.at(counts[row], [alphabet[char] for char in text], 1)
+    return counts

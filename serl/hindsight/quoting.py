@@ -1,0 +1,30 @@
+"""Steps as quotations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from serl.hindsight.evidence import EvidenceOptions, QuotedStep
+from serl.types import Step
+
+_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL | re.IGNORECASE)
+
+
+def without_thinking(response: str) -> str:
+    """``response`` without its ``<think>…</think>`` parts."""
+    return _THINKING.sub("", response)
+
+
+def quote_steps(
+    steps: Sequence[Step], start: int, max_steps: int, options: EvidenceOptions
+) -> tuple[QuotedStep, ...]:
+    """``max_steps`` steps from ``start`` on, or all of them if ``max_steps`` is 0."""
+    end = len(steps) if max_steps == 0 else min(len(steps), start + max_steps)
+    return tuple(_quote(steps[index], index, options) for index in range(start, end))
+
+
+def _quote(step: Step, index: int, options: EvidenceOptions) -> QuotedStep:
+    response = without_thinking(step.response_text) if options.remove_thinking else step.response_text
+    prompt = step.prompt_text if options.trajectory_format == "observation_action" else None
+    return QuotedStep(index, prompt, response.strip())

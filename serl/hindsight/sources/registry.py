@@ -1,0 +1,67 @@
+"""The table of evidence sources.
+
+A source is a function ``(Try, GroupView) -> Evidence | None``: what it knows about that try, None if nothing.
+To add one, in any module that gets imported:
+
+    @register_source("recovery", title="How the attempt recovered", tries=CandidateTries.BEST_AND_WORST)
+    def recovery(attempt: Try, group: GroupView) -> Evidence | None:
+        ...
+        return Evidence(text=...)
+
+and name it in the config's ``hindsight.sources``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from serl.hindsight.evidence import Evidence, GroupView, Try
+
+Collect = Callable[[Try, GroupView], Evidence | None]
+
+
+class CandidateTries(Enum):
+    """Which tries of a candidate action a source is asked about, where evidence is gathered per anchor."""
+
+    BEST_AND_WORST = "the best try and the worst"
+    BEST_SUCCESS_AND_WORST_FAILURE = "the best of the successful tries and the worst of the failed"
+    OWN_STEP_ONLY = "none of them: the evidence belongs to the step itself"
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSource:
+    name: str
+    title: str
+    tries: CandidateTries
+    collect: Collect
+
+
+_SOURCES: dict[str, EvidenceSource] = {}
+
+
+def register_source(name: str, *, title: str, tries: CandidateTries) -> Callable[[Collect], Collect]:
+    """Makes the decorated function known as source ``name``; ``title`` heads its evidence in a context.
+
+    Raises ValueError if the name is taken.
+    """
+
+    def register(collect: Collect) -> Collect:
+        if name in _SOURCES:
+            raise ValueError(f"evidence source {name!r} exists already")
+        _SOURCES[name] = EvidenceSource(name, title, tries, collect)
+        return collect
+
+    return register
+
+
+def source_names() -> list[str]:
+    return sorted(_SOURCES)
+
+
+def evidence_source(name: str) -> EvidenceSource:
+    """Raises ValueError for an unknown name."""
+    if name not in _SOURCES:
+        raise ValueError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
+    return _SOURCES[name]

@@ -1,0 +1,49 @@
+"""GiGPO: episode-relative plus step-relative advantages (arXiv 2505.10978)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from serl.hindsight.anchors import anchor_clusters
+from serl.learner.advantages.step_rows import (
+    Across,
+    StepRows,
+    cluster_statistics,
+    group_statistics,
+    relative,
+)
+
+
+def gigpo(
+    rows: StepRows,
+    *,
+    across: Across,
+    normalize_std: bool,
+    step_advantage_weight: float,
+    anchor_similarity: float | None,
+) -> Tensor:
+    """A = A_episode + step_advantage_weight · A_step, [rows].
+
+    A_episode compares the trajectory's return within the group, as GRPO does. A_step compares the
+    discounted return of the step with that of the other steps of the group taken from the same anchor
+    observation: an equal one, or a similar one where ``anchor_similarity`` is a difflib ratio. A step alone
+    at its anchor has A_step 0. ``normalize_std`` divides both by their std + 1e-6 ("mean_std_norm"; False
+    is "mean_norm").
+    """
+    episode = relative(rows.rewards, group_statistics(rows, across), normalize_std)
+    clusters = _anchor_clusters_of_groups(rows, anchor_similarity)
+    statistics = cluster_statistics(rows.discounted_returns, clusters)
+    step = relative(rows.discounted_returns, statistics, normalize_std)
+    return episode + step_advantage_weight * torch.where(statistics.count > 1.0, step, 0.0)
+
+
+def _anchor_clusters_of_groups(rows: StepRows, anchor_similarity: float | None) -> Tensor:
+    clusters = torch.empty_like(rows.groups)
+    num_clusters = 0
+    for group in rows.groups.unique():
+        members = (rows.groups == group).nonzero().squeeze(1)
+        found = anchor_clusters([rows.anchors[int(row)] for row in members], anchor_similarity)
+        clusters[members] = torch.tensor(found) + num_clusters
+        num_clusters += max(found) + 1
+    return clusters

@@ -1,0 +1,29 @@
+"""GRPO for Pass@k: only the best trajectory of a group is reinforced, by its lead over the second best.
+
+Follows the Pass@k variant of the veRL library, a special case of arXiv 2503.19595.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from serl.learner.advantages.step_rows import STD_EPS, Across, StepRows, group_statistics
+
+
+def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> Tensor:
+    """A = best − second best on the first row of the group's best trajectory, 0 on all other rows, [rows].
+
+    Divided by the group's std + 1e-6 if ``normalize_std``. A group of one trajectory gets 0.
+    """
+    advantages = torch.zeros_like(rows.rewards, dtype=torch.float64)
+    statistics = group_statistics(rows, across)
+    first_rows = rows.first_of_trajectory.nonzero().squeeze(1)
+    for group in rows.groups.unique():
+        members = first_rows[rows.groups[first_rows] == group]
+        if members.numel() < 2:
+            continue
+        (best, second), (winner, _) = rows.rewards[members].double().topk(2)
+        row = members[winner]
+        advantages[row] = (best - second) / (statistics.std[row] + STD_EPS if normalize_std else 1.0)
+    return advantages

@@ -1,0 +1,17 @@
+"""RLOO: the mean of the others as baseline (arXiv 2402.14740)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from serl.learner.advantages.step_rows import Across, StepRows, group_statistics, relative
+
+
+def rloo(rows: StepRows, *, across: Across) -> Tensor:
+    """A = (r − mean) · n / (n − 1), [rows], which equals r minus the mean of the group's n − 1 other values.
+
+    n counts rows or trajectories as ``across`` says; with n = 1 there is no other value and A = r.
+    """
+    statistics = group_statistics(rows, across)
+    factor = statistics.count / (statistics.count - 1.0).clamp(min=1.0)
+    return relative(rows.rewards, statistics, normalize_std=False) * factor

@@ -1,0 +1,82 @@
+"""From losses per token to one scalar, so that the parts of a batch add up to the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossTokens:
+    """The response tokens of one micro-batch, packed one after another: T tokens of S sequences.
+
+    ``logprobs`` [T] under the current policy, with gradient; ``old_logprobs`` [T]; ``advantages`` [T];
+    ``sequence_ids`` [T] (long, 0 … S − 1). A sequence is never split over micro-batches.
+    ``importance_weights`` [T], without gradient, multiply the loss of each token (see `importance`).
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    sequence_ids: Tensor
+    importance_weights: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Denominators:
+    """What sums are divided by: the loss tokens and sequences of the whole batch, all shards together.
+
+    With the same denominators everywhere, losses, gradients and metrics of the parts add up to the batch's
+    mean.
+    """
+
+    num_loss_tokens: float
+    num_sequences: float
+
+    @classmethod
+    def of(cls, tokens: LossTokens) -> Denominators:
+        """For a batch that consists of ``tokens`` alone."""
+        return cls(tokens.sequence_ids.numel(), tokens.sequence_ids.unique().numel())
+
+
+def token_mean(values: Tensor, denominators: Denominators) -> Tensor:
+    """Σ values / (loss tokens of the whole batch); 0, still attached to the graph, without any token."""
+    return values.sum() / max(denominators.num_loss_tokens, 1.0)
+
+
+def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
+    """The mean of ``values`` [T] over each sequence's tokens, [S]; 0 for an id without tokens."""
+    size = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
+    zeros = values.new_zeros(size)
+    lengths = zeros.index_add(0, sequence_ids, torch.ones_like(values))
+    return zeros.index_add(0, sequence_ids, values) / lengths.clamp(min=1.0)
+
+
+def aggregate(
+    values: Tensor, sequence_ids: Tensor, aggregation: Aggregation, denominators: Denominators
+) -> Tensor:
+    """One scalar from ``values`` [T]; raises ValueError for an unknown ``aggregation``.
+
+    ``token-mean``: every token weighs the same. ``seq-mean-token-sum``: mean over sequences of token sums
+    (Dr.GRPO, arXiv 2503.20783, up to its constant). ``seq-mean-token-mean``: mean over sequences of token
+    means (GRPO, arXiv 2402.03300).
+    """
+    if aggregation == "token-mean":
+        return token_mean(values, denominators)
+    if aggregation == "seq-mean-token-sum":
+        return values.sum() / max(denominators.num_sequences, 1.0)
+    if aggregation == "seq-mean-token-mean":
+        return sequence_means(values, sequence_ids).sum() / max(denominators.num_sequences, 1.0)
+    raise ValueError(
+        f"unknown aggregation {aggregation!r}; known: token-mean, seq-mean-token-sum, seq-mean-token-mean"
+    )
+
+
+def weighted(values: Tensor, tokens: LossTokens) -> Tensor:
+    """``values`` [T] times the importance weights, if there are any."""
+    return values if tokens.importance_weights is None else values * tokens.importance_weights

@@ -1,0 +1,60 @@
+"""Where a response states its action: as characters for the environment, as sampled tokens for the teacher.
+
+Departure from SERL (arXiv 2605.19447): the published code tokenises the action's text again to find its
+tokens. Here the ids the sampler produced are decoded one by one and keep their own character offsets, so a
+token is part of the action exactly if it contributes to one of the action's characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from serl.rollout.token_offsets import token_offsets
+
+# `<action …>`, `action …>` or `[action …>`, in any case. The bare forms forgive a wrong first token.
+_TAGGED_ACTION = re.compile(
+    r"(?<![\w/])[<\[]?action(?:\s[^<>]*)?>(.+?)(?:</action>|\Z)", re.IGNORECASE | re.DOTALL
+)
+_CALL_ACTION = re.compile(r"\b(?:search|click)\[[^\]]*\]", re.IGNORECASE)
+
+
+def tagged_action_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans ``[start, end)`` of the contents of all action tags, unstripped, in order.
+
+    A content has at least one character and ends at the nearest ``</action>`` or with the text.
+    """
+    return [match.span(1) for match in _TAGGED_ACTION.finditer(text)]
+
+
+def action_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans ``[start, end)`` of the actions in one response, in order.
+
+    Every tagged action counts, also inside ``<think>``. Only without any tag, every ``search[...]`` and
+    ``click[...]`` is an action, name and brackets included.
+    """
+    return tagged_action_spans(text) or [match.span() for match in _CALL_ACTION.finditer(text)]
+
+
+def parse_action(text: str) -> str | None:
+    """The first action of a response, stripped; None if the response states none."""
+    spans = action_spans(text)
+    if not spans:
+        return None
+    start, end = spans[0]
+    return text[start:end].strip()
+
+
+def action_token_mask(token_ids: Sequence[int], tokenizer: Any) -> list[bool]:
+    """Which sampled tokens overlap the action's characters, one entry per id.
+
+    A token that holds only some bytes of a character overlaps that character. Special tokens, which leave
+    no text, are never part of an action. ``tokenizer`` is a Hugging Face tokenizer.
+    """
+    text, offsets = token_offsets(token_ids, tokenizer)
+    spans = action_spans(text)
+    return [
+        start < end and any(start < action_end and action_start < end for action_start, action_end in spans)
+        for start, end in offsets
+    ]

@@ -1,0 +1,70 @@
+"""Calls into a foreign environment from the event loop: timed, bounded, with errors that name the task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from envs.base import Task, TextEnv
+
+T = TypeVar("T")
+
+
+class EpisodeFailure(RuntimeError):
+    """One episode cannot go on; others are not affected. ``reason`` is a short key to count by."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class EnvCalls:
+    """`reset` and `step` of ``env`` for ``task``, as coroutines.
+
+    An environment with ``blocking = True`` runs in ``executor`` and may take ``timeout_s`` seconds a call;
+    any other one is trusted to answer at once and runs on the event loop itself. ``seconds`` adds up the
+    time inside the environment, as does ``counters["environment_seconds"]``. Both raise EpisodeFailure.
+    """
+
+    def __init__(
+        self, env: TextEnv, task: Task, executor: Executor, timeout_s: float, counters: Counter[str]
+    ):
+        self._env = env
+        self._task = task
+        self._executor = executor
+        self._timeout_s = timeout_s
+        self._counters = counters
+        self.seconds = 0.0
+
+    async def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        options = {"task_id": self._task.task_id}
+        return await self._call("reset", lambda: self._env.reset(seed=seed, options=options))
+
+    async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return await self._call("step", lambda: self._env.step(action))
+
+    async def _call(self, name: str, function: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            if not self._env.blocking:
+                return function()
+            loop = asyncio.get_running_loop()
+            return await asyncio.wait_for(loop.run_in_executor(self._executor, function), self._timeout_s)
+        except Exception as error:  # whatever foreign code raises ends this episode alone, by name
+            raise self._failure(name, error, time.perf_counter() - started) from error
+        finally:
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            self._counters["environment_seconds"] += seconds
+
+    def _failure(self, name: str, error: Exception, seconds: float) -> EpisodeFailure:
+        task_id = self._task.task_id
+        if isinstance(error, TimeoutError) and seconds >= self._timeout_s:
+            return EpisodeFailure(
+                "environment_timeout", f"task {task_id!r}: {name} took longer than {self._timeout_s:g} s"
+            )
+        return EpisodeFailure("environment_error", f"task {task_id!r}: {name} raised {error!r}")

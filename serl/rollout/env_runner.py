@@ -1,0 +1,183 @@
+"""`SERLEnvRunner`: an RLlib EnvRunner whose episodes are coroutines on one event loop.
+
+    driver ── exchange(assignments, wait_s) ──▶ actor's thread
+                                                    │  hands over, waits
+                                                event loop (background thread): EpisodePool
+                                                    ├─ episode: env ─ ids ─▶ policy deployment
+                                                    ├─ episode: …  nobody waits for anybody else's step
+                                                    └─ blocking environments: threads
+    driver ◀── RolloutReport, by value ─────────────┘
+
+The runner holds no weights and no state worth saving: what it plays was assigned, and whatever it loses the
+driver assigns again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import gymnasium
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+
+from envs.registry import make_provider
+from serl.algorithm_config import SERLConfig
+from serl.rollout.env_calls import EnvCalls
+from serl.rollout.episode import EpisodeSettings, run_episode
+from serl.rollout.episode_pool import EpisodePool
+from serl.rollout.prompt import PromptEncoder
+from serl.rollout.report import RolloutReport
+from serl.serving.client import PolicyClient, Sampling
+from serl.types import Assignment, Trajectory
+
+T = TypeVar("T")
+
+# Beyond what it was asked to wait, the event loop gets this long to answer the actor's thread.
+_LOOP_ANSWER_TIMEOUT_S = 60.0
+
+
+class SERLEnvRunner(EnvRunner):
+    """Plays the assignments it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
+
+    ``config`` is a `SERLConfig` with ``serving_names`` set. Raises what `make_provider` raises for wrong
+    environment arguments, and ChatTemplateMissingError.
+    """
+
+    def __init__(self, *, config: SERLConfig, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        experiment = config.experiment
+        self._env_section = experiment.env
+        self._training_settings, self._evaluation_settings = _episode_settings(config)
+        self.provider = make_provider(experiment.env.name, experiment.env.args)
+        self.encoder = PromptEncoder.load(config.model_dir)
+        self._client: PolicyClient | None = None
+        self._num_reported_retries = 0
+        max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
+        self._pool = EpisodePool(self._play, max_concurrent_episodes)
+        self._env_threads = ThreadPoolExecutor(max_concurrent_episodes, thread_name_prefix="env")
+        self._loop = asyncio.new_event_loop()
+        self._loop_thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
+        self._loop_thread.start()
+
+    def exchange(self, assignments: Sequence[Assignment], wait_s: float) -> RolloutReport:
+        """Takes on ``assignments``; returns what ended since the last call, by value.
+
+        Waits up to ``wait_s`` seconds for the first episode to end, and a little longer for others.
+        Raises TooManyAssignmentsError if more than twice ``rollout.max_concurrent_episodes`` assignments were
+        unfinished, and whatever an episode raised beyond the failures that are reported.
+        """
+        if self._client is None and assignments:
+            self._client = self.make_client()
+        return self._report(self._pool.exchange(assignments, wait_s), wait_s, "a report of its episodes")
+
+    def sample(
+        self, *, assignments: Sequence[Assignment] = (), wait_s: float = 0.0, **kwargs: Any
+    ) -> RolloutReport:
+        """RLlib's name for `exchange`."""
+        return self.exchange(assignments, wait_s)
+
+    def abort(self) -> RolloutReport:
+        """Ends all episodes now; reports what had finished, and the others as failed (``aborted``)."""
+        return self._report(self._pool.abort(), 0.0, "its episodes to end")
+
+    def make_client(self) -> PolicyClient:
+        """The client of the policy deployment, made when the first assignment comes."""
+        names = self.config.serving_names
+        if names is None:
+            raise ValueError("SERLConfig.serving_names is not set: start the policy deployment first")
+        return PolicyClient(names)
+
+    def assert_healthy(self) -> None:
+        assert self._loop_thread.is_alive(), "the event loop of the episodes has stopped"
+
+    def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {name: spaces for name in (INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES, DEFAULT_MODULE_ID)}
+
+    def get_metrics(self) -> dict[str, Any]:
+        """RLlib's own metrics of this runner; what SERL counts comes with `exchange`."""
+        return self.metrics.reduce()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Empty: a runner is complete with its constructor's arguments."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Ignores ``state``: the weights live in the policy deployment."""
+
+    def stop(self) -> None:
+        """Ends all episodes and the threads; may be called twice."""
+        if not self._loop_thread.is_alive():
+            return
+        self.abort()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop_thread.join(_LOOP_ANSWER_TIMEOUT_S)
+        self._loop.close()
+        self._env_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _play(self, assignment: Assignment, counters: Counter[str]) -> Trajectory:
+        assert self._client is not None
+        env = self.provider.make_env()
+        try:
+            return await run_episode(
+                assignment,
+                EnvCalls(env, assignment.task, self._env_threads, self._env_section.call_timeout_s, counters),
+                self.provider.messages,
+                self.encoder,
+                self._client,
+                self._evaluation_settings if assignment.evaluation else self._training_settings,
+                counters,
+            )
+        finally:
+            env.close()
+
+    def _report(
+        self, coroutine: Coroutine[Any, Any, RolloutReport], wait_s: float, waited_for: str
+    ) -> RolloutReport:
+        report = self._on_loop(coroutine, wait_s + _LOOP_ANSWER_TIMEOUT_S, waited_for)
+        if self._client is not None:
+            report.counters["request_retries"] = self._client.retries - self._num_reported_retries
+            self._num_reported_retries = self._client.retries
+        return report
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, T], timeout_s: float, waited_for: str) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            if future.done():
+                raise
+            future.cancel()
+            raise TimeoutError(
+                f"waited {timeout_s:g} s for {waited_for}: something holds the event loop, such as an "
+                "environment that blocks and does not declare it"
+            ) from error
+
+
+def _episode_settings(config: SERLConfig) -> tuple[EpisodeSettings, EpisodeSettings]:
+    """How training and evaluation episodes are played."""
+    env, rollout = config.experiment.env, config.experiment.rollout
+    training = EpisodeSettings(
+        max_steps=env.max_steps,
+        history_length=env.history_length,
+        invalid_action_penalty=env.invalid_action_penalty,
+        max_prompt_length=rollout.max_prompt_length,
+        request_timeout_s=rollout.request_timeout_s,
+        sampling=Sampling(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_tokens=rollout.max_response_length,
+            stop=rollout.stop,
+            seed=None,
+        ),
+        seeded_requests=rollout.seeded_requests,
+    )
+    evaluation_sampling = replace(training.sampling, temperature=config.experiment.evaluation.temperature)
+    return training, replace(training, sampling=evaluation_sampling)

@@ -1,0 +1,128 @@
+"""Many episodes on one event loop: so many run, so many wait, and none waits for another one's step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from serl.rollout.env_calls import EpisodeFailure
+from serl.rollout.report import FailedAssignment, RolloutReport
+from serl.types import Assignment, Trajectory
+
+logger = logging.getLogger(__name__)
+
+# Once something has finished, a report waits this long for more of it: fewer and larger messages.
+COALESCE_S = 0.03
+
+
+class TooManyAssignmentsError(ValueError):
+    """More assignments were sent than may run and wait; none of them was accepted."""
+
+
+class EpisodePool:
+    """Runs ``play(assignment, counters)`` for up to ``max_concurrent_episodes`` assignments at a time.
+
+    As many again may wait for a place. All methods belong to the thread of one event loop.
+    """
+
+    def __init__(
+        self,
+        play: Callable[[Assignment, Counter[str]], Coroutine[Any, Any, Trajectory]],
+        max_concurrent_episodes: int,
+    ):
+        self._play = play
+        self._max_concurrent_episodes = max_concurrent_episodes
+        self._queue: deque[Assignment] = deque()
+        self._running: dict[asyncio.Task[Trajectory], Assignment] = {}
+        self._finished: list[Trajectory] = []
+        self._failed: list[FailedAssignment] = []
+        self._counters: Counter[str] = Counter()
+        self._crash: BaseException | None = None
+        self._something_ended = asyncio.Event()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Assignments that run or wait."""
+        return len(self._running) + len(self._queue)
+
+    async def exchange(self, assignments: Sequence[Assignment], wait_s: float) -> RolloutReport:
+        """Takes on ``assignments`` and reports what has ended since the last report.
+
+        Returns soon after the first episode ended, at the latest after ``wait_s`` seconds (0: at once).
+        Raises TooManyAssignmentsError, and whatever an episode raised that is no EpisodeFailure.
+        """
+        self._accept(assignments)
+        if wait_s > 0:
+            deadline = asyncio.get_running_loop().time() + wait_s
+            if await self._wait_for_an_end(wait_s):
+                remaining = deadline - asyncio.get_running_loop().time()
+                await asyncio.sleep(max(0.0, min(COALESCE_S, remaining)))
+        return self._take_report()
+
+    async def abort(self) -> RolloutReport:
+        """Ends every episode now; those that run or wait are reported as failed with reason ``aborted``."""
+        waiting = list(self._queue)
+        self._queue.clear()
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        self._failed += [_aborted(assignment) for assignment in waiting]
+        return self._take_report()
+
+    def _accept(self, assignments: Sequence[Assignment]) -> None:
+        limit = 2 * self._max_concurrent_episodes
+        if self.num_unfinished + len(assignments) > limit:
+            raise TooManyAssignmentsError(
+                f"{len(assignments)} assignments sent while {self.num_unfinished} are unfinished; "
+                f"at most {limit} may be"
+            )
+        self._queue.extend(assignments)
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._queue and len(self._running) < self._max_concurrent_episodes:
+            assignment = self._queue.popleft()
+            task = asyncio.get_running_loop().create_task(self._play(assignment, self._counters))
+            self._running[task] = assignment
+            task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[Trajectory]) -> None:
+        assignment = self._running.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            self._failed.append(_aborted(assignment))
+        elif isinstance(error, EpisodeFailure):
+            logger.warning("episode failed: %s", error, exc_info=error.__cause__)
+            self._failed.append(FailedAssignment(assignment, error.reason, str(error)))
+        elif error is not None:
+            self._crash = error
+        else:
+            self._finished.append(task.result())
+        self._something_ended.set()
+        self._fill()
+
+    async def _wait_for_an_end(self, wait_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._something_ended.wait(), wait_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _take_report(self) -> RolloutReport:
+        self._something_ended.clear()
+        if self._crash is not None:
+            crash, self._crash = self._crash, None
+            raise crash
+        report = RolloutReport(self._finished, self._failed, Counter(self._counters), self.num_unfinished)
+        self._finished, self._failed = [], []
+        self._counters.clear()
+        return report
+
+
+def _aborted(assignment: Assignment) -> FailedAssignment:
+    return FailedAssignment(assignment, "aborted", f"task {assignment.task.task_id!r}: aborted")

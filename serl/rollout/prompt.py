@@ -1,0 +1,81 @@
+"""Messages to prompt ids through the tokenizer's chat template, within the prompt's length limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from envs.base import PromptParts
+
+
+class ChatTemplateMissingError(ValueError):
+    """The policy's tokenizer does not say how a conversation is written as one text."""
+
+
+class PromptEncoder:
+    """Renders chat messages to the ids the policy is asked with, and its ids back to text.
+
+    ``tokenizer`` is a Hugging Face tokenizer. Raises ChatTemplateMissingError if it has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any):
+        if not getattr(tokenizer, "chat_template", None):
+            raise ChatTemplateMissingError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template: add "
+                "chat_template.jinja beside its tokenizer.json, or take the model's instruction-tuned variant"
+            )
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, model_dir: str) -> PromptEncoder:
+        """The encoder of the policy in the local Hugging Face folder ``model_dir``."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Prompt ids of a conversation, ending where the policy's answer begins."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self._ids(text)
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of ``text`` alone, without special tokens around it."""
+        return len(self._ids(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of sampled ids, for environments and people; special tokens leave no text."""
+        return self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        # The chat template writes its special tokens itself. Lengths are checked by `fit_prompt`, not here.
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that fits. ``num_dropped_turns`` counts the history turns left out to make it fit."""
+
+    messages: tuple[dict[str, str], ...]
+    token_ids: list[int]
+    num_dropped_turns: int
+
+
+def fit_prompt(
+    parts: PromptParts,
+    render: Callable[[PromptParts], tuple[dict[str, str], ...]],
+    encode: Callable[[Sequence[dict[str, str]]], list[int]],
+    max_prompt_length: int,
+) -> Prompt | None:
+    """The prompt of ``parts`` within ``max_prompt_length`` tokens, the oldest history turns dropped first.
+
+    Nothing else is ever cut: None if the prompt is too long even without history.
+    """
+    for num_dropped_turns in range(len(parts.history) + 1):
+        messages = render(replace(parts, history=parts.history[num_dropped_turns:]))
+        token_ids = encode(messages)
+        if len(token_ids) <= max_prompt_length:
+            return Prompt(messages, token_ids, num_dropped_turns)
+    return None

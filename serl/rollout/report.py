@@ -1,0 +1,38 @@
+"""What an env runner tells the driver: finished trajectories, failed assignments, and counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from serl.types import Assignment, Trajectory
+
+
+@dataclass(slots=True, frozen=True)
+class FailedAssignment:
+    """An assignment that ended without a trajectory.
+
+    ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``,
+    ``policy_unavailable``, ``aborted`` or ``env_runner_died``. ``message`` says what happened, to which task.
+    """
+
+    assignment: Assignment
+    reason: str
+    message: str = ""
+
+
+@dataclass(slots=True)
+class RolloutReport:
+    """Everything that ended since the last report of one env runner.
+
+    ``num_unfinished`` assignments are still played or queued. ``counters`` are sums since the last report:
+    ``episodes_started``, ``episodes_finished``, ``env_steps``, ``invalid_actions``, ``prompt_tokens``,
+    ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``request_retries``,
+    ``environment_seconds`` and ``generation_seconds``. The seconds add up over episodes that run at the
+    same time, so they can exceed wall time; failed episodes count in what they did before they failed.
+    """
+
+    trajectories: list[Trajectory] = field(default_factory=list)
+    failures: list[FailedAssignment] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    num_unfinished: int = 0

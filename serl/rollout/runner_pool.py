@@ -1,0 +1,134 @@
+"""Deals assignments to env runner actors and collects what they finished.
+
+One `exchange` call is open per runner: it carries new assignments there and finished trajectories
+back. A runner that dies loses its episodes; they come back as failed assignments, are counted, and
+the buffer deals them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ray.exceptions import RayTaskError
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from serl.rollout.report import FailedAssignment, RolloutReport
+from serl.types import Assignment, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_EXCHANGE = "exchange"
+
+
+@dataclass(slots=True)
+class PoolReport:
+    """What one `EnvRunnerPool.poll` brought; ``counters`` sums what the runners counted meanwhile."""
+
+    trajectories: list[Trajectory] = field(default_factory=list)
+    failures: list[FailedAssignment] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+
+
+class EnvRunnerPool:
+    """The env runners of one algorithm as one bounded pool of concurrent episodes."""
+
+    def __init__(self, group: EnvRunnerGroup, max_concurrent_episodes: int, exchange_wait_s: float = 0.2):
+        self._group = group
+        self._actors = group._worker_manager
+        self._capacity = max_concurrent_episodes
+        self._exchange_wait_s = exchange_wait_s
+        self._queue: deque[Assignment] = deque()
+        self._running: dict[int, dict[tuple[str, int], Assignment]] = {}
+        self._sent_at: dict[int, float] = {}
+        self._probed_at = time.monotonic()
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(episodes) for episodes in self._running.values())
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    def submit(self, assignments: Iterable[Assignment], urgent: bool = False) -> None:
+        """Queues assignments; ``urgent`` ones go first (a member that must be played again)."""
+        if urgent:
+            self._queue.extendleft(reversed(list(assignments)))
+        else:
+            self._queue.extend(assignments)
+
+    def withdraw_queued(self) -> list[Assignment]:
+        """Takes back what no runner has yet."""
+        withdrawn = list(self._queue)
+        self._queue.clear()
+        return withdrawn
+
+    def poll(self, timeout_s: float) -> PoolReport:
+        """Hands out queued assignments and waits up to ``timeout_s`` for finished episodes."""
+        self._restore_runners()
+        self._hand_out()
+        report = PoolReport()
+        results = self._actors.fetch_ready_async_reqs(
+            tags=_EXCHANGE, timeout_seconds=timeout_s, mark_healthy=False
+        )
+        for result in results:
+            self._sent_at.pop(result.actor_id, None)
+            if result.ok:
+                self._take(result.actor_id, result.get(), report)
+            elif isinstance(result.get(), RayTaskError):
+                raise result.get()
+            else:
+                self._lose_runner(result.actor_id, str(result.get()), report)
+        return report
+
+    def _hand_out(self) -> None:
+        idle = [runner for runner in self._actors.healthy_actor_ids() if runner not in self._sent_at]
+        for runner in idle:
+            self._running.setdefault(runner, {})
+        share: dict[int, list[Assignment]] = {runner: [] for runner in idle}
+        while self._queue and idle:
+            runner = min(idle, key=lambda index: len(self._running[index]))
+            if len(self._running[runner]) >= self._capacity:
+                break
+            assignment = self._queue.popleft()
+            self._running[runner][assignment.group_id, assignment.member] = assignment
+            share[runner].append(assignment)
+        for runner in idle:
+            if not self._running[runner]:
+                continue
+            self._sent_at[runner] = time.monotonic()
+            self._actors.foreach_actor_async(
+                _EXCHANGE,
+                tag=_EXCHANGE,
+                kwargs={"assignments": share[runner], "wait_s": self._exchange_wait_s},
+                remote_actor_ids=[runner],
+            )
+
+    def _take(self, runner: int, reply: RolloutReport, report: PoolReport) -> None:
+        report.trajectories += reply.trajectories
+        report.failures += reply.failures
+        report.counters.update(reply.counters)
+        episodes = self._running[runner]
+        for trajectory in reply.trajectories:
+            episodes.pop((trajectory.group_id, trajectory.member), None)
+        for failure in reply.failures:
+            episodes.pop((failure.assignment.group_id, failure.assignment.member), None)
+
+    def _lose_runner(self, runner: int, error: str, report: PoolReport) -> None:
+        lost = self._running.pop(runner, {})
+        logger.warning("env runner %d died with %d episodes: %s", runner, len(lost), error.splitlines()[0])
+        report.failures += [FailedAssignment(assignment, "env_runner_died") for assignment in lost.values()]
+        report.counters["env_runners_died"] += 1
+
+    def _restore_runners(self) -> None:
+        if self._actors.num_healthy_actors() == self._actors.num_actors():
+            return
+        if time.monotonic() - self._probed_at < 1.0:
+            return
+        self._probed_at = time.monotonic()
+        for runner in self._group.probe_unhealthy_env_runners():
+            logger.info("env runner %d is back", runner)

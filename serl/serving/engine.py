@@ -1,0 +1,257 @@
+"""The engine of one replica: vLLM in the replica's process, stepped by one thread of its own.
+
+Only that thread touches vLLM. Requests, cancellations and weight updates reach it through a queue and
+are carried out between two steps, so an update never races a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from serl.serving.requests import Answer, Request, refused
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Deliver = Callable[[list[Answer]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """One weight update of one replica, in seconds: loading, and how long generation stood still."""
+
+    weights_seq_no: int
+    seconds_load: float
+    seconds_paused: float
+
+
+@dataclass(slots=True)
+class _Pending:
+    index: int
+    deliver: Deliver
+
+
+class EngineThread:
+    """Runs ``build()``'s engine until `stop`.
+
+    ``on_death`` is called in the engine's thread, with the exception, if a step or an update breaks the
+    engine; no request is answered afterwards. `wait_until_built` raises what ``build`` raised.
+    """
+
+    def __init__(self, build: Callable[[], LLMEngine], on_death: Callable[[BaseException], None]) -> None:
+        self._build = build
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._built: Future[None] = Future()
+        self._pending: dict[str, _Pending] = {}
+        self._numbers = itertools.count()
+        self._stopping = False
+        self._counters: Counter[str] = Counter()
+        self.weights_seq_no = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def wait_until_built(self) -> None:
+        """Returns when the engine can be used; raises what building it raised."""
+        self._built.result()
+
+    def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
+        """Queues ``requests``; ``deliver`` gets their answers, in the engine's thread, as they finish.
+
+        Returns the keys that `abort` takes.
+        """
+        keys = [str(next(self._numbers)) for _ in requests]
+        self._inbox.put(lambda: self._add(keys, requests, deliver))
+        return keys
+
+    def abort(self, keys: list[str]) -> None:
+        """Forgets the requests ``keys``; their answers are not delivered."""
+        self._inbox.put(lambda: self._abort(keys))
+
+    def load_weights(self, update: dict[str, Any], weights_seq_no: int) -> Future[LoadReport]:
+        """Between two steps: pauses all requests, loads the weights, resumes.
+
+        ``update`` is what `serl.serving.transfer.receiver` takes. Tokens sampled before keep their
+        version and log-probabilities; prefixes are computed anew. The future raises what the second of
+        two attempts raised; the engine is unusable then, `on_death` has been called.
+        """
+        return self._call(lambda: self._load_weights(update, weights_seq_no))
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start, the numbers of running and waiting requests, the weights' version."""
+        scheduler = self._core.scheduler
+        return {
+            "prompt_tokens": self._counters["prompt_tokens"],
+            "cached_tokens": self._counters["cached_tokens"],
+            "generated_tokens": self._counters["generated_tokens"],
+            "finished_requests": self._counters["finished_requests"],
+            "refused_requests": self._counters["refused_requests"],
+            "aborted_requests": self._counters["aborted_requests"],
+            "running_requests": len(scheduler.running),
+            "waiting_requests": len(scheduler.waiting),
+            "weights_seq_no": self.weights_seq_no,
+        }
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the thread; unanswered requests stay so. Raises TimeoutError if it does not end."""
+        self._stopping = True
+        self._inbox.put(lambda: None)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"waited {timeout_s:g} s for the engine's thread to finish its step")
+
+    def _run(self) -> None:
+        try:
+            self._engine = self._build()
+            self._core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
+            self._engine.set_weight_version(str(self.weights_seq_no))
+        except BaseException as error:
+            self._built.set_exception(error)
+            return
+        self._built.set_result(None)
+        try:
+            while not self._stopping:
+                self._take_inbox()
+                if self._engine.has_unfinished_requests():
+                    self._deliver(self._engine.step())
+        except BaseException as error:
+            logger.exception("the engine broke")
+            self._on_death(error)
+
+    def _take_inbox(self) -> None:
+        if not self._engine.has_unfinished_requests():
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _call(self, function: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+
+        self._inbox.put(run)
+        return future
+
+    def _add(self, keys: list[str], requests: list[Request], deliver: Deliver) -> None:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs.engine import tokens_input
+
+        refusals = []
+        for index, (key, request) in enumerate(zip(keys, requests, strict=True)):
+            try:
+                internal_key = self._engine.add_request(
+                    key, tokens_input(request.prompt_ids), _sampling_params(request)
+                )
+            except (VLLMClientError, ValueError) as error:
+                refusals.append(refused(index, str(error)))
+                continue
+            # Nobody reads the texts of the tokens; decoding each beside its log-probability takes a
+            # sixth of a small model's time.
+            state = self._engine.output_processor.request_states[internal_key]
+            assert state.logprobs_processor is not None
+            state.logprobs_processor.tokenizer = None
+            self._pending[key] = _Pending(index, deliver)
+        if refusals:
+            self._counters["refused_requests"] += len(refusals)
+            deliver(refusals)
+
+    def _abort(self, keys: list[str]) -> None:
+        known = [key for key in keys if self._pending.pop(key, None) is not None]
+        self._counters["aborted_requests"] += len(known)
+        self._engine.abort_request(known)
+
+    def _deliver(self, outputs: list[Any]) -> None:
+        answers: dict[Deliver, list[Answer]] = {}
+        for output in outputs:
+            pending = self._pending.pop(output.request_id, None) if output.finished else None
+            if pending is not None:
+                answers.setdefault(pending.deliver, []).append(self._answer(pending.index, output))
+        for deliver, finished in answers.items():
+            deliver(finished)
+
+    def _answer(self, index: int, output: RequestOutput) -> Answer:
+        sample = output.outputs[0]
+        num_cached_tokens = output.num_cached_tokens or 0
+        self._counters["prompt_tokens"] += len(output.prompt_token_ids or ())
+        self._counters["cached_tokens"] += num_cached_tokens
+        self._counters["generated_tokens"] += len(sample.token_ids)
+        self._counters["finished_requests"] += 1
+        return Answer(
+            index=index,
+            token_ids=list(sample.token_ids),
+            logprobs=list(sample.logprobs.logprobs),  # type: ignore[union-attr]
+            finish_reason=sample.finish_reason or "",
+            spans=[
+                (span.start, span.end, int(span.version)) for span in sample.weight_versions or ()
+            ],
+            num_cached_tokens=num_cached_tokens,
+        )
+
+    def _load_weights(self, update: dict[str, Any], weights_seq_no: int) -> LoadReport:
+        paused = time.perf_counter()
+        self._pause()
+        started = time.perf_counter()
+        try:
+            self._transfer(update)
+        except Exception:
+            logger.exception("weights %d: the update failed, trying it once more", weights_seq_no)
+            started = time.perf_counter()
+            self._transfer(update)
+        seconds_load = time.perf_counter() - started
+        self._engine.set_weight_version(str(weights_seq_no))
+        self.weights_seq_no = weights_seq_no
+        # Reached only if the load succeeded: generating with half-loaded weights is worse than dying.
+        self._core.resume_scheduler()
+        return LoadReport(weights_seq_no, seconds_load, time.perf_counter() - paused)
+
+    def _pause(self) -> None:
+        from vllm.v1.core.sched.interface import PauseState
+
+        self._core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+        while self._core.batch_queue:
+            # Steps that an asynchronous scheduler has already sent to the device.
+            self._deliver(self._engine.step())
+        # Without clearing, later tokens would attend to keys and values of the old weights.
+        self._core.pause_scheduler(mode="keep", clear_cache=True)
+
+    def _transfer(self, update: dict[str, Any]) -> None:
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", args=(update,))
+        self._engine.collective_rpc("finish_weight_update")
+
+
+def _sampling_params(request: Request) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        stop=list(request.stop) or None,
+        detokenize=bool(request.stop),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )

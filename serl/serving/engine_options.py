@@ -1,0 +1,149 @@
+"""What an experiment's settings mean to vLLM: environment variables and engine arguments.
+
+``vllm`` is imported inside functions: drivers and env runners read this module without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serl.config import ExperimentConfig
+from serl.config.sections import ServingSection
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+# KV-cache blocks of 128 tokens, vLLM's choice on CPU, would never share the head of a short prompt.
+CPU_BLOCK_SIZE = 32
+
+# Engine arguments that other settings decide, and which.
+DECIDED_ELSEWHERE = {
+    "model": "model.path",
+    "tokenizer": "model.path",
+    "dtype": "model.dtype",
+    "max_model_len": "model.max_model_len",
+    "tensor_parallel_size": "serving.tensor_parallel_size",
+    "max_num_seqs": "serving.max_num_seqs",
+    "max_num_batched_tokens": "serving.max_num_batched_tokens",
+    "kv_cache_memory_bytes": "serving.kv_cache_gib",
+    "gpu_memory_utilization": "serving.gpu_memory_utilization",
+    "enable_prefix_caching": "serving.enable_prefix_caching",
+    "weight_transfer_config": "serving.weight_transfer",
+    "seed": "seed",
+    "logprobs_mode": "nothing: learners need the log-probabilities at the sampling temperature",
+    "worker_extension_cls": "nothing: weights arrive through it",
+    "disable_log_stats": "nothing: the replica keeps its own counters",
+}
+
+
+class EngineArgumentError(ValueError):
+    """A key of ``serving.engine_args`` that vLLM does not know, or that another setting decides."""
+
+
+def runs_on_gpu(serving: ServingSection) -> bool:
+    """Whether the replicas hold accelerators."""
+    return serving.num_gpus_per_replica > 0
+
+
+def replica_environment(serving: ServingSection) -> dict[str, str]:
+    """Environment variables that must be set before a replica's process imports torch.
+
+    Ray sets ``OMP_NUM_THREADS=1`` in actors, and threads of GNU OpenMP that spin while they wait take
+    the cores from everybody else, hence the first three. On CPU two helpers of the sampler would be
+    compiled with a C++ compiler at the first request (14 s), hence ``TORCH_COMPILE_DISABLE``.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(serving.num_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+    }
+    if not runs_on_gpu(serving):
+        environment["TORCH_COMPILE_DISABLE"] = "1"
+    return environment
+
+
+def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) -> dict[str, Any]:
+    """The arguments of `vllm.EngineArgs`, without those of ``serving.engine_args``."""
+    model, serving = experiment.model, experiment.serving
+    arguments: dict[str, Any] = {
+        "model": model_dir,
+        "dtype": model.dtype,
+        "max_model_len": model.max_model_len,
+        "tensor_parallel_size": serving.tensor_parallel_size,
+        "max_num_seqs": serving.max_num_seqs,
+        "max_num_batched_tokens": max(serving.max_num_batched_tokens, serving.max_num_seqs),
+        "enable_prefix_caching": serving.enable_prefix_caching,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "seed": seed,
+        "worker_extension_cls": "serl.serving.transfer.receiver.WorkerExtension",
+    }
+    if runs_on_gpu(serving):
+        arguments["gpu_memory_utilization"] = serving.gpu_memory_utilization
+        if serving.tensor_parallel_size > 1:
+            arguments["distributed_executor_backend"] = "mp"
+    else:
+        arguments["enforce_eager"] = True
+        arguments["block_size"] = CPU_BLOCK_SIZE
+        arguments["kv_cache_memory_bytes"] = int(serving.kv_cache_gib * 2**30)
+    return arguments
+
+
+def check_engine_args(engine_args: dict[str, Any]) -> None:
+    """Raises EngineArgumentError for a key that is not the user's to set in ``serving.engine_args``."""
+    from vllm import __version__
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for key in engine_args:
+        if key in DECIDED_ELSEWHERE:
+            raise EngineArgumentError(f"serving.engine_args.{key}: decided by {DECIDED_ELSEWHERE[key]}")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise EngineArgumentError(
+                f"serving.engine_args.{key}: vLLM {__version__} has no such engine argument{hint}"
+            )
+
+
+def build_engine(experiment: ExperimentConfig, model_dir: str, seed: int) -> LLMEngine:
+    """A vLLM engine in this process, which must have been started with `replica_environment`.
+
+    Raises EngineArgumentError for wrong ``serving.engine_args`` and what vLLM raises for wrong values.
+    """
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from serl.serving.transfer.receiver import BACKEND
+
+    engine_args = experiment.serving.engine_args
+    check_engine_args(engine_args)
+    register_model_classes(model_dir)
+    arguments = engine_arguments(experiment, model_dir, seed) | engine_args
+    return LLMEngine.from_engine_args(
+        EngineArgs(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
+    )
+
+
+def register_model_classes(model_dir: str) -> None:
+    """Lets vLLM inspect the model's class in this process.
+
+    Otherwise the first start on a machine does that in a second process that imports vLLM all over
+    again (10 s).
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
+    for architecture in config.get("architectures", ()):
+        if architecture in ModelRegistry.models:
+            model_class = ModelRegistry.models[architecture].load_model_cls()
+            ModelRegistry.register_model(architecture, model_class)

@@ -1,0 +1,117 @@
+"""The replica's end of a weight update, inside vLLM's workers.
+
+One vLLM weight-transfer engine takes updates of every kind, so that a replica which starts late can load
+a snapshot from shared memory although its updates come through NCCL or CUDA IPC. `WorkerExtension` is
+named in the engine's arguments; importing it registers the engine in each worker process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from serl.serving.transfer.shared_memory import read_weights
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+BACKEND = "serl"
+
+
+class WorkerExtension:
+    """Nothing to call: naming this class makes each worker import this module."""
+
+
+class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTransferUpdateInfo]):
+    """Loads what a `serl.serving.transfer` sender sent; ``update["kind"]`` says how it travels.
+
+    Half an update leaves the model unusable, so callers may only go on after `finish_weight_update`;
+    starting again after an error is allowed.
+    """
+
+    init_info_cls = WeightTransferInitInfo
+    update_info_cls = WeightTransferUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self._reloading = False
+        self._engines: dict[str, WeightTransferEngine[Any, Any]] = {}
+
+    def start_weight_update(self) -> None:
+        if self._reloading:
+            # Layers that the broken update had begun would mix its tensors with the new ones.
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._reloading = True
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        info = dict(update_info)
+        kind = info.pop("kind")
+        if kind == "shared_memory":
+            self.model.load_weights(read_weights(info["path"]))  # type: ignore[operator]
+        else:
+            # vLLM's own method waits for the device, which only these kinds need.
+            self._engine(kind).update_weights(info)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._reloading = False
+        self._pack_tied_head()
+
+    def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
+        return init_dict
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        info = dict(init_info)
+        engine = self._engine(info.pop("kind"))
+        engine.shutdown()
+        engine.init_transfer_engine(engine.parse_init_info(info))
+
+    def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
+        raise TypeError("updates arrive through update_weights")
+
+    def shutdown(self) -> None:
+        for engine in self._engines.values():
+            engine.shutdown()
+
+    def _engine(self, kind: str) -> WeightTransferEngine[Any, Any]:
+        if kind not in self._engines:
+            if kind == "nccl":
+                from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine as engine
+            elif kind == "ipc":
+                from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine as engine
+            else:
+                raise ValueError(f"no weight transfer of the kind {kind!r}")
+            self._engines[kind] = engine(self.config, self.vllm_config, self.device, self.model)
+        return self._engines[kind]
+
+    def _pack_tied_head(self) -> None:
+        """On CPU a tied output layer holds a packed copy of the embeddings, which no reload renews."""
+        if self.device.type != "cpu":
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightReceiver)

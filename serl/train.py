@@ -1,0 +1,184 @@
+"""A training run from start to end: cluster, algorithm, iterations, panels, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from serl.algorithm import SERL, TrainingInterrupted
+from serl.algorithm_config import SERLConfig
+from serl.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
+from serl.config import ExperimentConfig
+from serl.console import Console
+from serl.evaluation import PanelResult, SuccessRate
+from serl.models.resolve import resolve_model
+from serl.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+_PANELS = "panels.jsonl"
+
+
+@contextmanager
+def ray_cluster(experiment: ExperimentConfig, address: str | None) -> Iterator[None]:
+    """Joins the Ray cluster at ``address``, or starts one on this machine and stops it afterwards."""
+    if address is None:
+        ray.init(
+            include_dashboard=experiment.cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        if address is None:
+            serve.shutdown()
+        ray.shutdown()
+
+
+def build_algorithm(experiment: ExperimentConfig, model_dir: Path, run_dir: Path) -> SERL:
+    """The algorithm with everything it needs running; `SERL.stop` ends all of it."""
+    algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
+    assert isinstance(algorithm, SERL)
+    return algorithm
+
+
+def train(
+    experiment: ExperimentConfig,
+    run_dir: RunDir,
+    console: Console,
+    stop: threading.Event,
+    resume: Path | None = None,
+    address: str | None = None,
+) -> bool:
+    """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to go on from.
+
+    Returns False if ``stop`` was set before the end; a checkpoint has been written then.
+    """
+    model_dir = resolve_model(experiment.model.path)
+    with ray_cluster(experiment, address):
+        algorithm = build_algorithm(experiment, model_dir, run_dir.path)
+        algorithm.should_stop = stop.is_set
+        algorithm.on_progress = console.progress
+        try:
+            if resume is not None:
+                algorithm.load_checkpoint(str(resume))
+            run_dir.metrics.start(algorithm.iteration)
+            return _Run(experiment, run_dir, console, algorithm).iterate()
+        finally:
+            algorithm.stop()
+
+
+def evaluate_checkpoint(
+    experiment: ExperimentConfig,
+    checkpoint: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: threading.Event,
+    address: str | None = None,
+) -> PanelResult:
+    """Plays the evaluation panel with the policy of ``checkpoint`` and trains nothing."""
+    state = read_algorithm_state(checkpoint)
+    with ray_cluster(experiment, address):
+        algorithm = build_algorithm(experiment, checkpoint / "policy", run_dir.path)
+        algorithm.should_stop = stop.is_set
+        algorithm.on_progress = console.progress
+        try:
+            result = algorithm.evaluate_panel()
+        finally:
+            algorithm.stop()
+    console.panel(f"checkpoint of iteration {state['iteration']}", result)
+    _append_panel(run_dir, state["iteration"], result)
+    return result
+
+
+class _Run:
+    """One process's part of a run: iterations until the end or until it is asked to stop."""
+
+    def __init__(
+        self, experiment: ExperimentConfig, run_dir: RunDir, console: Console, algorithm: SERL
+    ) -> None:
+        self.experiment = experiment
+        self.run_dir = run_dir
+        self.console = console
+        self.algorithm = algorithm
+        self.saved_iteration = algorithm.iteration if algorithm.iteration else -1
+
+    def iterate(self) -> bool:
+        settings = self.experiment
+        try:
+            if self.algorithm.iteration == 0 and settings.evaluation.at_start:
+                self.evaluate()
+            while self.algorithm.iteration < settings.training.num_iterations:
+                self.algorithm.train()
+                iteration = self.algorithm.iteration
+                self.run_dir.metrics.write(iteration, self.algorithm.iteration_metrics)
+                self.run_dir.write_trajectories(
+                    iteration, self.algorithm.last_batch, settings.logging.trajectories_per_iteration
+                )
+                self.console.iteration(
+                    iteration, settings.training.num_iterations, self.algorithm.iteration_metrics
+                )
+                last = iteration == settings.training.num_iterations
+                if settings.evaluation.interval and iteration % settings.evaluation.interval == 0 and not last:
+                    self.evaluate()
+                if settings.checkpoint.interval and iteration % settings.checkpoint.interval == 0:
+                    self.save()
+            if settings.evaluation.at_end:
+                self.evaluate()
+            self.save()
+        except TrainingInterrupted as interruption:
+            self.console.note(f"{interruption}; saving a checkpoint")
+            self.save()
+            return False
+        self.console.summary(read_panels(self.run_dir.path))
+        return True
+
+    def evaluate(self) -> None:
+        result = self.algorithm.evaluate_panel()
+        _append_panel(self.run_dir, self.algorithm.iteration, result)
+        self.run_dir.metrics.write(self.algorithm.iteration, result.metrics())
+        self.console.panel(f"iteration {self.algorithm.iteration}", result)
+
+    def save(self) -> None:
+        """Saves what this iteration has not saved yet, beside its final name, then renames it."""
+        iteration = self.algorithm.iteration
+        if iteration == self.saved_iteration:
+            return
+        target = checkpoint_path(self.run_dir.path / "checkpoints", iteration)
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.algorithm.save_checkpoint(str(partial))
+        partial.rename(target)
+        remove_old_checkpoints(target.parent, self.experiment.checkpoint.keep)
+        self.saved_iteration = iteration
+
+
+def _append_panel(run_dir: RunDir, iteration: int, result: PanelResult) -> None:
+    with (run_dir.path / _PANELS).open("a") as file:
+        file.write(json.dumps({"iteration": iteration, **asdict(result)}) + "\n")
+
+
+def read_panels(run_dir: Path) -> list[tuple[int, PanelResult]]:
+    """All panels of a run as ``(iteration, result)``, in the order they were played."""
+    path = run_dir / _PANELS
+    panels = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        iteration = row.pop("iteration")
+        row["overall"] = SuccessRate(**row["overall"])
+        row["by_task_type"] = {name: SuccessRate(**rate) for name, rate in row["by_task_type"].items()}
+        panels.append((iteration, PanelResult(**row)))
+    return panels

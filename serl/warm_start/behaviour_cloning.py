@@ -1,0 +1,119 @@
+"""Behaviour cloning: maximum likelihood of the demonstrated responses."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDemonstration:
+    """``prompt_ids`` as the rollout renders them and the ``response_ids`` to learn, end token included."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class CloningSettings:
+    """One pass over the demonstrations by AdamW with a linear warm-up and a cosine to a tenth of ``lr``."""
+
+    lr: float = 2e-3
+    batch_size: int = 16
+    num_epochs: int = 1
+    warmup_updates: int = 50
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    log_interval: int = 200
+
+
+def clone(
+    policy: LlamaForCausalLM,
+    demonstrations: Sequence[EncodedDemonstration],
+    settings: CloningSettings,
+    pad_token_id: int,
+    seed: int,
+) -> list[float]:
+    """Trains ``policy`` in place and returns the loss of every update (mean negative log-probability, nats)."""
+    batches = list(_batches(demonstrations, settings, random.Random(seed)))
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    policy.train()
+    losses: list[float] = []
+    started = time.perf_counter()
+    for update, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * learning_rate_scale(update, len(batches), settings.warmup_updates)
+        loss = response_loss(policy, batch, pad_token_id)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+        if (update + 1) % settings.log_interval == 0:
+            recent = losses[-settings.log_interval :]
+            logger.info(
+                "update %d of %d: loss %.3f, %.0f s",
+                update + 1,
+                len(batches),
+                sum(recent) / len(recent),
+                time.perf_counter() - started,
+            )
+    return losses
+
+
+def learning_rate_scale(update: int, num_updates: int, warmup_updates: int) -> float:
+    """The factor on the learning rate: linear from 0 to 1, then a half cosine from 1 to 0.1."""
+    if update < warmup_updates:
+        return (update + 1) / warmup_updates
+    progress = (update - warmup_updates) / max(1, num_updates - warmup_updates)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def response_loss(
+    policy: LlamaForCausalLM, batch: Sequence[EncodedDemonstration], pad_token_id: int
+) -> torch.Tensor:
+    """Mean cross-entropy over the response tokens of ``batch``; the LM head sees only their positions."""
+    length = max(demonstration.num_tokens for demonstration in batch)
+    input_ids = torch.full((len(batch), length), pad_token_id)
+    is_target = torch.zeros((len(batch), length), dtype=torch.bool)
+    for row, demonstration in enumerate(batch):
+        end = demonstration.num_tokens
+        input_ids[row, :end] = torch.tensor(demonstration.prompt_ids + demonstration.response_ids)
+        is_target[row, len(demonstration.prompt_ids) : end] = True
+    # Padding is on the right: causal attention never lets a real token see it, so no mask is needed.
+    hidden = policy.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    logits = policy.lm_head(hidden[:, :-1][is_target[:, 1:]])
+    return torch.nn.functional.cross_entropy(logits, input_ids[:, 1:][is_target[:, 1:]])
+
+
+def _batches(
+    demonstrations: Sequence[EncodedDemonstration], settings: CloningSettings, rng: random.Random
+) -> Iterator[list[EncodedDemonstration]]:
+    """Shuffled batches of similar lengths: sorting windows of 32 batches keeps padding small."""
+    for _ in range(settings.num_epochs):
+        order = list(demonstrations)
+        rng.shuffle(order)
+        window = 32 * settings.batch_size
+        batches: list[list[EncodedDemonstration]] = []
+        for start in range(0, len(order), window):
+            chunk = sorted(order[start : start + window], key=lambda demonstration: demonstration.num_tokens)
+            batches += [
+                chunk[at : at + settings.batch_size] for at in range(0, len(chunk), settings.batch_size)
+            ]
+        rng.shuffle(batches)
+        yield from batches

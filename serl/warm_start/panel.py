@@ -1,0 +1,147 @@
+"""Plays a panel of games with a policy in this process: a quick look at a warm start, without serving."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from envs.alfworld.env import AlfworldEnv
+from envs.alfworld.provider import AlfworldProvider
+from envs.base import PromptParts, Task, Turn
+from serl.rollout.actions import parse_action
+from serl.rollout.prompt import PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class PanelSettings:
+    """``history_length`` and ``max_steps`` as in the env runner's config."""
+
+    max_steps: int = 20
+    history_length: int = 2
+    temperature: float = 1.0
+    max_response_length: int = 24
+
+
+@dataclass(frozen=True, slots=True)
+class PanelResult:
+    """Rates in [0, 1]; lengths are means per step, ``num_steps`` per episode."""
+
+    success_rate: float
+    success_by_type: dict[str, float]
+    inadmissible_rate: float
+    num_steps: float
+    prompt_tokens: float
+    response_tokens: float
+
+
+class _Episode:
+    def __init__(self, provider: AlfworldProvider, task: Task, history_length: int):
+        self.task = task
+        self.env: AlfworldEnv = provider.make_env()
+        self.observation, self.info = self.env.reset(options={"task_id": task.task_id})
+        self.history: deque[Turn] = deque(maxlen=history_length)
+        self.num_turns = 0
+        self.num_inadmissible = 0
+        self.done = False
+
+    def prompt_parts(self) -> PromptParts:
+        return PromptParts(
+            task_description=self.info["task_description"],
+            history=tuple(self.history),
+            num_past_turns=self.num_turns,
+            observation=self.observation,
+            admissible_actions=tuple(self.info["admissible_actions"]),
+        )
+
+    def act(self, response: str) -> None:
+        action = parse_action(response) or response
+        self.history.append(Turn(self.observation, action))
+        self.observation, _, self.done, _, self.info = self.env.step(action)
+        self.num_turns += 1
+        self.num_inadmissible += not self.info["action_valid"]
+
+
+def play_panel(
+    policy: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    provider: AlfworldProvider,
+    tasks: Sequence[Task],
+    settings: PanelSettings,
+    seed: int,
+) -> PanelResult:
+    """Plays every task once, all games side by side, sampling at ``temperature``."""
+    encoder = PromptEncoder(tokenizer)
+    episodes = [_Episode(provider, task, settings.history_length) for task in tasks]
+    generator = torch.Generator().manual_seed(seed)
+    num_prompt_tokens = num_response_tokens = 0
+    policy.eval()
+    for _ in range(settings.max_steps):
+        active = [episode for episode in episodes if not episode.done]
+        if not active:
+            break
+        prompts = [encoder.encode(provider.messages(episode.prompt_parts())) for episode in active]
+        responses = sample_responses(policy, tokenizer, prompts, settings, generator)
+        for episode, response_ids in zip(active, responses, strict=True):
+            episode.act(encoder.decode(response_ids))
+        num_prompt_tokens += sum(map(len, prompts))
+        num_response_tokens += sum(map(len, responses))
+    num_steps = sum(episode.num_turns for episode in episodes)
+    return PanelResult(
+        success_rate=_success_rate(episodes),
+        success_by_type={
+            task_type: _success_rate([e for e in episodes if e.task.task_type == task_type])
+            for task_type in sorted({task.task_type for task in tasks})
+        },
+        inadmissible_rate=sum(episode.num_inadmissible for episode in episodes) / num_steps,
+        num_steps=num_steps / len(episodes),
+        prompt_tokens=num_prompt_tokens / num_steps,
+        response_tokens=num_response_tokens / num_steps,
+    )
+
+
+@torch.no_grad()
+def sample_responses(
+    policy: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[int]],
+    settings: PanelSettings,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """One response per prompt, ending at ``</action>`` or the end token, which belong to it."""
+    length = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    stops = torch.tensor([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</action>")])
+    responses: list[list[int]] = [[] for _ in prompts]
+    going = torch.ones(len(prompts), dtype=torch.bool)
+    cache = None
+    for _ in range(settings.max_response_length):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        output = policy(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        chances = torch.softmax(output.logits[:, -1] / settings.temperature, dim=-1)
+        input_ids = torch.multinomial(chances, 1, generator=generator)
+        for row, token_id in enumerate(input_ids[:, 0].tolist()):
+            if going[row]:
+                responses[row].append(token_id)
+        going &= ~torch.isin(input_ids[:, 0], stops)
+        if not going.any():
+            break
+        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
+    return responses
+
+
+def _success_rate(episodes: Sequence[_Episode]) -> float:
+    return sum(episode.info["success"] for episode in episodes) / len(episodes)

@@ -1,0 +1,145 @@
+"""A byte-level BPE tokenizer whose phrases are single tokens, so that a tiny policy's prompts stay short.
+
+Fixed wording (the system message, the labels of the prompt, the engine's stock phrases) becomes added tokens;
+what is left between them is split into words, a name and its number staying together (`` shelf 1``), and BPE
+learns these from game texts. None of the phrases is special: decoding keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from envs.alfworld.prompt import system_message
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import Evidence, StepEvidence
+
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+RESPONSE_TAGS = ("<think>", "</think>", "<action>", "</action>")
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'user' -%}<|user|>{{ message.content }}"
+    "{%- elif message.role == 'assistant' -%}<|assistant|>{{ message.content }}<|end|>"
+    "{%- else -%}{{ message.content }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+_WORDS = r" ?[A-Za-z]+ \d+| ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
+_PROMPT_LABELS = (
+    "Task:",
+    "\nTurns so far:",
+    "\nYou saw:",
+    "\nYou did:",
+    "\nYou see:",
+    "\nAdmissible actions:",
+)
+_ENGINE_PHRASES = (
+    " You are in the middle of a room. Looking quickly around you, you see",
+    " You arrive at",
+    ". On the",
+    ", you see",
+    " you see",
+    " you see nothing.",
+    ", you see nothing.",
+    ". In it, you see",
+    ". In it",
+    " You open the",
+    " You close the",
+    " You pick up the",
+    " from the",
+    " You move the",
+    " to the",
+    " You turn on the",
+    " You heat the",
+    " You cool the",
+    " You clean the",
+    " using the",
+    " is open",
+    " is closed.",
+    " You are facing the",
+    ". Next to it",
+    " You are carrying:",
+    " You are not carrying anything.",
+    " Nothing happens.",
+    ", a",
+    ", and a",
+)
+_COMMANDS = ("go to", "take", "open", "close", "move", "use", "heat", "cool", "clean", "slice", "examine")
+_IDLE_COMMANDS = ("look", "inventory")
+_FEEDBACK_PHRASES = (
+    "The action worked:",
+    "The action worked but told nothing new:",
+    "The action worked and the task is solved:",
+    "' is not an admissible action here: nothing happened.",
+)
+
+
+def policy_phrases() -> list[str]:
+    """Every phrase that becomes one token, the response tags included."""
+    commands = [form for name in _COMMANDS for form in (name, f" {name}", f", {name}")]
+    idle = [form for name in _IDLE_COMMANDS for form in (name, f" {name}", f", {name}")]
+    systems = [system_message(show_admissible_actions=shown) for shown in (True, False)]
+    phrases = [
+        *RESPONSE_TAGS,
+        *systems,
+        hindsight_heading(),
+        *_PROMPT_LABELS,
+        *_ENGINE_PHRASES,
+        *commands,
+        *idle,
+        *_FEEDBACK_PHRASES,
+    ]
+    return list(dict.fromkeys(phrases))
+
+
+def hindsight_heading() -> str:
+    """The fixed text before an environment's feedback in a hindsight context."""
+    marker = "FEEDBACK"
+    text, _ = render_context(StepEvidence(parts=(Evidence("immediate_feedback", text=marker),)))
+    return (text or "").removesuffix(marker)
+
+
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learns at most ``vocab_size`` entries (phrases included) from ``texts``."""
+    phrases = policy_phrases()
+    special = [PAD, END, USER, ASSISTANT]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(phrases),
+        min_frequency=8,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_between_phrases(texts, phrases), trainer)
+    backend.add_tokens([AddedToken(phrase, normalized=False, single_word=_is_word(phrase)) for phrase in phrases])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _is_word(phrase: str) -> bool:
+    """Whether the phrase may only match whole words: ``use`` is no part of ``mouse``."""
+    return phrase[0].isalpha() and phrase[-1].isalpha()
+
+
+def _between_phrases(texts: Iterable[str], phrases: Sequence[str]) -> Iterable[str]:
+    longest_first = sorted(phrases, key=len, reverse=True)
+    splitter = re.compile("|".join(rf"\b{re.escape(p)}\b" if _is_word(p) else re.escape(p) for p in longest_first))
+    for text in texts:
+        yield from (piece for piece in splitter.split(text) if piece)

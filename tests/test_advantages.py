@@ -1,0 +1,217 @@
+"""Advantage estimators against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from envs.base import Task
+from serl.learner.advantages import StepRows, estimator_names, group_advantages, register_estimator
+from serl.learner.advantages.step_rows import discounted_returns
+from serl.types import Step, Trajectory, TrajectoryGroup
+
+GRPO = {"across": "trajectories", "normalize_std": True}
+
+
+def make_rows(
+    groups: Sequence[Sequence[tuple[float, int]]],
+    anchors: Sequence[str] | None = None,
+    returns: Sequence[float] | None = None,
+    num_tokens: Sequence[int] | None = None,
+) -> StepRows:
+    """Rows from ``(reward, number of steps)`` of each trajectory of each group."""
+    rewards, group_index, trajectory_index = [], [], []
+    num_trajectories = 0
+    for group, trajectories in enumerate(groups):
+        for reward, length in trajectories:
+            rewards += [reward] * length
+            group_index += [group] * length
+            trajectory_index += [num_trajectories] * length
+            num_trajectories += 1
+    return StepRows(
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        groups=torch.tensor(group_index),
+        trajectories=torch.tensor(trajectory_index),
+        discounted_returns=torch.tensor(rewards if returns is None else returns, dtype=torch.float64),
+        num_tokens=torch.tensor([1] * len(rewards) if num_tokens is None else num_tokens),
+        anchors=[""] * len(rewards) if anchors is None else anchors,
+    )
+
+
+def advantages(rows: StepRows, estimator: str, **options) -> list[float]:
+    return group_advantages(rows, estimator, options)[0].tolist()
+
+
+def test_grpo_across_trajectories_counts_a_long_trajectory_once():
+    rows = make_rows([[(1.0, 3), (0.0, 1), (0.0, 1), (0.0, 1)]])  # mean 1/4, sample std 1/2
+    assert advantages(rows, "grpo", **GRPO) == pytest.approx([1.5] * 3 + [-0.5] * 3, rel=1e-5)
+
+
+def test_grpo_across_steps_counts_every_row():
+    rows = make_rows([[(1.0, 3), (0.0, 1)]])  # rows 1 1 1 0: mean 3/4, sample std 1/2
+    expected = [0.5] * 3 + [-1.5]
+    assert advantages(rows, "grpo", across="steps", normalize_std=True) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dr_grpo_leaves_the_std_out():
+    rows = make_rows([[(10.0, 1), (0.0, 2)]])
+    assert advantages(rows, "grpo", across="trajectories", normalize_std=False) == [5.0, -5.0, -5.0]
+
+
+def test_groups_do_not_mix():
+    rows = make_rows([[(1.0, 1), (0.0, 1)], [(30.0, 1), (10.0, 1)]])
+    expected = [0.5, -0.5, 10.0, -10.0]
+    assert advantages(rows, "grpo", across="trajectories", normalize_std=False) == expected
+
+
+def test_a_group_without_spread_teaches_nothing_and_is_counted():
+    # 0.863765 is no float32: the mean of equal values must not leave a rest for the tiny std to blow up.
+    rows = make_rows([[(0.863765, 2), (0.863765, 3), (0.863765, 1)], [(1.0, 1), (0.0, 1)]])
+    for across in ("steps", "trajectories"):
+        values, metrics = group_advantages(rows, "grpo", {"across": across, "normalize_std": True})
+        assert values[:6].tolist() == [0.0] * 6
+        assert values[6] > 0
+        assert (metrics["num_groups"], metrics["num_groups_without_spread"]) == (2.0, 1.0)
+
+
+def test_a_group_of_one_value_has_mean_zero_and_std_one():
+    rows = make_rows([[(3.0, 2)]])
+    assert advantages(rows, "grpo", **GRPO) == pytest.approx([3.0, 3.0], rel=1e-5)
+    assert advantages(rows, "rloo", across="trajectories") == [3.0, 3.0]
+
+
+def test_rloo_is_the_reward_minus_the_mean_of_the_others():
+    rows = make_rows([[(9.0, 1), (3.0, 2), (0.0, 1)]])
+    expected = [9.0 - 1.5, 3.0 - 4.5, 3.0 - 4.5, 0.0 - 6.0]
+    assert advantages(rows, "rloo", across="trajectories") == pytest.approx(expected)
+    over_rows = [9.0 - 2.0, 3.0 - 4.0, 3.0 - 4.0, 0.0 - 5.0]
+    assert advantages(rows, "rloo", across="steps") == pytest.approx(over_rows)
+
+
+def test_passk_rewards_only_the_first_row_of_the_best_trajectory():
+    rows = make_rows([[(1.0, 2), (4.0, 3), (2.5, 1)], [(2.0, 1), (2.0, 1)], [(7.0, 2)]])
+    values = advantages(rows, "grpo_passk", across="trajectories", normalize_std=False)
+    assert values == [0, 0, 1.5, 0, 0, 0, 0, 0, 0, 0]
+    divided = advantages(rows, "grpo_passk", across="trajectories", normalize_std=True)
+    assert divided[2] == pytest.approx(1.5 / 1.5, rel=1e-5)  # sample std of 1, 4, 2.5
+
+
+def test_reinforce_pp_whitens_over_tokens():
+    rows = make_rows([[(1.0, 1), (0.0, 1)]], num_tokens=[1, 3])  # centred ±1/2 on 1 and 3 tokens
+    mean, std = -0.25, math.sqrt((0.75**2 + 3 * 0.25**2) / 3)
+    expected = [(0.5 - mean) / std, (-0.5 - mean) / std]
+    assert advantages(rows, "reinforce_pp_baseline", across="trajectories") == pytest.approx(expected)
+
+
+def test_gigpo_adds_what_the_step_did_better_than_others_at_the_same_anchor():
+    rows = make_rows(
+        [[(10.0, 2), (0.0, 2)]],
+        anchors=["room", "shelf", "room", "door"],
+        returns=[8.0, 10.0, 2.0, 0.0],
+    )
+    values = advantages(
+        rows,
+        "gigpo",
+        across="trajectories",
+        normalize_std=False,
+        step_advantage_weight=0.5,
+        anchor_similarity=None,
+    )
+    assert values == [5.0 + 0.5 * 3.0, 5.0, -5.0 - 0.5 * 3.0, -5.0]
+
+
+def test_gigpo_divides_both_parts_by_their_own_std():
+    rows = make_rows([[(10.0, 1), (0.0, 1)]], anchors=["room", "room"], returns=[4.0, 2.0])
+    values = advantages(
+        rows,
+        "gigpo",
+        across="trajectories",
+        normalize_std=True,
+        step_advantage_weight=1.0,
+        anchor_similarity=None,
+    )
+    assert values == pytest.approx([2 * math.sqrt(0.5), -2 * math.sqrt(0.5)], rel=1e-5)
+
+
+def test_gigpo_joins_similar_anchors_but_never_those_of_another_group():
+    options = {
+        "across": "trajectories",
+        "normalize_std": False,
+        "step_advantage_weight": 1.0,
+        "anchor_similarity": 0.9,
+    }
+    anchors = ["You see a mug 1 here.", "You see a mug 2 here."]
+    one_group = make_rows([[(0.0, 1), (0.0, 1)]], anchors=anchors, returns=[2.0, 0.0])
+    assert advantages(one_group, "gigpo", **options) == [1.0, -1.0]
+    two_groups = make_rows([[(0.0, 1), (0.0, 1)]] * 2, anchors=["a", anchors[0], "b", anchors[0]])
+    assert advantages(two_groups, "gigpo", **options) == [0.0] * 4
+
+
+def test_the_order_of_trajectories_does_not_matter():
+    forward = make_rows([[(1.0, 2), (5.0, 1), (2.0, 3)]])
+    backward = make_rows([[(2.0, 3), (5.0, 1), (1.0, 2)]])
+    for estimator in ("grpo", "rloo"):
+        one = advantages(forward, estimator, **GRPO)
+        other = advantages(backward, estimator, **GRPO)
+        assert one == pytest.approx(other[::-1])
+
+
+def test_rows_come_from_trajectories_with_discounted_returns():
+    def trajectory(member: int, rewards: list[float], total: float) -> Trajectory:
+        steps = [make_step(f"anchor {i}", reward, num_tokens=i + 1) for i, reward in enumerate(rewards)]
+        return Trajectory(f"t{member}", "g", member, Task("task"), steps, total, total > 0, "success")
+
+    group = TrajectoryGroup("g", Task("task"), [trajectory(0, [0.0, -1.0, 8.0], 8.0), trajectory(1, [], 0.0)])
+    other = TrajectoryGroup("h", Task("task"), [trajectory(2, [2.0], 2.0)])
+    rows = StepRows.from_groups([group, other], gamma=0.5)
+    assert rows.rewards.tolist() == [8.0, 8.0, 8.0, 2.0]
+    assert rows.groups.tolist() == [0, 0, 0, 1]
+    assert rows.trajectories.tolist() == [0, 0, 0, 1]
+    assert rows.discounted_returns.tolist() == [1.5, 3.0, 8.0, 2.0]
+    assert rows.num_tokens.tolist() == [1, 2, 3, 1]
+    assert rows.first_of_trajectory.tolist() == [True, False, False, True]
+    assert discounted_returns([], 0.9) == []
+
+
+def make_step(anchor: str, reward: float, num_tokens: int) -> Step:
+    return Step(
+        prompt_ids=[],
+        response_ids=list(range(num_tokens)),
+        old_logprobs=[],
+        action_mask=[],
+        version_spans=(),
+        finish_reason="stop",
+        messages=(),
+        response_text="",
+        anchor=anchor,
+        action=None,
+        action_valid=True,
+        feedback=None,
+        next_observation=None,
+        reward=reward,
+    )
+
+
+def test_an_estimator_of_ones_own_receives_only_the_options_it_names():
+    def sign(rows: StepRows, *, scale: float) -> torch.Tensor:
+        return rows.rewards.sign() * scale
+
+    register_estimator("sign_for_this_test", sign)
+    rows = make_rows([[(5.0, 1), (-2.0, 1)]])
+    assert advantages(rows, "sign_for_this_test", scale=3.0, across="steps") == [3.0, -3.0]
+    assert "sign_for_this_test" in estimator_names()
+    with pytest.raises(ValueError, match="exists already"):
+        register_estimator("grpo", sign)
+
+
+def test_wrong_requests_say_what_is_known():
+    rows = make_rows([[(1.0, 1), (0.0, 1)]])
+    with pytest.raises(ValueError, match="known: gigpo, grpo"):
+        group_advantages(rows, "ppo", {})
+    with pytest.raises(ValueError, match="known: steps, trajectories"):
+        group_advantages(rows, "grpo", {"across": "tokens", "normalize_std": True})
+    with pytest.raises(TypeError, match="normalize_std"):
+        group_advantages(rows, "grpo", {"across": "steps"})

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rollout_helpers import ScriptedClient, assign, byte_tokenizer
+
+from serl.algorithm_config import SERLConfig
+from serl.config import EnvSection, ExperimentConfig, ModelSection, RolloutSection
+from serl.rollout.env_runner import SERLEnvRunner
+from serl.types import Trajectory
+
+
+class ScriptedEnvRunner(SERLEnvRunner):
+    """The env runner with another client; "slow" members never get an answer."""
+
+    def make_client(self) -> Any:
+        self.scripted = ScriptedClient(
+            self.encoder, delay=lambda session_id: 3600.0 if session_id.endswith("-9") else 0.01
+        )
+        return self.scripted
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[ScriptedEnvRunner]:
+    byte_tokenizer().save_pretrained(tmp_path)
+    experiment = ExperimentConfig(
+        name="scripted",
+        model=ModelSection(path=str(tmp_path)),
+        env=EnvSection(name="rollout_helpers:make_provider", max_steps=5),
+        rollout=RolloutSection(max_concurrent_episodes=8, temperature=0.9, max_response_length=33),
+    )
+    config = SERLConfig.from_experiment(experiment, model_dir=str(tmp_path), run_dir=str(tmp_path))
+    runner = ScriptedEnvRunner(config=config, worker_index=1)
+    yield runner
+    runner.stop()
+
+
+def finish(runner: ScriptedEnvRunner, num_trajectories: int) -> list[Trajectory]:
+    trajectories: list[Trajectory] = []
+    deadline = time.monotonic() + 10.0
+    while len(trajectories) < num_trajectories:
+        assert time.monotonic() < deadline
+        trajectories += runner.exchange([], wait_s=1.0).trajectories
+    return trajectories
+
+
+def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: ScriptedEnvRunner):
+    runner.assert_healthy()
+    report = runner.exchange([assign(f"corridor {m + 1}", member=m) for m in range(4)], wait_s=0.0)
+    assert (report.trajectories, report.num_unfinished) == ([], 4)
+    runner.scripted.retries = 3
+    first = runner.exchange([], wait_s=10.0)
+    assert first.trajectories
+    assert first.counters["request_retries"] == 3
+    rest = finish(runner, 4 - len(first.trajectories))
+    assert sorted(len(t.steps) for t in first.trajectories + rest) == [1, 2, 3, 4]
+    assert runner.exchange([], wait_s=0.0).counters["request_retries"] == 0
+
+
+def test_evaluation_is_sampled_at_its_own_temperature(runner: ScriptedEnvRunner):
+    runner.exchange(
+        [assign("corridor 1", member=0), assign("corridor 1", member=1, evaluation=True)], wait_s=0.0
+    )
+    finish(runner, 2)
+    samplings = [sampling for _, sampling in runner.scripted.requests]
+    assert [sampling.temperature for sampling in samplings] == [0.9, 0.4]
+    assert {(sampling.max_tokens, sampling.stop) for sampling in samplings} == {(33, ("</action>",))}
+
+
+def test_abort_reports_every_assignment_that_had_not_finished(runner: ScriptedEnvRunner):
+    runner.exchange([assign(member=9), assign("corridor 1", member=0)], wait_s=0.0)
+    finish(runner, 1)
+    report = runner.abort()
+    assert [(f.assignment.member, f.reason) for f in report.failures] == [(9, "aborted")]
+    assert report.num_unfinished == 0
+    runner.exchange([assign("corridor 1", member=1)], wait_s=0.0)
+    assert [t.member for t in finish(runner, 1)] == [1]
+
+
+def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: ScriptedEnvRunner):
+    runner.exchange([assign(member=9)], wait_s=0.0)
+    runner.stop()
+    runner.stop()
+    assert not any(thread.name == "episodes" and thread.is_alive() for thread in threading.enumerate())
+    with pytest.raises(AssertionError, match="has stopped"):
+        runner.assert_healthy()
+
+
+def test_rllib_finds_the_spaces_and_an_empty_state(runner: ScriptedEnvRunner):
+    spaces = (runner.config.observation_space, runner.config.action_space)
+    names = ("__env__", "__env_single__", "default_policy")
+    assert runner.get_spaces() == {name: spaces for name in names}
+    assert runner.get_state() == {}
+    runner.set_state({"weights_seq_no": 3})
+    assert runner.ping() == "pong"
+
+
+def test_an_env_runner_without_policy_deployment_says_so(runner: ScriptedEnvRunner):
+    with pytest.raises(ValueError, match="start the policy deployment first"):
+        SERLEnvRunner.make_client(runner)

@@ -1,0 +1,166 @@
+"""Teacher weights and λ against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.teacher_weights import teacher_weights
+
+ALL = torch.ones(4, dtype=torch.bool)
+ADVANTAGES = torch.tensor([2.0, 2.0, -2.0, -2.0])
+STUDENT = torch.full((4,), -1.0)
+# Δ = log 1.1, log 3, log 1.1, log 3
+TEACHER = STUDENT + torch.tensor([1.1, 3.0, 1.1, 3.0]).log()
+
+
+def weigh(teacher=TEACHER, selected=ALL, advantages=ADVANTAGES, mixing=1.0, clip=0.5, **options):
+    return teacher_weights(
+        advantages, STUDENT, teacher, selected, effective_lambda=mixing, weight_clip=clip, **options
+    )
+
+
+def test_lambda_decays_linearly_on_one_clock():
+    assert [effective_lambda(0.5, 50, step) for step in (0, 25, 50, 80)] == [0.5, 0.25, 0.0, 0.0]
+    assert effective_lambda(0.5, 0, 10**6) == 0.5
+    with pytest.raises(ValueError, match="negative clock"):
+        effective_lambda(0.5, 50, -1)
+
+
+def test_what_the_teacher_likes_weighs_more_if_good_and_less_if_bad():
+    mixed, metrics = weigh()
+    assert mixed.tolist() == pytest.approx([2.2, 3.0, -2.0 / 1.1, -1.0])
+    assert metrics["weight_mean"] == pytest.approx((1.1 + 1.5 + 1 / 1.1 + 0.5) / 4)
+    assert metrics["clipped_fraction"] == 0.5
+
+
+def test_metrics_tell_positive_and_negative_advantages_apart():
+    _, metrics = weigh()
+    assert metrics["num_selected_tokens"] == 4.0
+    assert metrics["positive_weight_mean"] == pytest.approx(1.3)
+    assert metrics["positive_weight_min"] == pytest.approx(1.1)
+    assert metrics["positive_weight_max"] == pytest.approx(1.5)
+    assert metrics["positive_clipped_fraction"] == 0.5
+    assert metrics["negative_weight_max"] == pytest.approx(1 / 1.1)
+    assert metrics["negative_weight_min"] == pytest.approx(0.5)
+    assert metrics["delta_mean"] == pytest.approx((math.log(1.1) + math.log(3.0)) / 2)
+    assert metrics["abs_delta_mean"] == metrics["delta_mean"]
+
+
+def test_lambda_mixes_the_weight_with_one():
+    mixed, metrics = weigh(mixing=0.25)
+    assert mixed.tolist()[:2] == pytest.approx([2.0 * (0.75 + 0.25 * 1.1), 2.0 * (0.75 + 0.25 * 1.5)])
+    untouched, at_zero = weigh(mixing=0.0)
+    assert untouched.tolist() == ADVANTAGES.tolist()
+    assert at_zero == metrics  # the weights are reported even where λ ignores them
+
+
+def test_only_selected_tokens_change_and_others_may_hold_anything():
+    teacher = torch.tensor([TEACHER[0].item(), math.nan, -math.inf, math.inf])
+    selected = torch.tensor([True, False, False, False])
+    mixed, metrics = weigh(teacher=teacher, selected=selected)
+    assert mixed.tolist() == pytest.approx([2.2, 2.0, -2.0, -2.0])
+    assert metrics["weight_mean"] == pytest.approx(1.1)
+
+
+def test_nothing_selected_means_weight_one():
+    mixed, metrics = weigh(selected=torch.zeros(4, dtype=torch.bool), center="step", step_ids=torch.arange(4))
+    assert mixed.tolist() == ADVANTAGES.tolist()
+    assert (metrics["weight_mean"], metrics["clipped_fraction"], metrics["delta_mean"]) == (1.0, 0.0, 0.0)
+
+
+def test_a_weight_never_turns_the_sign_and_zero_advantages_stay():
+    teacher = torch.tensor([-1000.0, 1000.0, -math.inf, 1000.0])
+    mixed, metrics = weigh(teacher=teacher, advantages=torch.tensor([1.0, -1.0, 0.0, 0.0]), clip=0.5)
+    assert mixed.tolist() == pytest.approx([0.5, -0.5, 0.0, 0.0])
+    assert metrics["weight_mean"] == pytest.approx((0.5 + 0.5 + 1.0 + 1.0) / 4)
+
+
+def test_a_weight_clip_of_zero_makes_every_weight_one():
+    mixed, metrics = weigh(clip=0.0)
+    assert mixed.tolist() == ADVANTAGES.tolist()
+    assert (metrics["weight_mean"], metrics["clipped_fraction"]) == (1.0, 1.0)
+
+
+def test_centring_over_the_batch_and_over_steps():
+    teacher = STUDENT + torch.tensor([0.1, 0.3, -0.5, -0.7])
+    by_batch, metrics = weigh(teacher=teacher, center="batch", clip=0.9)  # mean −0.2
+    log_weights = [0.3, 0.5, 0.3, 0.5]
+    assert (by_batch / ADVANTAGES).log().tolist() == pytest.approx(log_weights, abs=1e-6)
+    assert metrics["delta_mean"] == pytest.approx(-0.2)  # as the teacher gave it, before centring
+    by_step, _ = weigh(teacher=teacher, center="step", step_ids=torch.tensor([1, 1, 3, 3]), clip=0.9)
+    assert (by_step / ADVANTAGES).log().tolist() == pytest.approx([-0.1, 0.1, -0.1, 0.1], abs=1e-6)
+
+
+def test_the_mean_is_that_of_the_selected_tokens():
+    teacher = STUDENT + torch.tensor([0.1, 0.3, 50.0, 50.0])
+    selected = torch.tensor([True, True, False, False])
+    mixed, _ = weigh(teacher=teacher, selected=selected, center="batch", clip=0.9)
+    assert mixed.tolist() == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(0.1), -2.0, -2.0])
+
+
+def test_the_teacher_baseline_removes_the_drift_and_reports_both_parts():
+    without = STUDENT + torch.tensor([0.4, 0.4, 0.4, 0.4])
+    teacher = without + torch.tensor([0.1, 0.1, -0.1, -0.1])
+    mixed, metrics = weigh(teacher=teacher, baseline="teacher", teacher_logprobs_without_context=without)
+    assert (mixed / ADVANTAGES).log().tolist() == pytest.approx([0.1] * 4, abs=1e-6)
+    assert metrics["context_delta_mean"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["drift_delta_mean"] == pytest.approx(0.4)
+    against_student, same_parts = weigh(teacher=teacher, teacher_logprobs_without_context=without)
+    assert (against_student / ADVANTAGES).log().tolist()[0] == pytest.approx(math.log(1.5))  # clipped
+    assert same_parts["drift_delta_mean"] == pytest.approx(0.4)
+
+
+def test_shuffling_moves_every_weight_to_another_selected_token():
+    size = 50
+    advantages = torch.ones(size)
+    teacher = torch.linspace(-0.4, 0.4, size)
+    selected = torch.arange(size) % 5 != 0
+
+    def run(seed: int | None):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return teacher_weights(
+            advantages,
+            torch.zeros(size),
+            teacher,
+            selected,
+            effective_lambda=1.0,
+            weight_clip=0.9,
+            shuffle=generator,
+        )[0]
+
+    plain, shuffled = run(None), run(7)
+    assert torch.equal(shuffled[~selected], advantages[~selected])
+    assert torch.equal(shuffled[selected].sort().values, plain[selected].sort().values)
+    assert (shuffled[selected] != plain[selected]).all()
+    assert torch.equal(shuffled, run(7))
+    assert not torch.equal(shuffled, run(8))
+
+
+def test_shapes_other_than_flat_are_kept():
+    shape = (2, 2)
+    mixed, _ = teacher_weights(
+        ADVANTAGES.view(shape),
+        STUDENT.view(shape),
+        TEACHER.view(shape),
+        ALL.view(shape),
+        effective_lambda=1.0,
+        weight_clip=0.5,
+        center="step",
+        step_ids=torch.tensor([[0, 0], [1, 1]]),
+    )
+    assert mixed.shape == shape
+
+
+def test_missing_companions_are_named():
+    with pytest.raises(ValueError, match="teacher_logprobs_without_context"):
+        weigh(baseline="teacher")
+    with pytest.raises(ValueError, match="step_ids"):
+        weigh(center="step")
+    with pytest.raises(ValueError, match="unknown center"):
+        weigh(center="median")
+    with pytest.raises(ValueError, match="baseline 'judge'"):
+        weigh(baseline="judge")

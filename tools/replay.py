@@ -1,0 +1,161 @@
+"""Play recorded traces through our own environments and compare every answer.
+
+usage: python -m tools.replay alfworld TRACES.jsonl.xz --data ALFWORLD_DATA
+
+A trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for the reset)
+and what the original answered. One case per trace; the first difference of each is shown. The last line is
+`N passed, M failed`. Exit status: 0 if all passed, 1 if any failed, 2 if the traces or the data cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from envs.alfworld.engine import Engine, Frame
+from envs.alfworld.game import GameDataError, load_game
+from envs.alfworld.tasks import goal_sentences
+
+Trace = Mapping[str, Any]
+TASK_PREFIX = "Your task is to: "
+FRAME_FIELDS = ("observation", "admissible_commands", "won", "score", "done")
+
+
+class ReplayError(Exception):
+    """The traces or the data cannot be read; the message is one sentence for the user."""
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """The traces of a JSON-lines file, compressed with xz or not.
+
+    Raises:
+        ReplayError: the file cannot be read, or a line is not a trace.
+    """
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield parse_trace(line, f"{path}, line {number}")
+    except OSError as error:
+        raise ReplayError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise ReplayError(f"Cannot read {path}: it is damaged or not xz-compressed text ({error}).") from error
+
+
+def parse_trace(line: str, where: str) -> Trace:
+    """One trace from its line; `where` names the line in errors.
+
+    Raises:
+        ReplayError: the line is not a trace.
+    """
+    try:
+        trace = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ReplayError(f"Cannot read {where}: it is not JSON ({error}).") from error
+    if not isinstance(trace, dict) or not isinstance(trace.get("trial"), str):
+        raise ReplayError(f"Cannot read {where}: it has no 'trial'.")
+    steps = trace.get("steps")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+        raise ReplayError(f"Cannot read {where}: it has no 'steps'.")
+    return trace
+
+
+def replay_alfworld(trace: Trace, data: Path) -> str | None:
+    """Play one ALFWorld trace; the first difference in words, or None if there is none.
+
+    ALFWorld draws the sentence of the task at random when it writes a game's file, so the recorded sentence is
+    taken where it is one of the game's own.
+
+    Raises:
+        ReplayError: the game's files cannot be read.
+    """
+    folder = data / "json_2.1.1" / trace["trial"]
+    steps = trace["steps"]
+    try:
+        game = load_game(folder, recorded_sentence(folder, str(steps[0].get("observation"))))
+    except GameDataError as error:
+        raise ReplayError(f"Cannot load the game of {trace['trial']}: {error}.") from error
+    engine = Engine(game)
+    for number, step in enumerate(steps):
+        command = step.get("command")
+        frame = engine.reset() if command is None else engine.step(str(command))
+        difference = compare_frame(step, frame)
+        if difference is not None:
+            return f"step {number}, command {command!r}: {difference}"
+    return None
+
+
+def recorded_sentence(folder: Path, opening: str) -> str | None:
+    """The task in a recorded opening if it is one that ALFWorld has for the game in `folder`."""
+    sentence = opening.rpartition(TASK_PREFIX)[2].removesuffix(".")
+    try:
+        traj_data = json.loads((folder / "traj_data.json").read_text(encoding="utf-8"))
+        return sentence if sentence in goal_sentences(traj_data) else None
+    except (OSError, ValueError):
+        # loading the game says what is wrong with the file
+        return None
+
+
+def compare_frame(step: Mapping[str, Any], frame: Frame) -> str | None:
+    """The first field of a recorded step in which `frame` differs, in words."""
+    for field in FRAME_FIELDS:
+        if field in step and step[field] != getattr(frame, field):
+            return f"{field} is {getattr(frame, field)!r}, recorded was {step[field]!r}"
+    return None
+
+
+Replay = Callable[[Trace, Path], str | None]
+REPLAYS: dict[str, tuple[Replay, str]] = {"alfworld": (replay_alfworld, "ALFWORLD_DATA")}
+"""Environments by name: what plays a trace, and the variable that says where the data is."""
+
+
+def run(environment: str, traces: Path, data: Path | None) -> int:
+    """Replay a file of traces and print the outcome; the exit status."""
+    replay, variable = REPLAYS[environment]
+    if data is None:
+        if variable not in os.environ:
+            raise ReplayError(f"Say where the data is: give --data, or set {variable}.")
+        data = Path(os.environ[variable])
+    if not data.is_dir():
+        raise ReplayError(f"Cannot read the data: {data} is not a folder.")
+    passed = failed = 0
+    for trace in read_traces(traces):
+        difference = replay(trace, data)
+        if difference is None:
+            passed += 1
+        else:
+            failed += 1
+            print(f"FAILED {trace['trial']}: {difference}")
+    if passed + failed == 0:
+        raise ReplayError(f"Cannot read {traces}: it holds no traces.")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    description, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.replay",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("environment", choices=sorted(REPLAYS))
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--data", type=Path, help="the environment's data folder")
+    arguments = parser.parse_args()
+    try:
+        return run(arguments.environment, arguments.traces, arguments.data)
+    except ReplayError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
