@@ -79,7 +79,12 @@ class SERLConfig(AlgorithmConfig):
             module_class=CausalLMModule,
             observation_space=self.observation_space,
             action_space=self.action_space,
-            model_config={"model_dir": self.model_dir, "model": self.experiment.model.model_dump()},
+            model_config={
+                "model_dir": self.model_dir,
+                "attention": self.experiment.model.attention,
+                "temperature": self.experiment.rollout.temperature,
+                "gradient_checkpointing": self.experiment.learner.gradient_checkpointing,
+            },
         )
 
     def get_default_learner_class(self) -> type:

@@ -67,7 +67,11 @@ def test_decoding_leaves_special_tokens_out_and_spaces_as_they_are(tokenizer: Pr
 def test_the_encoder_of_a_saved_policy_is_the_same(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     messages = ({"role": "user", "content": "you see a mug"},)
-    assert PromptEncoder.load(str(tmp_path)).encode(messages) == PromptEncoder(tokenizer).encode(messages)
+    expected = PromptEncoder(tokenizer).encode(messages)
+    assert PromptEncoder.load(str(tmp_path)).encode(messages) == expected
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert PromptEncoder.load(str(tmp_path)).encode(messages) == expected
 
 
 def test_a_tokenizer_without_chat_template_is_refused_with_the_cure(tokenizer: PreTrainedTokenizerFast):

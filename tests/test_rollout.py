@@ -24,6 +24,7 @@ from envs.base import Task
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.episode import EpisodeSettings, request_seed, run_episode
 from serl.rollout.prompt import PromptEncoder
+from serl.serving.client import RequestRefused
 from serl.types import Trajectory, VersionSpan
 
 
@@ -207,6 +208,15 @@ def test_a_policy_that_does_not_answer_in_time_fails_the_episode(play: Callable,
     with pytest.raises(EpisodeFailure, match="no answer of the policy within 0.05 s") as failure:
         play(client, settings=replace(SETTINGS, request_timeout_s=0.05))
     assert failure.value.reason == "policy_unavailable"
+
+
+def test_a_refused_request_fails_the_episode_with_the_engines_words(play: Callable, encoder: PromptEncoder):
+    def refuse(session_id: str, index: int) -> str:
+        raise RequestRefused("the prompt has 9000 tokens, max_model_len is 4096")
+
+    with pytest.raises(EpisodeFailure, match="'corridor 2': .* has 9000 tokens") as failure:
+        play(ScriptedClient(encoder, refuse))
+    assert failure.value.reason == "request_refused"
 
 
 def test_a_blocking_environment_that_hangs_fails_its_episode(

@@ -72,7 +72,9 @@ def parse_shares(text: str) -> dict[str, float]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{item!r} is not SIZE=SHARE") from error
         if name not in ROOM_SIZES or shares[name] < 0:
-            raise argparse.ArgumentTypeError(f"{item!r}: the sizes are {', '.join(ROOM_SIZES)}, shares from 0 up")
+            raise argparse.ArgumentTypeError(
+                f"{item!r}: the sizes are {', '.join(ROOM_SIZES)}, shares from 0 up"
+            )
     if sum(shares.values()) <= 0:
         raise argparse.ArgumentTypeError("the shares add up to nothing")
     return shares
@@ -80,21 +82,34 @@ def parse_shares(text: str) -> dict[str, float]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder, or a pack file ending in .xz")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=0, help="games of split train")
     parser.add_argument("--heldout", type=int, default=0, help="games of split valid_seen, in rooms of train")
     parser.add_argument("--unseen", type=int, default=0, help="games of split valid_unseen, in other rooms")
     parser.add_argument(
-        "--sizes", type=parse_shares, default="small=7,medium=2,large=1", help="shares of room sizes (%(default)s)"
+        "--sizes",
+        type=parse_shares,
+        default="small=7,medium=2,large=1",
+        help="shares of room sizes (%(default)s)",
     )
     parser.add_argument(
-        "--unseen-sizes", type=parse_shares, default="small=1,medium=1,large=1", help="the same for valid_unseen"
+        "--unseen-sizes",
+        type=parse_shares,
+        default="small=1,medium=1,large=1",
+        help="the same for valid_unseen",
     )
     parsed = parser.parse_args(arguments)
-    if parsed.train + parsed.heldout + parsed.unseen <= 0 or min(parsed.train, parsed.heldout, parsed.unseen) < 0:
-        parser.error("--train, --heldout and --unseen: ask for at least one game, and for no less than 0 of any")
+    if (
+        parsed.train + parsed.heldout + parsed.unseen <= 0
+        or min(parsed.train, parsed.heldout, parsed.unseen) < 0
+    ):
+        parser.error(
+            "--train, --heldout and --unseen: ask for at least one game, and for no less than 0 of any"
+        )
     return parsed
 
 

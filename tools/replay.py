@@ -2,9 +2,10 @@
 
 usage: python -m tools.replay alfworld TRACES.jsonl.xz --data ALFWORLD_DATA
 
-A trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for the reset)
-and what the original answered. One case per trace; the first difference of each is shown. The last line is
-`N passed, M failed`. Exit status: 0 if all passed, 1 if any failed, 2 if the traces or the data cannot be read.
+A trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for the
+reset) and what the original answered. One case per trace; the first difference of each is shown. The last
+line is `N passed, M failed`. Exit status: 0 if all passed, 1 if any failed, 2 if the traces or data cannot
+be read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.game import GameDataError, load_game
@@ -31,6 +32,13 @@ class ReplayError(Exception):
     """The traces or the data cannot be read; the message is one sentence for the user."""
 
 
+def open_text(path: Path) -> TextIO:
+    """A text file for reading, compressed with xz if its name says so."""
+    if path.suffix == ".xz":
+        return cast(TextIO, lzma.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8")
+
+
 def read_traces(path: Path) -> Iterator[Trace]:
     """The traces of a JSON-lines file, compressed with xz or not.
 
@@ -38,14 +46,14 @@ def read_traces(path: Path) -> Iterator[Trace]:
         ReplayError: the file cannot be read, or a line is not a trace.
     """
     try:
-        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield parse_trace(line, f"{path}, line {number}")
     except OSError as error:
         raise ReplayError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ReplayError(f"Cannot read {path}: it is damaged or not xz-compressed text ({error}).") from error
+        raise ReplayError(f"Cannot read {path}: it is damaged, or not text ({error}).") from error
 
 
 def parse_trace(line: str, where: str) -> Trace:
@@ -69,8 +77,8 @@ def parse_trace(line: str, where: str) -> Trace:
 def replay_alfworld(trace: Trace, data: Path) -> str | None:
     """Play one ALFWorld trace; the first difference in words, or None if there is none.
 
-    ALFWorld draws the sentence of the task at random when it writes a game's file, so the recorded sentence is
-    taken where it is one of the game's own.
+    ALFWorld draws the sentence of the task at random when it writes a game's file, so the recorded sentence
+    is taken where it is one of the game's own.
 
     Raises:
         ReplayError: the game's files cannot be read.

@@ -79,7 +79,9 @@ class Action:
         # what was found before, by what it depends on; filling these from two threads does no harm
         self._commands: dict[tuple[str, ...], str] = {}
         fluents = self.reads & self._world.domain.fluents
-        self._needed = [name for name in sorted(fluents) if all(_requires(rule, name) for rule in schema.rules)]
+        self._needed = [
+            name for name in sorted(fluents) if all(_requires(rule, name) for rule in schema.rules)
+        ]
         self._only_fluent = next(iter(fluents)) if len(fluents) == 1 else None
         self._by_facts: dict[tuple[Fact, ...], list[tuple[str, GroundAction]]] = {}
 
@@ -178,7 +180,7 @@ class ChangeTest:
     def __init__(self, rule: Rule, effects: tuple[Effect, ...]) -> None:
         slots = {name: slot for slot, (name, _) in enumerate(rule.variables)}
         added = [effect.literal for effect in effects if effect.literal.positive and not effect.variables]
-        # per effect: the ways in which its fact may be known before; each is a list of arguments that must agree
+        # per effect: the ways in which its fact may be known before, as arguments that must agree
         self._effects: list[list[list[tuple[Term, Term]]]] = []
         for effect in effects:
             literal = effect.literal
@@ -196,9 +198,7 @@ class ChangeTest:
         )
 
 
-def _agreement(
-    literal: Literal, other: Literal, slots: dict[str, int]
-) -> list[tuple[Term, Term]] | None:
+def _agreement(literal: Literal, other: Literal, slots: dict[str, int]) -> list[tuple[Term, Term]] | None:
     """Which arguments must be equal for both literals to be about one fact; None if they never are."""
     if literal.predicate != other.predicate:
         return None

@@ -24,7 +24,6 @@ from envs.alfworld.pddl import (
     sections,
 )
 
-
 ALWAYS = And(())
 """The condition that always holds."""
 
@@ -74,7 +73,9 @@ class Domain:
         if predicate not in self.arities:
             raise PddlError(f"undeclared predicate {predicate!r}")
         if self.arities[predicate] != arguments:
-            raise PddlError(f"predicate {predicate!r} takes {self.arities[predicate]} arguments, not {arguments}")
+            raise PddlError(
+                f"predicate {predicate!r} takes {self.arities[predicate]} arguments, not {arguments}"
+            )
 
 
 def split_condition(condition: Condition) -> list[Rule]:
@@ -178,7 +179,7 @@ def parse_domain(text: str) -> Domain:
     schemas: dict[str, ActionSchema] = {}
     for tag, rest in sections(parse_expression(text), "domain"):
         if tag == ":types":
-            types = parse_typed_names(as_words(rest))
+            types = parse_typed_names(rest)
         elif tag == ":predicates":
             declared = [as_words(predicate) for predicate in rest]
             arities |= {words[0]: len(parse_typed_names(list(words[1:]))) for words in declared if words}

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from envs.alfworld.actions import GroundAction
-from envs.alfworld.facts import EVERYWHERE, Fact, Facts
+from envs.alfworld.facts import EVERYWHERE, Fact
 from envs.alfworld.game import Game
 from envs.alfworld.matching import evaluate
 from envs.alfworld.pddl import Condition
@@ -36,7 +36,7 @@ class Engine:
     The game goes on after a win, and `won` follows the goal: taking the object back undoes it.
     """
 
-    __slots__ = ("game", "_facts", "_stale", "_found", "_commands", "_admissible", "_won")
+    __slots__ = ("game", "_facts", "_found", "_commands", "_admissible", "_won")
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -107,7 +107,8 @@ class Engine:
         With `position` and `value`: those whose argument at `position`, counted from 1, is the id `value`;
         only for predicates of two or more arguments.
         """
-        source = self._facts if self.game.world.domain.fluents.intersection((predicate,)) else self.game.world.static
+        fluent = predicate in self.game.world.domain.fluents
+        source = self._facts if fluent else self.game.world.static
         return source.matching(predicate, position, value)
 
     def holds(self, predicate: str, *args: str) -> bool:

@@ -25,7 +25,7 @@ class GameEngine(Protocol):
 
 
 def split_task(observation: str) -> tuple[str, str]:
-    """A first observation as ``(what is seen, the task)``, without the welcome line and the task's full stop."""
+    """A first observation as ``(what is seen, the task)``, without welcome line and full stop."""
     body = _WELCOME.sub("", observation)
     task = _TASK_LINE.search(body)
     if task is None:
@@ -37,7 +37,8 @@ class AlfworldEnv(TextEnv):
     """Plays one game at a time; ``load`` builds a game by task id, ``make_engine`` plays it.
 
     ``blocking`` says that a step takes long enough to belong in a thread. Reward is ``success_reward`` at the
-    step that solves the task, else 0. The game never ends before, so a limit of steps is the caller's.
+    step that solves the task, else 0. The game never ends before, so a limit of steps is the caller's. Games are
+    deterministic: a seed changes nothing.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class AlfworldEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
         task_id = (options or {}).get("task_id")
         if not isinstance(task_id, str):
             raise KeyError("reset needs options={'task_id': ...}")
         game = self._load(task_id)
+        self.close()
         self.engine = self._make_engine(game)
         frame = self.engine.reset()
         observation, task = split_task(frame.observation)
@@ -83,6 +84,13 @@ class AlfworldEnv(TextEnv):
         self._done = frame.done
         reward = self._success_reward if frame.won else 0.0
         return observation, reward, frame.done, False, self._info(frame, valid, feedback)
+
+    def close(self) -> None:
+        """Ends the episode and frees what its engine holds."""
+        close_engine = getattr(self.engine, "close", None)
+        if close_engine is not None:
+            close_engine()
+        self.engine = None
 
     def copy(self) -> AlfworldEnv:
         """Another episode in the same state; both go on independently. Only the native engine can."""

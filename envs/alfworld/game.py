@@ -41,18 +41,29 @@ class GameDataError(ValueError):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class GameLogic:
+    """The texts all games share: the PDDL domain and the text grammar without a task."""
+
+    domain: str
+    grammar: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Game:
     """A game that is never changed: any number of episodes and threads may share it.
 
-    `opening`, `first_found` and `first_won` are the first observation, and what each of `actions` finds and
-    whether the goal holds in the first state. Object ids are the problem's names in lower case; `entities` has their names in the texts. `readers` has
-    the positions in `actions` of those whose commands depend on a predicate.
+    Object ids are the problem's names in lower case; `entities` has their names in the texts. `opening`,
+    `first_found` and `first_won` are the first observation, and what each of `actions` finds and whether
+    the goal holds in the first state. `readers` has the positions in `actions` of those whose commands
+    depend on a predicate.
     """
 
     trial: str
     task_type: str
     task_description: str
+    logic: GameLogic
+    problem_pddl: str
     goal: Condition
     world: World
     first_facts: Facts
@@ -65,14 +76,6 @@ class Game:
     opening: str
     first_found: tuple[list[tuple[str, GroundAction]], ...]
     first_won: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GameLogic:
-    """The texts all games share: the PDDL domain and the text grammar without a task."""
-
-    domain: str
-    grammar: str
 
 
 @lru_cache(maxsize=1)
@@ -167,25 +170,18 @@ def _build(
     try:
         task_type = task_type_of(traj_data)
         description = task_description or choose_goal_sentence(trial, traj_data)
-        domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
-        problem = parse_problem(problem_pddl)
-        return _compile(trial, task_type, description, domain, grammar, problem)
-    except (PddlError, GrammarError) as error:
-        raise GameDataError(path, str(error)) from error
     except ValueError as error:
         raise GameDataError(path, f"traj_data: {error}") from error
+    try:
+        return _compile(trial, task_type, description, logic, problem_pddl)
+    except (PddlError, GrammarError) as error:
+        raise GameDataError(path, str(error)) from error
 
 
-def _compile(
-    trial: str, task_type: str, description: str, domain: Domain, grammar: Grammar, problem: Problem
-) -> Game:
-    for literal in condition_literals(problem.goal):
-        domain.check_use(literal.predicate, len(literal.args))
-    for fact in problem.facts:
-        domain.check_use(fact[0], len(fact) - 1)
-    missing = domain.schemas.keys() - grammar.actions.keys()
-    if missing:
-        raise GrammarError(f"the grammar has no text for the actions {sorted(missing)}")
+def _compile(trial: str, task_type: str, description: str, logic: GameLogic, problem_pddl: str) -> Game:
+    domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
+    problem = parse_problem(problem_pddl)
+    _check(domain, grammar, problem)
     positions = _index_positions(domain)
     static = Facts((fact for fact in problem.facts if fact[0] not in domain.fluents), positions)
     first_facts = Facts((fact for fact in problem.facts if fact[0] in domain.fluents), positions)
@@ -194,16 +190,18 @@ def _compile(
     fluents = domain.fluents | {f"not_{name}" for name in domain.fluents}
     writer = TextWriter(grammar, world, entities, problem.objects, fluents)
     goal_reads = frozenset(literal.predicate for literal in condition_literals(problem.goal))
+    goal_matchers = tuple(RuleMatcher(rule, world) for rule in split_condition(problem.goal))
     read = goal_reads | _read_predicates(domain) | grammar_predicates(grammar)
     actions = tuple(
         Action(schema, grammar.actions[name], writer, read) for name, schema in domain.schemas.items()
     )
-    goal_matchers = tuple(RuleMatcher(rule, world) for rule in split_condition(problem.goal))
     opening = writer.write((Reference("intro"),), writer.scope({}), first_facts)
     return Game(
         trial=trial,
         task_type=task_type,
         task_description=description,
+        logic=logic,
+        problem_pddl=problem_pddl,
         goal=problem.goal,
         world=world,
         first_facts=first_facts,
@@ -213,12 +211,23 @@ def _compile(
         goal_matchers=goal_matchers,
         goal_reads=goal_reads,
         readers={
-            name: tuple(at for at, action in enumerate(actions) if name in action.reads) for name in domain.fluents
+            name: tuple(at for at, action in enumerate(actions) if name in action.reads)
+            for name in domain.fluents
         },
         opening=opening.replace(UNKNOWN_GOAL, description),
         first_found=tuple(action.applicable(first_facts) for action in actions),
         first_won=any(matcher.bindings(first_facts) for matcher in goal_matchers),
     )
+
+
+def _check(domain: Domain, grammar: Grammar, problem: Problem) -> None:
+    for literal in condition_literals(problem.goal):
+        domain.check_use(literal.predicate, len(literal.args))
+    for fact in problem.facts:
+        domain.check_use(fact[0], len(fact) - 1)
+    missing = domain.schemas.keys() - grammar.actions.keys()
+    if missing:
+        raise GrammarError(f"the grammar has no text for the actions {sorted(missing)}")
 
 
 def _read_predicates(domain: Domain) -> set[str]:
@@ -232,12 +241,12 @@ def _index_positions(domain: Domain) -> dict[str, tuple[int, ...]]:
     return positions | {f"not_{name}": at for name, at in positions.items()}
 
 
-def _objects_by_type(domain: Domain, problem: Problem) -> dict[str, tuple[str, ...]]:
+def _objects_by_type(domain: Domain, problem: Problem) -> dict[str, dict[str, None]]:
     objects: dict[str, list[str]] = defaultdict(list)
     for name, type_name in problem.objects.items():
         for known in {type_name} | domain.supertypes.get(type_name, frozenset()):
             objects[known].append(name)
-    return {type_name: tuple(sorted(names)) for type_name, names in objects.items()}
+    return {type_name: dict.fromkeys(sorted(names)) for type_name, names in objects.items()}
 
 
 def _fanout(problem: Problem) -> dict[tuple[str, int], float]:

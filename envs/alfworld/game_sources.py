@@ -33,7 +33,7 @@ class GameRecord:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The playable games of a split in the order of their ids, and what could not be read, with the reason."""
+    """The playable games of a split by id, and the ids of what could not be read, with the reason."""
 
     records: tuple[GameRecord, ...]
     damaged: tuple[str, ...] = field(default=())
@@ -84,8 +84,8 @@ class GameFolder:
     def scan(self, split: str) -> Scan:
         if split not in self.splits():
             raise FileNotFoundError(
-                f"no ALFWorld games of split {split!r} in {self._games}; there is: {', '.join(self.splits())}. "
-                "Run `alfworld-download` to get all splits"
+                f"no ALFWorld games of split {split!r} in {self._games}; there is: "
+                f"{', '.join(self.splits())}. Run `alfworld-download` to get all splits"
             )
         trials = list(_trial_folders(self._games / split))
         has_game_files = any((folder / "game.tw-pddl").is_file() for folder in trials)
@@ -107,7 +107,11 @@ class GameFolder:
             else:
                 records.append(record)
         logger.info(
-            "%s: %d games, %d left out as alfworld does, %d damaged", split, len(records), left_out, len(damaged)
+            "%s: %d games, %d left out as alfworld does, %d damaged",
+            split,
+            len(records),
+            left_out,
+            len(damaged),
         )
         return Scan(tuple(records), tuple(damaged))
 
@@ -119,8 +123,9 @@ class GameFolder:
 
     def trial_dir(self, task_id: str) -> Path:
         """The folder of a game; raises KeyError for an unknown or malformed id."""
-        task, _, trial = task_id.partition("/")
-        splits = self.splits_with(task_id) if {task, trial}.isdisjoint({"", ".", ".."}) and "/" not in trial else ()
+        names = task_id.split("/")
+        well_formed = len(names) == 2 and {"", ".", ".."}.isdisjoint(names)
+        splits = self.splits_with(task_id) if well_formed else ()
         if not splits:
             raise KeyError(f"unknown ALFWorld task {task_id!r} in {self._games}")
         return self._games / splits[0] / task_id
@@ -138,13 +143,16 @@ class PackedGames:
     def scan(self, split: str) -> Scan:
         if split not in self.splits():
             raise FileNotFoundError(
-                f"the pack of games has no split {split!r}; it has: {', '.join(self.splits())}. Point env.args.data "
-                "to an ALFWorld folder (`alfworld-download`) for the others"
+                f"the pack of games has no split {split!r}; it has: {', '.join(self.splits())}. Point "
+                "env.args.data to an ALFWorld folder (`alfworld-download`) for the others"
             )
         return Scan(
             tuple(
                 GameRecord(
-                    entry.task_id, entry.task_type, entry.num_receptacles, self._pack.fingerprint(entry.task_id)
+                    entry.task_id,
+                    entry.task_type,
+                    entry.num_receptacles,
+                    self._pack.fingerprint(entry.task_id),
                 )
                 for entry in self._pack.entries(split)
             )
@@ -158,7 +166,7 @@ class PackedGames:
 
 
 def open_source(data: str) -> GameSource:
-    """``embedded``, ``ALFWORLD_DATA`` or the path of a folder or a pack, with ``~`` and ``$VARIABLES`` expanded.
+    """``embedded``, ``ALFWORLD_DATA``, or the path of a folder or a pack (``~`` and ``$NAME`` are expanded).
 
     Raises FileNotFoundError, saying what to do, if there are no games; PackError for an unreadable pack.
     """

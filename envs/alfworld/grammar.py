@@ -1,4 +1,4 @@
-"""The text grammar of a game (`alfred.twl2`): command templates, feedback, and rules that expand `#symbols#`."""
+"""The text grammar of a game (`alfred.twl2`): command templates, feedback, and texts for `#symbols#`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ literals with few matching facts come first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,15 +22,20 @@ Value: TypeAlias = Callable[[Binding], str]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What never changes in a game: its domain, the facts no action touches, and objects by type."""
+    """What never changes in a game: its domain, the facts no action touches, and objects by type.
+
+    `fanout` has the number of facts of each predicate in the first state (position 0), and of different
+    values of its arguments (positions from 1).
+    """
 
     domain: Domain
     static: Facts
-    objects: Mapping[str, tuple[str, ...]]
+    objects: Mapping[str, Mapping[str, None]]
     fanout: Mapping[tuple[str, int], float]
 
-    def instances(self, type_name: str) -> tuple[str, ...]:
-        return self.objects.get(type_name, ())
+    def instances(self, type_name: str) -> Mapping[str, None]:
+        """The objects of a type, sorted: keys only."""
+        return self.objects.get(type_name, {})
 
 
 def evaluate(condition: Condition, values: dict[str, str], world: World, facts: Facts) -> bool:
@@ -45,9 +50,8 @@ def evaluate(condition: Condition, values: dict[str, str], world: World, facts: 
         return all(evaluate(part, values, world, facts) for part in condition.parts)
     if isinstance(condition, Or):
         return any(evaluate(part, values, world, facts) for part in condition.parts)
-    outcomes = (
-        evaluate(condition.part, inner, world, facts) for inner in assignments(condition.variables, values, world)
-    )
+    inner = assignments(condition.variables, values, world)
+    outcomes = (evaluate(condition.part, each, world, facts) for each in inner)
     return any(outcomes) if isinstance(condition, Exists) else all(outcomes)
 
 
@@ -192,7 +196,7 @@ def _check_universal(universal: Forall, slots: Mapping[str, int], world: World) 
     return maker
 
 
-def _enumerate(slot: int, instances: tuple[str, ...]) -> Callable[[Step], Step]:
+def _enumerate(slot: int, instances: Iterable[str]) -> Callable[[Step], Step]:
     def maker(following: Step) -> Step:
         def step(binding: Binding, facts: Facts, found: list[tuple[str, ...]]) -> None:
             for instance in instances:
@@ -212,7 +216,7 @@ def _expand(
     known = [at for at, arg in enumerate(literal.args, 1) if arg in bound or arg not in slots]
     position = max(known, key=lambda at: world.fanout.get((predicate, at), 0.0), default=EVERYWHERE)
     value = _value(literal.args[position - 1], slots) if position else lambda binding: ""
-    binds: list[tuple[int, int, frozenset[str]]] = []
+    binds: list[tuple[int, int, Container[str]]] = []
     compares: list[tuple[int, Value]] = []
     seen: set[str] = set()
     for at, arg in enumerate(literal.args, 1):
@@ -221,7 +225,7 @@ def _expand(
                 compares.append((at, _value(arg, slots)))
         else:
             seen.add(arg)
-            binds.append((at, slots[arg], frozenset(world.instances(types[arg]))))
+            binds.append((at, slots[arg], world.instances(types[arg])))
     static = None if predicate in world.domain.fluents else world.static
 
     def maker(following: Step) -> Step:

@@ -13,7 +13,7 @@ from itertools import permutations
 
 from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.game import Game
-from envs.alfworld.searcher import APPLIANCES, Memory, SearchGoal, Searcher, parse_goal, type_of
+from envs.alfworld.searcher import APPLIANCES, Memory, Searcher, SearchGoal, parse_goal, type_of
 
 __all__ = ["NoPlanError", "Searcher", "plan"]
 
@@ -122,15 +122,17 @@ def _scout(engine: Engine, inventory: Frame) -> _Room:
         if place not in closed and f"close {place}" in frame.admissible_commands:
             open_before.append(place)
     name = held[1] if held else ""
+    here = [place for place in memory.receptacles if place not in in_reach_elsewhere]
+    here_first = [*here, *(place for place in memory.receptacles if place in in_reach_elsewhere)]
     return _Room(
         memory=memory,
         closed=frozenset(closed),
         open_before=tuple(open_before),
         together=together,
-        here=frozenset(set(memory.receptacles) - in_reach_elsewhere),
+        here=frozenset(here),
         held=name,
         held_is_changed=_states(engine, name),
-        release=_release(engine, name, memory.receptacles),
+        release=_release(engine, name, here_first),
     )
 
 

@@ -94,7 +94,9 @@ class GamePack:
                 raise PackError(path, f"format {header['format']!r}, expected {PACK_FORMAT!r}")
             rules = Rules.from_dict(header["rules"])
             index = {
-                split: tuple(PackEntry(name, name.partition("-")[0], size, count) for name, size, count in games)
+                split: tuple(
+                    PackEntry(name, name.partition("-")[0], size, count) for name, size, count in games
+                )
                 for split, games in header["splits"].items()
             }
         except PackError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from envs.base import PromptParts
 
 _INTRODUCTION = (
-    "You act in a household that is described in text. Every turn shows your task, your latest turns and what "
-    "you see now; you answer with one action. Receptacles must be gone to before anything in them can be used, "
-    "and you carry one object at a time."
+    "You act in a household that is described in text. Every turn shows your task, your latest turns and "
+    "what you see now; you answer with one action. Receptacles must be gone to before anything in them can "
+    "be used, and you carry one object at a time."
 )
 _ACTION_FORMS = (
     "Actions: look; inventory; go to R; open R; close R; take O from R; move O to R; use O; heat O with R; "
@@ -16,7 +16,8 @@ _ACTION_FORMS = (
 )
 _ADMISSIBLE = "Choose one of the admissible actions and copy it letter for letter."
 _ANSWER_FORMAT = (
-    "Think briefly, then act, in exactly this form:\n<think>your reasoning</think><action>your action</action>"
+    "Think briefly, then act, in exactly this form:\n"
+    "<think>your reasoning</think><action>your action</action>"
 )
 _NOT_OFFERED = frozenset({"help"})
 _MAX_QUOTED_ACTION = 120

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from envs.alfworld import prompt
-from envs.alfworld.game_sources import SPLITS, GameRecord, Scan, open_source
 from envs.alfworld.engine import Engine
-from envs.alfworld.env import AlfworldEnv
+from envs.alfworld.env import AlfworldEnv, GameEngine
+from envs.alfworld.game import Game
+from envs.alfworld.game_sources import SPLITS, GameRecord, Scan, open_source
+from envs.alfworld.one_thread import OneThreadEngine
 from envs.alfworld.tasks import TASK_TYPES
+from envs.alfworld.textworld_engine import TextWorldEngine
 from envs.arguments import nearest_name, parse_arguments
 from envs.base import PromptParts, Task, TaskSet, manifest_hash
 
@@ -60,6 +64,7 @@ class AlfworldProvider:
         self._source = open_source(arguments.data)
         self._scans: dict[str, Scan] = {}
         self._lock = threading.Lock()
+        self._textworld_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="textworld")
         self._load = lru_cache(maxsize=_CACHED_GAMES)(self._source.load)
 
     def task_set(self, split: str) -> TaskSet:
@@ -77,7 +82,8 @@ class AlfworldProvider:
         records = [record for record in scan.records if self._wanted(record)]
         if not records:
             raise ValueError(
-                f"no game of split {split!r} left: {len(scan.records)} readable, {len(scan.damaged)} damaged, "
+                f"no game of split {split!r} left: {len(scan.records)} readable, "
+                f"{len(scan.damaged)} damaged, "
                 f"env.args.task_types {', '.join(self.arguments.task_types)}, "
                 f"env.args.max_receptacles {self.arguments.max_receptacles}"
             )
@@ -90,11 +96,16 @@ class AlfworldProvider:
 
     def make_env(self) -> AlfworldEnv:
         """A fresh environment over the shared games."""
-        return AlfworldEnv(self._load, Engine, self.arguments.success_reward)
+        blocking = self.arguments.engine == "textworld"
+        make_engine = self._make_textworld_engine if blocking else Engine
+        return AlfworldEnv(self._load, make_engine, self.arguments.success_reward, blocking)
 
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         """Chat messages of one step's prompt."""
         return prompt.messages(parts, self.arguments.show_admissible_actions)
+
+    def _make_textworld_engine(self, game: Game) -> GameEngine:
+        return OneThreadEngine(TextWorldEngine, game, self._textworld_thread)
 
     def _scan(self, split: str) -> Scan:
         with self._lock:
@@ -116,5 +127,5 @@ class AlfworldProvider:
 
 
 def make_provider(args: dict[str, Any]) -> AlfworldProvider:
-    """Builds the provider from ``env.args``; raises ValueError for wrong ones, FileNotFoundError without data."""
+    """Builds the provider from ``env.args``. Raises ValueError if they are wrong, FileNotFoundError."""
     return AlfworldProvider(parse_arguments(AlfworldArguments, args))

@@ -17,7 +17,7 @@ _GOAL_FORMS = (
     ("look", re.compile(r"(?:look at|examine the) (?P<obj>\w+) (?:under|with) the (?P<toggle>\w+)")),
     ("two", re.compile(r"(?:put|find) two (?P<obj>\w+) (?:and put them )?(?:in|on) (?P<parent>\w+)")),
     ("change", re.compile(r"put an? (?P<state>clean|hot|cool) (?P<obj>\w+) (?:in|on) (?P<parent>\w+)")),
-    ("change", re.compile(r"(?P<state>clean|heat|cool) some (?P<obj>\w+) and put it (?:in|on) (?P<parent>\w+)")),
+    ("change", re.compile(r"(?P<state>clean|heat|cool) some (?P<obj>\w+) and put it in (?P<parent>\w+)")),
     ("put", re.compile(r"put (?:an?|some) (?P<obj>\w+) (?:in|on) (?P<parent>\w+)")),
 )
 APPLIANCES = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
@@ -33,6 +33,13 @@ _LIKELY = {
     **dict.fromkeys(("drawer", "cabinet", "safe"), 0.5),
     **dict.fromkeys(("stoveburner", "coffeemachine", "laundryhamper", "toaster"), 0.2),
     **dict.fromkeys(("towelholder", "handtowelholder", "toiletpaperhanger"), 0.2),
+}
+# what such places are for
+_HOMES = {
+    "stoveburner": ("pan", "pot", "kettle"),
+    "towelholder": ("towel",),
+    "handtowelholder": ("handtowel",),
+    "toiletpaperhanger": ("toiletpaper", "toiletpaperroll"),
 }
 
 
@@ -167,7 +174,10 @@ class Searcher:
             if action not in admissible_commands:
                 # something is not where it was seen: only looking again can tell
                 self.memory.contents.clear()
-                thought, action = f"find {self.goal.object}", self._search(self.goal.object, admissible_commands)
+                thought, action = (
+                    f"find {self.goal.object}",
+                    self._search(self.goal.object, admissible_commands),
+                )
         self._last_action = action
         return thought, action
 
@@ -199,7 +209,9 @@ class Searcher:
             target = self._target(goal.object)
             return [(name, place) for name, place in seen if place != target]
         return [
-            (name, place) for name, place in seen if type_of(place) != goal.parent or not self._is_changed(name)
+            (name, place)
+            for name, place in seen
+            if type_of(place) != goal.parent or not self._is_changed(name)
         ]
 
     def _goal_looks_met(self) -> bool:
@@ -310,11 +322,13 @@ class Searcher:
 
     def _likelihood(self, place: str, object_type: str) -> float:
         """How likely the object is to be found there; rarely where the goal wants it to be."""
-        likely = _LIKELY.get(type_of(place), 1.0)
-        return 0.2 * likely if type_of(place) == self.goal.parent and object_type == self.goal.object else likely
+        kind = type_of(place)
+        likely = 3.0 if object_type in _HOMES.get(kind, ()) else _LIKELY.get(kind, 1.0)
+        is_target = kind == self.goal.parent and object_type == self.goal.object and not self.goal.verb
+        return 0.2 * likely if is_target else likely
 
     def _tidy_up(self, admissible: list[str]) -> str:
-        """Some goals also want every receptacle closed: closes what was opened, then looks everywhere anew."""
+        """Some goals also want every receptacle closed: closes what was opened, then looks anew."""
         for place in self.memory.receptacles:
             if place in self.memory.opened:
                 closing = f"close {place}"

@@ -93,17 +93,21 @@ class TrainingSection(Section):
 
 
 class AdvantageSection(Section):
-    """Group-relative advantages."""
+    """Group-relative advantages. ``gamma``, ``step_advantage_weight`` and ``anchor_similarity`` are read by
+    ``gigpo`` alone; ``normalize_std: false`` with ``grpo`` is Dr.GRPO."""
 
-    estimator: Literal["grpo"] = "grpo"
+    estimator: Literal["grpo", "rloo", "gigpo", "grpo_passk", "reinforce_pp_baseline"] = "grpo"
     across: Literal["steps", "trajectories"] = "steps"
     normalize_std: bool = True
+    gamma: float = Field(default=0.95, gt=0.0, le=1.0)
+    step_advantage_weight: float = Field(default=1.0, ge=0.0)
+    anchor_similarity: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
 class LossSection(Section):
     """The policy loss."""
 
-    name: Literal["ppo_clip"] = "ppo_clip"
+    name: Literal["ppo_clip", "gspo"] = "ppo_clip"
     aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     clip_high: float = Field(default=0.2, ge=0.0)
@@ -113,7 +117,13 @@ class LossSection(Section):
 
 
 class HindsightSection(Section):
-    """The teacher: what it sees beside the student, and how much it may change an advantage."""
+    """The teacher: what it sees beside the student, and how much it may change an advantage.
+
+    What quoted trajectories look like: ``trajectory_format`` ``response`` quotes responses only,
+    ``observation_action`` prompts too; ``exclude_own_success``: a step's own trajectory is never its
+    successful sample; ``remove_thinking`` drops ``<think>…</think>``; ``max_trajectory_steps`` and
+    ``max_future_steps`` bound the steps quoted (0: all). ``anchor_similarity``: from which difflib ratio two
+    observations are the same situation (null: only equal ones)."""
 
     enabled: bool = True
     mode: str | None = None
@@ -125,6 +135,12 @@ class HindsightSection(Section):
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
     teacher_sync_interval: PositiveInt = 10
     max_context_length: PositiveInt = 4096
+    trajectory_format: Literal["response", "observation_action"] = "response"
+    exclude_own_success: bool = True
+    remove_thinking: bool = True
+    max_trajectory_steps: int = Field(default=0, ge=0)
+    max_future_steps: int = Field(default=0, ge=0)
+    anchor_similarity: float | None = Field(default=None, gt=0.0, le=1.0)
 
 
 class LearnerSection(Section):

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from envs.base import Task, TextEnv
+from serl.rollout.report import add_seconds
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class EnvCalls:
         finally:
             seconds = time.perf_counter() - started
             self.seconds += seconds
-            self._counters["environment_seconds"] += seconds
+            add_seconds(self._counters, "environment_seconds", seconds)
 
     def _failure(self, name: str, error: Exception, seconds: float) -> EpisodeFailure:
         task_id = self._task.task_id

@@ -50,6 +50,8 @@ class SERLEnvRunner(EnvRunner):
     environment arguments, and ChatTemplateMissingError.
     """
 
+    config: SERLConfig
+
     def __init__(self, *, config: SERLConfig, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         experiment = config.experiment
@@ -97,7 +99,7 @@ class SERLEnvRunner(EnvRunner):
     def assert_healthy(self) -> None:
         assert self._loop_thread.is_alive(), "the event loop of the episodes has stopped"
 
-    def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
+    def get_spaces(self) -> dict[str, tuple[gymnasium.Space | None, gymnasium.Space | None]]:
         spaces = (self.config.observation_space, self.config.action_space)
         return {name: spaces for name in (INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES, DEFAULT_MODULE_ID)}
 

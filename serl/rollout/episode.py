@@ -12,23 +12,22 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from envs.base import PromptParts, Turn
 from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.prompt import Prompt, PromptEncoder, fit_prompt
+from serl.rollout.report import add_seconds
+from serl.serving.client import RequestRefused, Sampling
 from serl.types import Assignment, Completion, Step, Trajectory
-
-if TYPE_CHECKING:
-    from serl.serving.client import Sampling
 
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
 
 
 class Policy(Protocol):
-    """Whoever turns prompt ids into sampled ids; raises TimeoutError if it cannot before the deadline."""
+    """Whoever turns prompt ids into sampled ids. Raises TimeoutError at the deadline, and RequestRefused."""
 
     async def generate(
         self, prompt_ids: list[int], sampling: Sampling, session_id: str, deadline_s: float
@@ -97,7 +96,7 @@ async def run_episode(
     sum of the environment's rewards; the reward of a step also pays ``invalid_action_penalty`` if the
     response stated no action or an inadmissible one. ``counters`` are those of `RolloutReport`.
 
-    Raises EpisodeFailure if the environment fails or the policy does not answer in time.
+    Raises EpisodeFailure if the environment fails, or the policy refuses or does not answer in time.
     """
     started = time.perf_counter()
     counters["episodes_started"] += 1
@@ -117,8 +116,9 @@ async def run_episode(
         try:
             completion = await _ask(policy, prompt, assignment, len(progress.steps), settings)
         finally:
-            progress.generation_seconds += time.perf_counter() - asked
-            counters["generation_seconds"] += time.perf_counter() - asked
+            seconds = time.perf_counter() - asked
+            progress.generation_seconds += seconds
+            add_seconds(counters, "generation_seconds", seconds)
         terminated, truncated = await _act(env, encoder, prompt, completion, progress, settings)
         _count_step(counters, prompt, progress.steps[-1])
         if terminated:
@@ -146,6 +146,10 @@ async def _ask(
             "policy_unavailable",
             f"task {assignment.task.task_id!r}: no answer of the policy within "
             f"{settings.request_timeout_s:g} s: {error}",
+        ) from error
+    except RequestRefused as error:
+        raise EpisodeFailure(
+            "request_refused", f"task {assignment.task.task_id!r}: the policy refused a request: {error}"
         ) from error
 
 

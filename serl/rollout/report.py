@@ -13,12 +13,18 @@ class FailedAssignment:
     """An assignment that ended without a trajectory.
 
     ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``,
-    ``policy_unavailable``, ``aborted`` or ``env_runner_died``. ``message`` says what happened, to which task.
+    ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``. ``message`` says what
+    happened, to which task.
     """
 
     assignment: Assignment
     reason: str
     message: str = ""
+
+
+def add_seconds(counters: Counter[str], name: str, seconds: float) -> None:
+    """Adds a time to a sum. `Counter` is typed for integers; its sums are right for any number."""
+    counters[name] += seconds  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(slots=True)

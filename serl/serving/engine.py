@@ -64,9 +64,14 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def wait_until_built(self) -> None:
-        """Returns when the engine can be used; raises what building it raised."""
-        self._built.result()
+    def wait_until_built(self, timeout_s: float) -> None:
+        """Returns when the engine can be used; raises what building it raised, or TimeoutError."""
+        try:
+            self._built.result(timeout_s)
+        except TimeoutError as error:
+            if self._built.done():
+                raise
+            raise TimeoutError(f"vLLM's engine was not built within {timeout_s:g} s") from error
 
     def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
         """Queues ``requests``; ``deliver`` gets their answers, in the engine's thread, as they finish.
@@ -89,6 +94,12 @@ class EngineThread:
         two attempts raised; the engine is unusable then, `on_death` has been called.
         """
         return self._call(lambda: self._load_weights(update, weights_seq_no))
+
+    def join_transfer_group(self, init_info: dict[str, Any]) -> Future[list[None]]:
+        """Makes the workers join the communication group of ``init_info``."""
+        return self._call(
+            lambda: self._engine.collective_rpc("init_weight_transfer_engine", args=(init_info,))
+        )
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start, the numbers of running and waiting requests, the weights' version."""

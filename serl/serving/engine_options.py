@@ -64,6 +64,7 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
     if not runs_on_gpu(serving):
         environment["TORCH_COMPILE_DISABLE"] = "1"

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServingNames:
-    """Ray Serve application and deployment, and the actor that knows the newest weights."""
+    """Ray Serve application and deployment, and the actor that knows the newest weights.
+
+    Requests of one session go to one replica, for its prefix cache; clients spread sessions over
+    ``num_session_lanes`` and send the requests of a lane together.
+    """
 
     application: str
     deployment: str
     weight_store: str
     namespace: str
+    num_session_lanes: int = 1

@@ -47,7 +47,7 @@ def clone(
     pad_token_id: int,
     seed: int,
 ) -> list[float]:
-    """Trains ``policy`` in place and returns the loss of every update (mean negative log-probability, nats)."""
+    """Trains ``policy`` in place and returns every update's loss (mean negative log-probability, nats)."""
     batches = list(_batches(demonstrations, settings, random.Random(seed)))
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay

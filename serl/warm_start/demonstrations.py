@@ -1,10 +1,10 @@
-"""Demonstrations for behaviour cloning: prompts as an env runner would render them, and a searcher's responses.
+"""Demonstrations for behaviour cloning: prompts as an env runner would render them, responses of a searcher.
 
 Every state is labelled with what the searcher would do, while some of the actions that are carried out are
-random (as in DAgger, arXiv 1011.0686) or not admissible, so that the policy learns to recover. A share of the
-demonstrations also shows hindsight about one action tried in that state, rendered as for the teacher: the label
-is that action if it brought the task nearer, and the searcher's choice if not. So the policy learns to read
-hindsight before it becomes its own teacher.
+random (as in DAgger, arXiv 1011.0686) or not admissible, so that the policy learns to recover. A share of
+the demonstrations also shows hindsight about one action tried in that state, rendered as for the teacher:
+the label is that action if it brought the task nearer, and the searcher's choice if not. So the policy
+learns to read hindsight before it becomes its own teacher.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serl.hindsight.evidence import Evidence, StepEvidence
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSettings:
-    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the env runner's config."""
+    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``."""
 
     num_episodes: int = 5400
     max_steps: int = 20

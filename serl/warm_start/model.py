@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from serl.warm_start.tokenizer import END, PAD, token_id
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyShape:
@@ -36,12 +38,12 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, shape: PolicyShape, seed: i
         max_position_embeddings=shape.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=token_id(tokenizer, END),
+        pad_token_id=token_id(tokenizer, PAD),
         dtype="float32",
     )
     generator = torch.Generator().manual_seed(seed)
-    policy = LlamaForCausalLM(config).to(torch.float32)
+    policy = LlamaForCausalLM(config).float()
     std = shape.hidden_size**-0.5
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

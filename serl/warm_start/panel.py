@@ -14,6 +14,7 @@ from envs.alfworld.provider import AlfworldProvider
 from envs.base import PromptParts, Task, Turn
 from serl.rollout.actions import parse_action
 from serl.rollout.prompt import PromptEncoder
+from serl.warm_start.tokenizer import END, PAD, token_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,10 @@ def sample_responses(
 ) -> list[list[int]]:
     """One response per prompt, ending at ``</action>`` or the end token, which belong to it."""
     length = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
+    pad = token_id(tokenizer, PAD)
     input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    stops = torch.tensor([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</action>")])
+    stops = torch.tensor([token_id(tokenizer, END), token_id(tokenizer, "</action>")])
     responses: list[list[int]] = [[] for _ in prompts]
     going = torch.ones(len(prompts), dtype=torch.bool)
     cache = None
@@ -133,9 +134,9 @@ def sample_responses(
         cache = output.past_key_values
         chances = torch.softmax(output.logits[:, -1] / settings.temperature, dim=-1)
         input_ids = torch.multinomial(chances, 1, generator=generator)
-        for row, token_id in enumerate(input_ids[:, 0].tolist()):
+        for row, sampled in enumerate(input_ids[:, 0].tolist()):
             if going[row]:
-                responses[row].append(token_id)
+                responses[row].append(sampled)
         going &= ~torch.isin(input_ids[:, 0], stops)
         if not going.any():
             break

@@ -102,7 +102,7 @@ def hindsight_heading() -> str:
     return (text or "").removesuffix(marker)
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
     """Learns at most ``vocab_size`` entries (phrases included) from ``texts``."""
     phrases = policy_phrases()
     special = [PAD, END, USER, ASSISTANT]
@@ -122,7 +122,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     backend.train_from_iterator(_between_phrases(texts, phrases), trainer)
-    backend.add_tokens([AddedToken(phrase, normalized=False, single_word=_is_word(phrase)) for phrase in phrases])
+    backend.add_tokens([AddedToken(text, normalized=False, single_word=_is_word(text)) for text in phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
@@ -130,7 +130,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         additional_special_tokens=[USER, ASSISTANT],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
+        model_max_length=model_max_length,
     )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a token that is in the vocabulary; raises KeyError for any other."""
+    return tokenizer.get_vocab()[token]
 
 
 def _is_word(phrase: str) -> bool:
@@ -140,6 +146,7 @@ def _is_word(phrase: str) -> bool:
 
 def _between_phrases(texts: Iterable[str], phrases: Sequence[str]) -> Iterable[str]:
     longest_first = sorted(phrases, key=len, reverse=True)
-    splitter = re.compile("|".join(rf"\b{re.escape(p)}\b" if _is_word(p) else re.escape(p) for p in longest_first))
+    patterns = [rf"\b{re.escape(text)}\b" if _is_word(text) else re.escape(text) for text in longest_first]
+    splitter = re.compile("|".join(patterns))
     for text in texts:
         yield from (piece for piece in splitter.split(text) if piece)

@@ -112,7 +112,9 @@ class GameDescription:
         contents: list[list[str]] = [[] for _ in self.furniture]
         for placed in self.objects:
             contents[placed.receptacle].append(placed.type)
-        room = sorted((item.type, *sorted(inside)) for item, inside in zip(self.furniture, contents, strict=True))
+        room = sorted(
+            (item.type, *sorted(inside)) for item, inside in zip(self.furniture, contents, strict=True)
+        )
         goal = self.goal
         return json.dumps([goal.task_type, goal.object, goal.parent, goal.toggle, room])
 
@@ -153,9 +155,13 @@ def from_json(line: str) -> GameDescription:
         size=data["size"],
         floor_plan=data["plan"],
         start=_location(data["start"]),
-        furniture=tuple(Furniture(name, (x, y, z), _location(at)) for name, x, y, z, *at in data["furniture"]),
+        furniture=tuple(
+            Furniture(name, (x, y, z), _location(at)) for name, x, y, z, *at in data["furniture"]
+        ),
         objects=tuple(PlacedObject(name, (x, y, z), inside) for name, x, y, z, inside in data["objects"]),
-        fixed_objects=tuple(FixedObject(name, (x, y, z), _location(at)) for name, x, y, z, *at in data["fixed"]),
+        fixed_objects=tuple(
+            FixedObject(name, (x, y, z), _location(at)) for name, x, y, z, *at in data["fixed"]
+        ),
     )
 
 

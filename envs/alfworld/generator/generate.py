@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from envs.alfworld.generator.description import GameDescription
 from envs.alfworld.generator.goals import sample_goal
-from envs.alfworld.generator.package_data import TASK_TYPES, FloorPlan, PackageData
+from envs.alfworld.generator.package_data import FloorPlan, PackageData
 from envs.alfworld.generator.rooms import ROOM_SIZES, furnish
+from envs.alfworld.tasks import TASK_TYPES
 
-MAX_ATTEMPTS = 2000
+MAX_ATTEMPTS = 500
 
 
 class GenerationError(RuntimeError):

@@ -16,15 +16,7 @@ import numpy as np
 
 from envs.alfworld.generator.description import Furniture, Location, Position
 from envs.alfworld.generator.problem import Rules
-
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
+from envs.alfworld.tasks import TASK_TYPES
 
 # The layouts list only what ALFRED's navigation reaches. These stand in the rooms whose object list names
 # them, at a spot of our own choosing, as many as such rooms usually have.

@@ -58,7 +58,9 @@ ATTRACTION = {
 # ALFRED's own limit on copies of a thing that the task does not ask for
 MAX_COPIES = 3
 # these hold one thing at most
-SINGLE_PLACES = frozenset({"CoffeeMachine", "HandTowelHolder", "StoveBurner", "ToiletPaperHanger", "TowelHolder"})
+SINGLE_PLACES = frozenset(
+    {"CoffeeMachine", "HandTowelHolder", "StoveBurner", "ToiletPaperHanger", "TowelHolder"}
+)
 
 FIXED_TYPES = (
     "Blinds",

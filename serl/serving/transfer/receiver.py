@@ -64,13 +64,12 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        info = dict(update_info)
-        kind = info.pop("kind")
+        kind = update_info["kind"]
         if kind == "shared_memory":
-            self.model.load_weights(read_weights(info["path"]))  # type: ignore[operator]
+            self.model.load_weights(read_weights(update_info["path"]))  # type: ignore[operator]
         else:
-            # vLLM's own method waits for the device, which only these kinds need.
-            self._engine(kind).update_weights(info)
+            # These engines' own method also waits for the device, which CPU does not have.
+            self._engine(kind).update_weights(update_info["info"])
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

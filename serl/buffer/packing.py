@@ -1,0 +1,197 @@
+"""From a batch's samples to what every learner computes: shards, minibatches, micro-batches.
+
+All of it is decided in one place, before anything is sent, from the whole batch. So every learner knows the
+global denominators without asking the others, all of them make the same number of forward passes (FSDP2
+needs that), and neither gradients nor minibatches depend on how many learners there are.
+
+- A group is never split over learners; shards are balanced by tokens.
+- Minibatches are random rows of the whole batch, drawn anew for each epoch from the seed.
+- A row with advantage 0 trains nothing, so nobody computes it; its tokens still count in the denominators,
+  as they would if it were computed.
+- Micro-batches hold rows of similar length within a token budget, counted with padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serl.types import TrainingSample
+
+MicroBatch = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """One optimizer step of one learner.
+
+    A micro-batch lists indices into the learner's samples; an empty one keeps this learner in step with
+    others that have more. ``num_loss_tokens`` and ``num_sequences`` are the denominators: response tokens and
+    rows of the minibatch over all learners, those with advantage 0 included; ``num_trained_tokens`` counts
+    the response tokens of the others.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_loss_tokens: int
+    num_sequences: int
+    num_trained_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerPlan:
+    """One learner's part of one update: its rows with an advantage, and the order of work.
+
+    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt.
+    """
+
+    samples: list[TrainingSample]
+    micro_batches: tuple[MicroBatch, ...]
+    teacher_micro_batches: tuple[MicroBatch, ...]
+    minibatches: tuple[Minibatch, ...]
+
+
+def plan_update(
+    samples: Sequence[TrainingSample],
+    *,
+    num_learners: int,
+    num_minibatches: int,
+    num_epochs: int,
+    micro_batch_tokens: int,
+    seed: Sequence[int],
+) -> list[LearnerPlan]:
+    """One plan per learner for a batch of ``samples`` (whole groups, rows with advantage 0 included).
+
+    ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row has an
+    advantage are left out. Raises ValueError if ``num_learners`` is not positive.
+    """
+    if num_learners < 1:
+        raise ValueError(f"num_learners must be positive, got {num_learners}")
+    shards = [
+        [index for index in shard if _trained_length(samples[index]) > 0]
+        for shard in _shards_of_whole_groups(samples, num_learners)
+    ]
+    every_row = [
+        pack_by_length(shard, [samples[index].num_tokens for index in shard], micro_batch_tokens)
+        for shard in shards
+    ]
+    teacher = [
+        pack_by_length(shard, [_teacher_length(samples[index]) for index in shard], micro_batch_tokens)
+        for shard in ([index for index in shard if samples[index].teacher_prompt_ids] for shard in shards)
+    ]
+    minibatches: list[list[Minibatch]] = [[] for _ in shards]
+    for epoch in range(num_epochs):
+        for rows in random_minibatches(len(samples), num_minibatches, [*seed, epoch]):
+            parts = _minibatch_parts(samples, shards, set(rows), micro_batch_tokens)
+            if parts is not None:
+                for learner, part in zip(minibatches, parts, strict=True):
+                    learner.append(part)
+    return [
+        _renumbered(samples, *parts)
+        for parts in zip(shards, _same_number(every_row), _same_number(teacher), minibatches, strict=True)
+    ]
+
+
+def random_minibatches(num_rows: int, num_minibatches: int, seed: Sequence[int]) -> list[list[int]]:
+    """All of ``range(num_rows)`` in ``num_minibatches`` random parts whose sizes differ by at most one.
+
+    Fewer parts if there are fewer rows.
+    """
+    order = np.random.default_rng(list(seed)).permutation(num_rows)
+    return (
+        [part.tolist() for part in np.array_split(order, min(num_minibatches, num_rows))] if num_rows else []
+    )
+
+
+def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[MicroBatch]:
+    """``rows`` in micro-batches of at most ``micro_batch_tokens`` tokens, padding included.
+
+    ``lengths[i]`` belongs to ``rows[i]``. Rows of similar length come together, which keeps padding small; a
+    row longer than the budget is a micro-batch of its own.
+    """
+    packed: list[MicroBatch] = []
+    current: list[int] = []
+    for length, row in sorted(zip(lengths, rows, strict=True)):
+        if current and (len(current) + 1) * length > micro_batch_tokens:
+            packed.append(tuple(current))
+            current = []
+        current.append(row)
+    return [*packed, tuple(current)] if current else packed
+
+
+def _teacher_length(sample: TrainingSample) -> int:
+    return len(sample.teacher_prompt_ids or ()) + len(sample.response_ids)
+
+
+def _trained_length(sample: TrainingSample) -> int:
+    """Tokens that a learner computes for the row."""
+    if sample.advantage == 0.0 or not sample.response_ids:
+        return 0
+    return sample.num_tokens + (_teacher_length(sample) if sample.teacher_prompt_ids else 0)
+
+
+def _shards_of_whole_groups(samples: Sequence[TrainingSample], num_learners: int) -> list[list[int]]:
+    """Row indices per learner: the group with the most tokens first, always to the least loaded learner."""
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(sample.group_id, []).append(index)
+    tokens = {group: sum(_trained_length(samples[row]) for row in rows) for group, rows in groups.items()}
+    shards: list[list[int]] = [[] for _ in range(num_learners)]
+    load = [0] * num_learners
+    for group in sorted(groups, key=lambda group: (-tokens[group], group)):
+        learner = min(range(num_learners), key=lambda candidate: (load[candidate], candidate))
+        shards[learner] += groups[group]
+        load[learner] += tokens[group]
+    return [sorted(shard) for shard in shards]
+
+
+def _minibatch_parts(
+    samples: Sequence[TrainingSample], shards: list[list[int]], rows: set[int], micro_batch_tokens: int
+) -> list[Minibatch] | None:
+    """The minibatch ``rows`` as each learner sees it; None if none of its rows has an advantage."""
+    own = [[index for index in shard if index in rows] for shard in shards]
+    num_trained_tokens = sum(len(samples[index].response_ids) for shard in own for index in shard)
+    if num_trained_tokens == 0:
+        return None
+    packed = [
+        pack_by_length(shard, [samples[index].num_tokens for index in shard], micro_batch_tokens)
+        for shard in own
+    ]
+    num_loss_tokens = sum(len(samples[index].response_ids) for index in rows)
+    return [
+        Minibatch(tuple(part), num_loss_tokens, len(rows), num_trained_tokens)
+        for part in _same_number(packed)
+    ]
+
+
+def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+    """Every learner's micro-batches, filled up with empty ones to the longest list."""
+    longest = max(len(part) for part in packed)
+    return [[*part, *[()] * (longest - len(part))] for part in packed]
+
+
+def _renumbered(
+    samples: Sequence[TrainingSample],
+    shard: list[int],
+    every_row: list[MicroBatch],
+    teacher: list[MicroBatch],
+    minibatches: list[Minibatch],
+) -> LearnerPlan:
+    """The learner's plan, with indices into its own samples instead of the batch's."""
+    own = {index: position for position, index in enumerate(shard)}
+
+    def local(micro_batches: Sequence[MicroBatch]) -> tuple[MicroBatch, ...]:
+        return tuple(tuple(own[index] for index in micro_batch) for micro_batch in micro_batches)
+
+    return LearnerPlan(
+        samples=[samples[index] for index in shard],
+        micro_batches=local(every_row),
+        teacher_micro_batches=local(teacher),
+        minibatches=tuple(
+            Minibatch(
+                local(part.micro_batches), part.num_loss_tokens, part.num_sequences, part.num_trained_tokens
+            )
+            for part in minibatches
+        ),
+    )

@@ -1,0 +1,183 @@
+"""`serl-run`: train, check, evaluate or resume one experiment.
+
+Exit codes: 0 done (or stopped by Ctrl-C with a checkpoint saved), 2 bad input, 1 failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from serl.checkpoint import CheckpointError, latest_checkpoint, read_algorithm_state
+from serl.config import ExperimentConfig
+from serl.config.errors import ConfigError
+from serl.config.load import load_experiment
+from serl.models.resolve import ModelPathError, resolve_model
+from serl.preflight import Finding, examine, examine_inputs, examine_machine
+from serl.resume import check_resumable
+from serl.run_dir import CONFIG, RunDir, config_yaml
+
+if TYPE_CHECKING:
+    from serl.console import Console
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        if options.evaluate:
+            read_algorithm_state(options.evaluate)
+        checkpoint = latest_checkpoint(options.resume) if options.resume else None
+        experiment = _experiment(options)
+        if options.check:
+            return _check(experiment, options.address)
+        _refuse(examine_inputs(experiment))
+        if not options.evaluate:
+            resolve_model(experiment.model.path)
+    except (ConfigError, CheckpointError, ModelPathError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    missing = (
+        [] if options.address else [f.text for f in examine_machine(experiment) if f.verdict == "missing"]
+    )
+    if missing:
+        print("\n".join(missing), file=sys.stderr)
+        return FAILED
+    if options.evaluate:
+        return _evaluate(experiment, options.evaluate, options.address)
+    return _train(experiment, options.resume, checkpoint, options.address)
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    wrong = [f"{found.subject}: {found.text}" for found in findings if found.verdict == "wrong"]
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="serl-run",
+        usage="serl-run EXPERIMENT.yaml [key.path=value …] [--check | --evaluate CHECKPOINT | --resume RUN_DIR]"
+        " [--address ADDRESS]",
+        description="Trains a language model agent as EXPERIMENT.yaml says.",
+    )
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--check", action="store_true", help="say what is wrong or missing, and start nothing")
+    task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation panel")
+    task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the run's newest checkpoint")
+    parser.add_argument("--address", help="join the Ray cluster at this address, for instance auto")
+    options = parser.parse_intermixed_args(arguments)
+    if options.experiment and "=" in options.experiment and not Path(options.experiment).exists():
+        options.overrides.insert(0, options.experiment)
+        options.experiment = None
+    if options.experiment is None and not (options.evaluate or options.resume):
+        parser.error("an EXPERIMENT.yaml is needed")
+    return options
+
+
+def _experiment(options: argparse.Namespace) -> ExperimentConfig:
+    """From the file given, else from the run that is resumed or that the checkpoint belongs to."""
+    recorded = _recorded_config(options)
+    experiment = load_experiment(options.experiment or recorded, options.overrides)
+    if options.resume:
+        changes = check_resumable(load_experiment(recorded), experiment)
+        for change in changes:
+            print(f"changed since the run began: {change}")
+    return experiment
+
+
+def _recorded_config(options: argparse.Namespace) -> Path:
+    if options.resume:
+        return options.resume / CONFIG
+    if options.evaluate:
+        return options.evaluate.absolute().parents[1] / CONFIG
+    return Path(options.experiment)
+
+
+def _check(experiment: ExperimentConfig, address: str | None) -> int:
+    """Prints the resolved YAML and, as comments below it, what was found."""
+    print(config_yaml(experiment))
+    findings = examine(experiment, address)
+    for found in findings:
+        for line in _comment(found):
+            print(line)
+    verdicts = {found.verdict for found in findings}
+    if "wrong" in verdicts:
+        return BAD_INPUT
+    return FAILED if "missing" in verdicts else DONE
+
+
+def _comment(found: Finding) -> Iterable[str]:
+    first, *more = f"{found.verdict:<7} {found.subject}: {found.text}".splitlines()
+    yield f"# {first}"
+    for line in more:
+        yield f"#   {line}"
+
+
+def _train(
+    experiment: ExperimentConfig, resumed: Path | None, checkpoint: Path | None, address: str | None
+) -> int:
+    run_dir = RunDir.reopen(resumed, experiment) if resumed else RunDir.create(experiment)
+    console = _console(experiment, run_dir)
+    stop = stop_on_signal(console)
+    from serl.train import train
+
+    try:
+        finished = train(experiment, run_dir, console, stop, resume=checkpoint, address=address)
+    finally:
+        console.close()
+        run_dir.metrics.close()
+    if not finished:
+        console.note(f"stopped; to go on: serl-run --resume {run_dir.path}")
+    return DONE
+
+
+def _evaluate(experiment: ExperimentConfig, checkpoint: Path, address: str | None) -> int:
+    run_dir = RunDir.create(experiment, purpose="evaluation")
+    console = _console(experiment, run_dir)
+    stop = stop_on_signal(console)
+    from serl.train import evaluate_checkpoint
+
+    try:
+        evaluate_checkpoint(experiment, checkpoint, run_dir, console, stop, address=address)
+    finally:
+        console.close()
+    return DONE
+
+
+def _console(experiment: ExperimentConfig, run_dir: RunDir) -> Console:
+    from serl.console import Console
+
+    console = Console(experiment.logging.progress_bar)
+    console.begin(run_dir.path)
+    return console
+
+
+def stop_on_signal(console: Console) -> threading.Event:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        os.write(2, b"\nstopping: saving a checkpoint; once more to stop at once\n")
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Keys of an experiment that contradict each other; every sentence names both and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from serl.config.sections import ExperimentConfig
+from serl.config.wording import nearest_name
+from serl.hindsight.sources import source_names
+
+
+def check_config(config: ExperimentConfig) -> list[str]:
+    """What must change before ``config`` can run; empty if nothing must."""
+    return [
+        *_lengths(config),
+        *_sampling_and_loss(config),
+        *_serving(config),
+        *_weight_transfer(config),
+        *_learners(config),
+        *_hindsight(config),
+        *_evaluation(config),
+    ]
+
+
+def _lengths(config: ExperimentConfig) -> Iterator[str]:
+    rollout, limit = config.rollout, config.model.max_model_len
+    if rollout.max_prompt_length + rollout.max_response_length > limit:
+        yield (
+            f"rollout.max_prompt_length = {rollout.max_prompt_length} + rollout.max_response_length = "
+            f"{rollout.max_response_length} contradicts model.max_model_len = {limit}: "
+            "the longest prompt and response do not fit in the engine's context"
+        )
+
+
+def _sampling_and_loss(config: ExperimentConfig) -> Iterator[str]:
+    if config.rollout.top_p < 1.0:
+        yield (
+            f"rollout.top_p = {config.rollout.top_p:g} contradicts loss.name = {config.loss.name}: the loss "
+            "compares log-probabilities of the whole distribution; train with top_p = 1"
+        )
+    if 0.0 < config.loss.dual_clip <= 1.0:
+        yield (
+            f"loss.dual_clip = {config.loss.dual_clip:g}: must be greater than 1, a bound on the ratio of new to "
+            "old probability where the advantage is negative, or 0 for no such bound"
+        )
+
+
+def _serving(config: ExperimentConfig) -> Iterator[str]:
+    serving, scaling = config.serving, config.serving.autoscaling
+    if scaling is not None and serving.num_replicas != 1:
+        yield (
+            f"serving.num_replicas = {serving.num_replicas} contradicts serving.autoscaling: "
+            "give a fixed number or min_replicas and max_replicas, not both"
+        )
+    if scaling is not None and scaling.min_replicas > scaling.max_replicas:
+        yield (
+            f"serving.autoscaling.min_replicas = {scaling.min_replicas} contradicts "
+            f"serving.autoscaling.max_replicas = {scaling.max_replicas}"
+        )
+    if serving.max_num_batched_tokens < serving.max_num_seqs:
+        yield (
+            f"serving.max_num_batched_tokens = {serving.max_num_batched_tokens} contradicts "
+            f"serving.max_num_seqs = {serving.max_num_seqs}: every running sequence needs a token a step"
+        )
+    if serving.tensor_parallel_size > 1 and serving.num_gpus_per_replica != serving.tensor_parallel_size:
+        yield (
+            f"serving.tensor_parallel_size = {serving.tensor_parallel_size} contradicts "
+            f"serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: a replica needs one GPU for each"
+        )
+
+
+def _weight_transfer(config: ExperimentConfig) -> Iterator[str]:
+    serving, learner = config.serving, config.learner
+    way = f"serving.weight_transfer = {serving.weight_transfer}"
+    if serving.weight_transfer == "shared_memory":
+        if serving.num_gpus_per_replica > 0:
+            yield (
+                f"{way} contradicts serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: "
+                "shared memory feeds replicas on the CPU; use nccl or ipc"
+            )
+        return
+    for key, num_gpus in (
+        ("serving.num_gpus_per_replica", serving.num_gpus_per_replica),
+        ("learner.num_gpus_per_learner", learner.num_gpus_per_learner),
+    ):
+        if num_gpus == 0:
+            yield f"{way} contradicts {key} = 0: it sends from GPU to GPU; use shared_memory on the CPU"
+    if serving.weight_transfer == "nccl" and serving.autoscaling is not None:
+        yield f"{way} contradicts serving.autoscaling: nccl needs a fixed number of replicas"
+
+
+def _learners(config: ExperimentConfig) -> Iterator[str]:
+    learner, model = config.learner, config.model
+    if learner.num_learners > config.training.groups_per_batch:
+        yield (
+            f"learner.num_learners = {learner.num_learners} contradicts training.groups_per_batch = "
+            f"{config.training.groups_per_batch}: groups are never split, so some learner would get none"
+        )
+    if model.attention.startswith("flash_attention") and learner.num_gpus_per_learner == 0:
+        yield (
+            f"model.attention = {model.attention} contradicts learner.num_gpus_per_learner = 0: "
+            "flash attention runs on GPUs only; use sdpa"
+        )
+    if model.attention.startswith("flash_attention") and model.dtype == "float32":
+        yield (
+            f"model.attention = {model.attention} contradicts model.dtype = float32: "
+            "flash attention computes in bfloat16"
+        )
+    if not all(0.0 <= beta < 1.0 for beta in learner.betas):
+        yield f"learner.betas = {list(learner.betas)}: both must be 0 or more and less than 1"
+
+
+def _hindsight(config: ExperimentConfig) -> Iterator[str]:
+    hindsight = config.hindsight
+    if hindsight.enabled and not hindsight.sources:
+        yield "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher would see nothing more"
+    for source in hindsight.sources:
+        if source not in source_names():
+            hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"
+            yield f"hindsight.sources has {source!r}: no such source{hint}"
+
+
+def _evaluation(config: ExperimentConfig) -> Iterator[str]:
+    if config.evaluation.split == config.env.train_split:
+        yield (
+            f"evaluation.split = {config.evaluation.split!r} contradicts env.train_split = "
+            f"{config.env.train_split!r}: the panel must be held out from training"
+        )

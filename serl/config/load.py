@@ -1,0 +1,143 @@
+"""From YAML files and `key.path=value` overrides to one frozen `ExperimentConfig`.
+
+A file may say ``extends: base.yaml`` (relative to itself): its keys win over the base's, section by
+section; lists and values are replaced whole. Overrides win over files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from serl.config.checks import check_config
+from serl.config.errors import ConfigError
+from serl.config.sections import ExperimentConfig
+from serl.config.wording import describe, nearest_name
+from serl.config.yaml_files import parse_yaml, read_mapping
+from serl.hindsight.modes import MODES
+
+COMMAND_LINE = "on the command line"
+
+_OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in the file ``path``, with ``overrides`` such as ``learner.lr=1e-5``.
+
+    Raises ConfigError that names every problem found: unreadable files, unknown keys, wrong types and
+    ranges, keys that contradict each other.
+    """
+    path = Path(path)
+    values, origins = _read_with_bases(path, ())
+    for override in overrides:
+        key, value = parse_override(override)
+        _set(values, key, value)
+        origins[key] = COMMAND_LINE
+    return _validated(values, origins, path)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"a.b=c"`` as ``("a.b", c)``, the value read as YAML; raises ConfigError."""
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
+        raise ConfigError([f"{text!r} {COMMAND_LINE}: not of the form key.path=value"])
+    return match[1], parse_yaml(match[2], f"{match[1]} {COMMAND_LINE}")
+
+
+def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The merged mapping of ``path`` and its bases, and from which file each dotted key is."""
+    resolved = path.resolve()
+    if resolved in readers:
+        chain = " extends ".join(str(reader) for reader in (*readers, resolved))
+        raise ConfigError([f"extends goes round in a circle: {chain}"])
+    own = read_mapping(path)
+    base = own.pop("extends", None)
+    origins: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError([f"extends = {base!r} in {path}: must be the path of one YAML file"])
+        values, origins = _read_with_bases(path.parent / base, (*readers, resolved))
+    _merge(values, own, origins, f"in {path}", prefix="")
+    return values, origins
+
+
+def _merge(
+    values: dict[str, Any], own: dict[str, Any], origins: dict[str, str], origin: str, prefix: str
+) -> None:
+    for name, value in own.items():
+        key = prefix + name
+        origins[key] = origin
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            _merge(values[name], value, origins, origin, f"{key}.")
+        elif isinstance(value, dict):
+            values[name] = {}
+            _merge(values[name], value, origins, origin, f"{key}.")
+        else:
+            values[name] = value
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections):
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            upper = ".".join(sections[: depth + 1])
+            raise ConfigError([f"{key} {COMMAND_LINE}: {upper} is a value, not a section"])
+        values = inner
+    values[name] = value
+
+
+def _validated(values: dict[str, Any], origins: dict[str, str], path: Path) -> ExperimentConfig:
+    def origin(key: str) -> str:
+        while key and key not in origins:
+            key = key.rpartition(".")[0]
+        return origins.get(key, f"in {path}")
+
+    _drop_empty_sections(values)
+    problems = _expand_hindsight_mode(values, origin)
+    try:
+        # By way of JSON, where a list may become a tuple but "3", true or 3.5 never become 3.
+        experiment = ExperimentConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems += [describe(dict(problem), origin) for problem in error.errors(include_url=False)]
+        raise ConfigError(problems) from error
+    problems += [f"{path}: {problem}" for problem in check_config(experiment)]
+    if problems:
+        raise ConfigError(problems)
+    return experiment
+
+
+def _drop_empty_sections(values: dict[str, Any]) -> None:
+    """A section whose lines are all commented out is None in YAML and means its defaults."""
+    for name, field in ExperimentConfig.model_fields.items():
+        if values.get(name, ...) is None and not field.is_required():
+            del values[name]
+
+
+def _expand_hindsight_mode(values: dict[str, Any], origin: Any) -> list[str]:
+    """Replaces the paper's name of a mode by what it stands for; returns what is wrong with it."""
+    section = values.get("hindsight")
+    if not isinstance(section, dict) or not isinstance(section.get("mode"), str):
+        return []
+    name = section["mode"]
+    where = f"hindsight.mode = {name!r} {origin('hindsight.mode')}"
+    if name not in MODES:
+        return [f"{where}: no such mode{nearest_name(name, MODES) or '; known: ' + ', '.join(MODES)}"]
+    mode = MODES[name]
+    meaning = {"sources": list(mode.sources), "granularity": mode.granularity, "combine": mode.combine}
+    problems = [
+        f"{where} contradicts hindsight.{key} = {section[key]} {origin(f'hindsight.{key}')}: "
+        f"the mode means {key} = {value}; give one of the two"
+        for key, value in meaning.items()
+        if key in section and section[key] != value
+    ]
+    section.update(meaning)
+    return problems

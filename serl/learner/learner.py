@@ -1,0 +1,280 @@
+"""`SERLLearner`: one learner's part of an update.
+
+    plan ─▶ teacher log-probs ─▶ token advantages ─▶ minibatches ─▶ micro-batches: forward, loss, backward
+                                                          └─▶ clip, AdamW step
+
+The plan (`serl.buffer.packing`) comes with global denominators, so the losses of all micro-batches of all
+learners add up to the loss of the minibatch, and so do their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor
+
+from serl.algorithm_config import SERLConfig
+from serl.buffer.packing import LearnerPlan, MicroBatch, Minibatch
+from serl.learner.loss_targets import LossTargets
+from serl.learner.losses import LossTokens, policy_loss
+from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
+from serl.learner.parallel import full_tensors, named_weights, shard_module, sync_gradients
+from serl.learner.report import LearnerReport
+from serl.learner.response_tokens import ResponseTokens
+from serl.learner.rl_module import CausalLMModule
+from serl.learner.state import LearnerState, load_state, save_state
+from serl.learner.teacher import (
+    copy_policy,
+    copy_weights,
+    is_sync_step,
+    score_actions,
+    teacher_lambda,
+    weigh_advantages,
+)
+from serl.learner.token_batch import TokenBatch, make_token_batch
+from serl.serving.weights import BroadcastStats, WeightPublisher
+
+
+class SERLLearner(TorchLearner):
+    """Policy, teacher and optimizer of one learner process; `SERLLearnerGroup` calls the public methods.
+
+    With more than one learner all of them must be given the same call: they meet in collectives.
+    """
+
+    config: SERLConfig
+
+    def build(self) -> None:
+        self._experiment = self.config.experiment
+        torch.set_num_threads(self._experiment.learner.num_threads)
+        # RLlib asks for deterministic algorithms; overwriting every new tensor with NaN is no part of that.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        self._compute_dtype: torch.dtype = getattr(torch, self._experiment.model.dtype)
+        self._num_learners = max(1, self._experiment.learner.num_learners)
+        self._publisher: WeightPublisher | None = None
+        super().build()
+        self._optimizer_step = OptimizerStep(self._optimizer, self._experiment.learner.grad_clip)
+
+    @property
+    def policy(self) -> CausalLMModule:
+        return self.module[DEFAULT_MODULE_ID]  # type: ignore[return-value]
+
+    @property
+    def teacher(self) -> CausalLMModule | None:
+        """None without hindsight, and from the first update on in which λ is 0."""
+        return self._teacher
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        parameters = self.get_parameters(self.module[module_id])
+        self._optimizer = make_optimizer(parameters, self._experiment.learner)
+        self.register_optimizer(module_id=module_id, optimizer=self._optimizer, params=list(parameters))
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """RLlib's hook at the end of `build`: the teacher is copied, and FSDP2 shards instead of DDP."""
+        hindsight = self._experiment.hindsight
+        self._teacher = copy_policy(self.policy) if teacher_lambda(hindsight, 0) > 0.0 else None
+        if self.distributed:
+            shard_module(self.policy, self._compute_dtype)
+            if self._teacher is not None:
+                shard_module(self._teacher, self._compute_dtype)
+            # Sharding made new parameters; those that RLlib knows belong to nothing any more.
+            for registered in (
+                self._params,
+                self._optimizer_parameters,
+                self._named_optimizers,
+                self._module_optimizers,
+                self._optimizer_name_to_module,
+            ):
+                registered.clear()
+            self.configure_optimizers()
+
+    def ping(self) -> bool:
+        """Answers when nothing else is being done."""
+        return True
+
+    def update_policy(self, plan: LearnerPlan, update_step: int) -> LearnerReport:
+        """Trains on ``plan``. ``update_step`` counts the updates before this one: λ, learning rate, teacher.
+
+        Raises NonFiniteGradientsError when optimizer steps keep having to be skipped.
+        """
+        report = LearnerReport()
+        lr = learning_rate(self._experiment.learner, update_step)
+        grad_norms: list[float] = []
+        with report.timed("update"):
+            targets = self._targets(plan, update_step, report)
+            for index, minibatch in enumerate(plan.minibatches):
+                with report.timed("forward_backward"):
+                    self._backward(plan, minibatch, targets, report, is_first=index == 0)
+                with report.timed("optimizer"):
+                    grad_norm, stepped = self._optimizer_step.apply(lr)
+                if stepped:
+                    grad_norms.append(grad_norm)
+        report.shared |= {
+            "lr": lr,
+            "num_optimizer_steps": float(len(grad_norms)),
+            "num_skipped_optimizer_steps": float(len(plan.minibatches) - len(grad_norms)),
+            "grad_norm": sum(grad_norms) / max(len(grad_norms), 1),
+        }
+        return report
+
+    def gradients(self, plan: LearnerPlan, update_step: int) -> dict[str, Tensor]:
+        """The whole gradient of the plan's first minibatch by parameter name; nothing is updated."""
+        report = LearnerReport()
+        targets = self._targets(plan, update_step, report)
+        self._backward(plan, plan.minibatches[0], targets, report, is_first=True)
+        weights = named_weights(self.policy.model)
+        sharded = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        gradients = dict(full_tensors(sharded))
+        self._optimizer.zero_grad(set_to_none=True)
+        return gradients
+
+    def publish_weights(self, weights_seq_no: int) -> BroadcastStats | None:
+        """Gathers the weights on all learners; the first one sends them to the deployment and reports."""
+        tensors = self._published_tensors()
+        try:
+            if self._learner_index == 0:
+                return self._weight_publisher().publish(tensors, weights_seq_no)
+            return None
+        finally:
+            # The other learners are in the middle of gathering, whatever happened here.
+            for _ in tensors:
+                pass
+
+    def save(self, directory: str) -> None:
+        """Writes the learner's part of a checkpoint (see `serl.learner.state`)."""
+        save_state(Path(directory), self._state(), is_writer=self._learner_index == 0)
+
+    def load(self, directory: str) -> None:
+        """Goes on from a checkpoint; raises LearnerStateError if it does not fit the policy."""
+        if not load_state(Path(directory), self._state()):
+            self._teacher = None
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any = None, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """The loss of one micro-batch; ``batch`` holds its `LossTokens` fields and ``denominators``.
+
+        Its metrics are added to ``batch["metrics"]``.
+        """
+        settings = self._experiment.loss
+        loss_tokens = LossTokens(
+            logprobs=fwd_out["logprobs"],
+            old_logprobs=batch["old_logprobs"],
+            advantages=batch["advantages"],
+            sequence_ids=batch["sequence_ids"],
+            importance_weights=batch["importance_weights"],
+        )
+        loss, metrics = policy_loss(loss_tokens, settings.name, settings.model_dump(), batch["denominators"])
+        batch["metrics"] |= metrics
+        return loss
+
+    def _targets(self, plan: LearnerPlan, update_step: int, report: LearnerReport) -> LossTargets:
+        tokens = ResponseTokens.of(plan.samples, update_step, self.device)
+        with report.timed("teacher"):
+            advantages = self._token_advantages(plan, tokens, update_step, report)
+        old_logprobs = tokens.old_logprobs
+        if self._experiment.loss.importance_cap is not None:
+            with report.timed("proximal"):
+                old_logprobs = self._logprobs_before_update(plan, tokens)
+        return LossTargets(tokens, advantages, old_logprobs)
+
+    def _token_advantages(
+        self, plan: LearnerPlan, tokens: ResponseTokens, update_step: int, report: LearnerReport
+    ) -> Tensor:
+        hindsight = self._experiment.hindsight
+        lambda_ = teacher_lambda(hindsight, update_step)
+        report.shared["effective_lambda"] = lambda_
+        if lambda_ == 0.0:
+            self._teacher = None
+        if self._teacher is None:
+            return tokens.advantages
+        if is_sync_step(hindsight, update_step):
+            copy_weights(self.policy, self._teacher)
+        scores = score_actions(self._teacher, plan, tokens, self._forward)
+        advantages, metrics = weigh_advantages(tokens, scores, lambda_, hindsight)
+        report.add_teacher_metrics(metrics)
+        return advantages
+
+    @torch.no_grad()
+    def _logprobs_before_update(self, plan: LearnerPlan, tokens: ResponseTokens) -> Tensor:
+        """The policy's own log-probs of all response tokens, [T]: one more forward pass over all rows."""
+        logprobs = tokens.old_logprobs.clone()
+        for rows in plan.micro_batches:
+            scored = self._forward(self.policy, self._token_batch(plan, rows))
+            if rows:
+                logprobs[tokens.positions(rows)] = scored["logprobs"]
+        return logprobs
+
+    def _backward(
+        self,
+        plan: LearnerPlan,
+        minibatch: Minibatch,
+        targets: LossTargets,
+        report: LearnerReport,
+        is_first: bool,
+    ) -> None:
+        """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
+        # Denominators count rows without advantage too, metrics only what was computed.
+        metric_scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / len(plan.minibatches)
+        for index, rows in enumerate(minibatch.micro_batches):
+            sync_gradients(self.policy, enabled=index == len(minibatch.micro_batches) - 1)
+            token_batch = self._token_batch(plan, rows)
+            scored = self._forward(self.policy, token_batch)
+            if not rows:
+                (scored["logprobs"].sum() * 0.0).backward()
+                continue
+            batch = targets.micro_batch(
+                rows, minibatch, token_batch["sequence_ids"], self._experiment.loss.importance_cap
+            )
+            loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=scored)
+            # FSDP2 averages gradients over the learners; the loss is a part of a sum.
+            (loss * self._num_learners).backward()
+            report.sums["loss"] += float(loss.detach()) / len(plan.minibatches)
+            for name, value in batch["metrics"].items():
+                report.sums[name] += float(value) * metric_scale
+            share = len(token_batch["targets"]) / minibatch.num_trained_tokens / len(plan.minibatches)
+            report.sums["entropy"] += float(scored["entropies"].mean()) * share
+            log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
+            report.sums["approx_kl_k1"] += float(log_ratio.mean()) * share
+            report.sums["num_trained_tokens"] += sum(plan.samples[row].num_tokens for row in rows)
+            if is_first:
+                targets.report_sampler_gap(rows, scored["logprobs"].detach(), report)
+
+    def _token_batch(self, plan: LearnerPlan, rows: MicroBatch) -> TokenBatch:
+        """The tensors of ``rows``; of a one-token dummy for an empty micro-batch."""
+        samples = [plan.samples[row] for row in rows]
+        return make_token_batch(
+            [sample.prompt_ids for sample in samples] or [[0]],
+            [sample.response_ids for sample in samples] or [[0]],
+            None,
+            layout=self.policy.layout,
+            share_prefix=self.policy.shares_prefix,
+            device=self.device,
+        )
+
+    def _forward(self, module: CausalLMModule, batch: TokenBatch) -> dict[str, Tensor]:
+        # A sharded module computes in its own mixed precision.
+        lower = self._compute_dtype != torch.float32 and not self.distributed
+        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=lower):
+            return module(batch)
+
+    def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in full_tensors(named_weights(self.policy.model)):
+            yield name, tensor.to(self._compute_dtype)
+
+    def _weight_publisher(self) -> WeightPublisher:
+        if self._publisher is None:
+            names, serving = self.config.serving_names, self._experiment.serving
+            if names is None:
+                raise RuntimeError(
+                    "weights cannot be published: the learner was told of no policy deployment"
+                )
+            self._publisher = WeightPublisher(names, serving.weight_transfer, serving.update_timeout_s)
+        return self._publisher
+
+    def _state(self) -> LearnerState:
+        return LearnerState(self.policy, self._teacher, self._optimizer, self._optimizer_step)

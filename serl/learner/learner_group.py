@@ -1,0 +1,194 @@
+"""`SERLLearnerGroup`: the learners as one, for the algorithm's loop.
+
+RLlib's own asynchronous update is not used: it drops the call of a learner that is busy, and the others then
+wait for it in a collective. Here an update starts on all learners or on none, every answer is looked at, and
+the first failure of any of them is a `LearnerError`: the trial fails and resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+from serl.algorithm_config import SERLConfig
+from serl.buffer.packing import plan_update
+from serl.learner.learner import SERLLearner
+from serl.learner.report import LearnerReport, combine_reports
+from serl.learner.samples import build_samples
+from serl.rollout.prompt import PromptEncoder
+from serl.serving.weights import BroadcastStats
+from serl.types import TrajectoryGroup
+
+_PING_TIMEOUT_S = 30.0
+
+
+class LearnerError(RuntimeError):
+    """A learner failed, died, or did not answer in time; the text says which one and doing what."""
+
+
+@dataclass(slots=True)
+class UpdateHandle:
+    """An update under way. ``answers`` are the learners' reports, or references to them, in their order."""
+
+    update_step: int
+    deadline: float
+    answers: list[Any]
+    sample_metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """A finished update: ``metrics`` over the whole batch and all learners."""
+
+    update_step: int
+    metrics: dict[str, float]
+
+
+class SERLLearnerGroup(LearnerGroup):
+    """``num_learners`` remote learners, or one in this process if that is 0."""
+
+    config: SERLConfig
+    _learner: SERLLearner
+    _workers: list[Any]
+
+    def __init__(self, *, config: SERLConfig, module_spec: Any = None, placement_group: Any = None) -> None:
+        super().__init__(config=config, module_spec=module_spec, placement_group=placement_group)
+        self._experiment = config.experiment
+        self._encoder = PromptEncoder.load(config.model_dir)
+        self._in_flight: UpdateHandle | None = None
+
+    def start_update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> UpdateHandle:
+        """Starts training on ``groups``; returns at once with remote learners, at the end with a local one.
+
+        ``update_step`` counts the updates before this one. Raises LearnerError unless every learner is alive
+        and idle.
+        """
+        if self._in_flight is not None:
+            raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
+        self._check_idle()
+        started = time.monotonic()
+        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step)
+        settings = self._experiment.learner
+        plans = plan_update(
+            samples,
+            num_learners=max(1, settings.num_learners),
+            num_minibatches=settings.num_minibatches,
+            num_epochs=settings.num_epochs,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            seed=(self._experiment.seed, update_step),
+        )
+        metrics["seconds_samples"] = time.monotonic() - started
+        deadline = started + settings.update_timeout_s
+        answers = self._start("update_policy", [(plan, update_step) for plan in plans])
+        self._in_flight = UpdateHandle(update_step, deadline, answers, metrics)
+        return self._in_flight
+
+    def poll_update(self, handle: UpdateHandle, timeout_s: float) -> UpdateResult | None:
+        """The result of ``handle``, or None if it is not there within ``timeout_s``.
+
+        Raises LearnerError if a learner failed, or after ``learner.update_timeout_s`` since the start.
+        """
+        if handle is not self._in_flight:
+            raise LearnerError(f"update {handle.update_step} is not under way")
+        what = f"update {handle.update_step}"
+        wait_s = min(timeout_s, max(handle.deadline - time.monotonic(), 0.0))
+        if not self._finished(handle.answers, wait_s, what):
+            if time.monotonic() >= handle.deadline:
+                limit = self._experiment.learner.update_timeout_s
+                raise LearnerError(f"{what} took longer than learner.update_timeout_s = {limit:g} s")
+            return None
+        self._in_flight = None
+        reports: list[LearnerReport] = self._results(handle.answers)
+        return UpdateResult(handle.update_step, handle.sample_metrics | update_metrics(reports))
+
+    def publish_weights(self, weights_seq_no: int) -> BroadcastStats:
+        """Sends the policy's weights to the deployment as ``weights_seq_no``, waiting for the replicas.
+
+        Raises LearnerError if a learner fails or not all replicas load them in time.
+        """
+        # The publisher has the serving deadline and a better error; this one is for a learner that hangs.
+        timeout_s = 2.0 * self._experiment.serving.update_timeout_s
+        results = self._call("publish_weights", weights_seq_no, timeout_s=timeout_s)
+        stats = [result for result in results if result is not None]
+        assert len(stats) == 1
+        return stats[0]
+
+    def save(self, directory: Path, timeout_s: float) -> None:
+        """Writes ``policy/`` and ``learner/`` below ``directory``; raises LearnerError if that fails."""
+        self._call("save", str(directory.resolve()), timeout_s=timeout_s)
+
+    def load(self, directory: Path, timeout_s: float) -> None:
+        """Goes on from `save`, with any number of learners; raises LearnerError if that fails."""
+        self._call("load", str(directory.resolve()), timeout_s=timeout_s)
+
+    def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Nothing: weights reach the samplers by `publish_weights` and checkpoints by `save`.
+
+        RLlib asks for them while it sets an algorithm up, and would bring all of them into its process.
+        """
+        return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {}}}
+
+    def _check_idle(self) -> None:
+        self._call("ping", timeout_s=_PING_TIMEOUT_S)
+
+    def _call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
+        """``method`` on every learner; all results, in order."""
+        answers = self._start(method, [arguments] * max(1, len(self)))
+        if not self._finished(answers, timeout_s, method):
+            raise LearnerError(f"{method}: not all of {len(self)} learners finished within {timeout_s:g} s")
+        return self._results(answers)
+
+    def _start(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if self.is_local:
+            return [getattr(self._learner, method)(*arguments[0])]
+        return [
+            getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)
+        ]
+
+    def _finished(self, answers: list[Any], timeout_s: float, what: str) -> bool:
+        """Whether all answers are there within ``timeout_s``; raises LearnerError at the first failure.
+
+        The first: a learner that waits in a collective for a failed one never answers.
+        """
+        if self.is_local:
+            return True
+        deadline = time.monotonic() + timeout_s
+        pending = list(answers)
+        while pending:
+            wait_s = max(deadline - time.monotonic(), 0.0)
+            ready, pending = ray.wait(pending, num_returns=1, timeout=wait_s, fetch_local=False)
+            for answer in ready:
+                self._result(answer, answers.index(answer), what)
+            if not ready:
+                return False
+        return True
+
+    def _results(self, answers: list[Any]) -> list[Any]:
+        return answers if self.is_local else ray.get(answers)
+
+    @staticmethod
+    def _result(answer: Any, learner_index: int, what: str) -> None:
+        try:
+            ray.get(answer, timeout=_PING_TIMEOUT_S)
+        except (RayTaskError, RayActorError, GetTimeoutError) as error:
+            raise LearnerError(f"learner {learner_index} failed in {what}: {error}") from error
+
+
+def update_metrics(reports: Sequence[LearnerReport]) -> dict[str, float]:
+    """The metrics of one update from the reports of all learners.
+
+    ``learner_tokens_per_s`` counts prompt and response tokens of the trained rows, once per epoch, over the
+    seconds of forward, backward and optimizer.
+    """
+    metrics = combine_reports(reports)
+    seconds = metrics.get("seconds_forward_backward", 0.0) + metrics.get("seconds_optimizer", 0.0)
+    metrics["learner_tokens_per_s"] = metrics.get("num_trained_tokens", 0.0) / seconds if seconds else 0.0
+    return metrics

@@ -1,0 +1,62 @@
+"""What the policy's log-probs are held against in one update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from serl.buffer.packing import MicroBatch, Minibatch
+from serl.learner.losses import Denominators, truncated_importance_weights
+from serl.learner.report import LearnerReport
+from serl.learner.response_tokens import ResponseTokens
+
+
+@dataclass(frozen=True, slots=True)
+class LossTargets:
+    """``advantages`` [T] with teacher weights; ``old_logprobs`` [T], what the loss's ratio is taken to.
+
+    The latter are the sampler's, or with an importance cap the policy's own before the update; the gap
+    between the two then is an importance weight (decoupled PPO, arXiv 2110.00641).
+    """
+
+    tokens: ResponseTokens
+    advantages: Tensor
+    old_logprobs: Tensor
+
+    def micro_batch(
+        self, rows: MicroBatch, minibatch: Minibatch, sequence_ids: Tensor, importance_cap: float | None
+    ) -> dict[str, Any]:
+        """The fields of `LossTokens` for ``rows`` (but for the log-probs), denominators, and metrics."""
+        positions = self.tokens.positions(rows)
+        old_logprobs = self.old_logprobs[positions]
+        denominators = Denominators(minibatch.num_loss_tokens, minibatch.num_sequences)
+        weights, metrics = None, {}
+        if importance_cap is not None:
+            weights, metrics = truncated_importance_weights(
+                old_logprobs, self.tokens.old_logprobs[positions], denominators, cap=importance_cap
+            )
+        return {
+            "old_logprobs": old_logprobs,
+            "advantages": self.advantages[positions],
+            "sequence_ids": sequence_ids,
+            "importance_weights": weights,
+            "denominators": denominators,
+            "metrics": metrics,
+        }
+
+    def report_sampler_gap(self, rows: MicroBatch, logprobs: Tensor, report: LearnerReport) -> None:
+        """Adds |sampler's − learner's log-prob| before any update of the weights.
+
+        ``sampler_logprob_gap`` is over all tokens. ``sampler_logprob_gap_fresh``, over those that the newest
+        weights sampled, is what sampler and learner disagree about the same weights: it should be near 0.
+        """
+        positions = self.tokens.positions(rows)
+        gap = (self.tokens.old_logprobs[positions] - logprobs).abs()
+        fresh = gap[self.tokens.fresh[positions]]
+        report.add_mean("sampler_logprob_gap", float(gap.sum()), gap.numel())
+        report.add_mean("sampler_logprob_gap_fresh", float(fresh.sum()), fresh.numel())
+        if fresh.numel():
+            name = "sampler_logprob_gap_fresh_max"
+            report.maxima[name] = max(report.maxima.get(name, 0.0), float(fresh.max()))

@@ -1,0 +1,70 @@
+"""One policy over several learners: FSDP2 shards, and whole tensors made of them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from serl.learner.rl_module import CausalLMModule
+
+
+def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
+    """Shards ``module`` over all learners, one unit a decoder layer; its parameters become new objects.
+
+    Gradients are reduced in float32 and averaged over the learners.
+    """
+    device_type = next(module.parameters()).device.type
+    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    param_dtype = None if compute_dtype == torch.float32 else compute_dtype
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    unit_names = set(module.model._no_split_modules or ())
+    for layer in list(module.model.modules()):
+        if type(layer).__name__ in unit_names:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def sync_gradients(module: nn.Module, enabled: bool) -> None:
+    """Whether the next backward pass reduces gradients over the learners; no-op for an unsharded module."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(enabled)
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers under their Hugging Face names; tied ones once."""
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor
+    return weights
+
+
+def full_tensors(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Whole detached tensors, one at a time. Every learner must exhaust it: sharded ones are gathered."""
+    for name, tensor in tensors.items():
+        yield name, whole(tensor.detach())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor`` itself, or all of its shards put together (a collective)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_whole_into(target: Tensor, source: Tensor) -> None:
+    """Copies the whole ``source``, which every learner has, into ``target`` or this learner's shard of it."""
+    if isinstance(target, DTensor):
+        own = distribute_tensor(
+            source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+        target.to_local().copy_(own.to_local())
+    else:
+        target.copy_(source)

@@ -1,0 +1,73 @@
+"""What one learner reports of an update, and one set of metrics made of all their reports."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+
+@dataclass(slots=True)
+class LearnerReport:
+    """``sums`` add up over learners (counts, and values already divided by global denominators).
+
+    ``means`` are pairs of a total and what to divide it by, both added up first. ``minima`` and ``maxima``
+    are the least and greatest over learners, ``shared`` is the same on all of them, ``seconds`` are those of
+    the slowest.
+    """
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)
+    minima: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add_mean(self, name: str, total: float, weight: float) -> None:
+        old_total, old_weight = self.means.get(name, (0.0, 0.0))
+        self.means[name] = (old_total + total, old_weight + weight)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds that the block takes to ``seconds[name]``."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += perf_counter() - started
+
+    def add_teacher_metrics(self, metrics: dict[str, float]) -> None:
+        """Takes in the metrics of `teacher_weights`, each named ``teacher_…``."""
+        for name, value in metrics.items():
+            sign = name.split("_")[0] if name.startswith(("positive_", "negative_")) else ""
+            count = metrics[f"{sign}_num_selected_tokens" if sign else "num_selected_tokens"]
+            if name.endswith("num_selected_tokens"):
+                self.sums[f"teacher_{name}"] += value
+            elif name.endswith("_min"):
+                self.minima |= {f"teacher_{name}": value} if count else {}
+            elif name.endswith("_max"):
+                self.maxima |= {f"teacher_{name}": value} if count else {}
+            else:
+                self.add_mean(f"teacher_{name}", value * count, count)
+
+
+def combine_reports(reports: Sequence[LearnerReport]) -> dict[str, float]:
+    """The metrics of one update. A mean without any weight is left out: there was nothing to average."""
+    metrics: dict[str, float] = dict(reports[0].shared)
+    for report in reports:
+        for name, value in report.sums.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    for name in {name for report in reports for name in report.means}:
+        totals, weights = zip(*(report.means.get(name, (0.0, 0.0)) for report in reports), strict=True)
+        if sum(weights) > 0:
+            metrics[name] = sum(totals) / sum(weights)
+    for report in reports:
+        for name, value in report.minima.items():
+            metrics[name] = min(metrics.get(name, value), value)
+        for name, value in report.maxima.items():
+            metrics[name] = max(metrics.get(name, value), value)
+        for name, value in report.seconds.items():
+            metrics[f"seconds_{name}"] = max(metrics.get(f"seconds_{name}", 0.0), value)
+    return metrics

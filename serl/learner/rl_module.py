@@ -1,0 +1,124 @@
+"""Any Hugging Face causal language model as an RLlib module that scores sampled tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor, nn
+
+from serl.learner.token_batch import Layout, TokenBatch
+
+
+class CausalLMModule(TorchRLModule):
+    """A policy or a teacher.
+
+    ``model_config``: ``model_dir`` (a local Hugging Face folder), ``attention``, ``temperature`` (that of the
+    sampler) and ``gradient_checkpointing``. Weights are float32, whatever precision a learner computes in.
+    Dropout is off: with it a token's probability could not be compared with the sampler's.
+    """
+
+    def setup(self) -> None:
+        from transformers import AutoModelForCausalLM
+
+        config: dict[str, Any] = self.model_config  # type: ignore[assignment]
+        self.temperature: float = config["temperature"]
+        self.model = AutoModelForCausalLM.from_pretrained(
+            config["model_dir"],
+            dtype=torch.float32,
+            attn_implementation=config["attention"],
+            local_files_only=True,
+        )
+        _turn_dropout_off(self.model)
+        if config["gradient_checkpointing"]:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.layout: Layout = "packed" if config["attention"] == "flash_attention_2" else "padded"
+        self.shares_prefix = self.layout == "padded" and _can_share_prefix(self.model)
+        self._predictor_positions: Tensor | None = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predictors)
+
+    @property
+    def model_dir(self) -> Path:
+        """The folder that the weights came from; configuration and tokenizer are there."""
+        return Path(self.model_config["model_dir"])  # type: ignore[index]
+
+    def _forward(self, batch: TokenBatch, **kwargs: Any) -> dict[str, Tensor]:
+        """Scores the N marked tokens of a `TokenBatch`.
+
+        Returns float32 [N]: ``logprobs``, natural log-probs at the sampling temperature, and ``entropies`` of
+        the distributions they were drawn from, in nats and without gradient. Logits exist only for the
+        scored tokens.
+        """
+        arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if "prefix_ids" in batch:
+            cache = self._prefix_cache(batch["prefix_ids"], batch["input_ids"].shape[0])
+            arguments |= {"past_key_values": cache, "use_cache": True}
+        if "sequence_starts" in batch:
+            arguments |= _variable_length_arguments(batch)
+        self._predictor_positions = batch["predictor_positions"]
+        try:
+            logits = self.model(**arguments).logits
+        finally:
+            self._predictor_positions = None
+        return score_tokens(logits, batch["targets"], self.temperature)
+
+    def _prefix_cache(self, prefix_ids: Tensor, num_rows: int) -> Any:
+        """Keys and values of the shared prefix for every row; gradients flow back through them."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        self.model.get_decoder()(input_ids=prefix_ids, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(num_rows)
+        return cache
+
+    def _keep_predictors(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Lets the LM head see only hidden states that predict a scored token."""
+        if self._predictor_positions is None:
+            return arguments
+        (hidden,) = arguments
+        return (hidden.flatten(0, 1)[self._predictor_positions],)
+
+
+def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[str, Tensor]:
+    """``logprobs`` and ``entropies`` [N] of ``targets`` [N] under ``logits`` [N, vocabulary] / T."""
+    distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logprobs = distribution.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropies = -(distribution.exp() * distribution).sum(dim=-1)
+    return {"logprobs": logprobs, "entropies": entropies}
+
+
+def _variable_length_arguments(batch: TokenBatch) -> dict[str, Any]:
+    starts = batch["sequence_starts"].to(torch.int32)
+    longest = int(starts.diff().max())
+    return {
+        "position_ids": batch["position_ids"],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _turn_dropout_off(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _can_share_prefix(model: Any) -> bool:
+    """Every layer remembers all keys and values, and remembering is not switched off."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and not model._is_stateful
+        and not model.is_gradient_checkpointing
+    )

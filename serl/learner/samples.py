@@ -1,0 +1,173 @@
+"""From trajectory groups to training samples: rewards, advantages, teacher prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from serl.config import ExperimentConfig
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
+from serl.hindsight.modes import HindsightMode, hindsight_mode
+from serl.learner.advantages import StepRows, group_advantages
+from serl.learner.teacher import teacher_lambda
+from serl.rollout.prompt import PromptEncoder
+from serl.types import Step, TrainingSample, Trajectory, TrajectoryGroup
+
+# Discounted returns serve step-level estimators; those of the configuration use the trajectory's return.
+_GAMMA = 1.0
+
+
+def build_samples(
+    groups: Sequence[TrajectoryGroup], config: ExperimentConfig, encoder: PromptEncoder, update_step: int
+) -> tuple[list[TrainingSample], dict[str, float]]:
+    """One sample per step of ``groups``, group by group, and the metrics of the batch.
+
+    A row's reward is its trajectory's, less ``env.invalid_action_penalty`` where the action was invalid; the
+    advantage is relative to the group, and negative ones are scaled by ``loss.negative_advantage_scale``.
+    Rows of a group without spread have advantage 0: nobody computes them, but they stay in the list because
+    the loss is a mean over all rows of the batch (see `serl.buffer.packing`).
+
+    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt.
+    Metrics: those of `group_advantages`, ``num_rows``, ``num_rows_with_advantage``, and while λ is positive
+    ``num_teacher_prompts``, ``num_contexts_shortened`` and ``num_contexts_too_long``.
+    """
+    steps = [
+        (group, trajectory, index)
+        for group in groups
+        for trajectory in group.trajectories
+        for index in range(len(trajectory.steps))
+    ]
+    if not steps:
+        return [], {"num_groups": float(len(groups)), "num_rows": 0.0, "num_rows_with_advantage": 0.0}
+    advantages, metrics = _advantages(groups, config)
+    samples = [
+        _sample(group, trajectory, index, advantage)
+        for (group, trajectory, index), advantage in zip(steps, advantages.tolist(), strict=True)
+    ]
+    metrics["num_rows"] = float(len(samples))
+    metrics["num_rows_with_advantage"] = float(sum(sample.advantage != 0.0 for sample in samples))
+    if teacher_lambda(config.hindsight, update_step) > 0.0:
+        metrics |= _add_teacher_prompts(samples, groups, config, encoder)
+    return samples, metrics
+
+
+def _advantages(
+    groups: Sequence[TrajectoryGroup], config: ExperimentConfig
+) -> tuple[Tensor, dict[str, float]]:
+    rows = StepRows.from_groups(groups, gamma=_GAMMA)
+    invalid = torch.tensor(
+        [not step.action_valid for group in groups for t in group.trajectories for step in t.steps]
+    )
+    rows = replace(rows, rewards=rows.rewards - config.env.invalid_action_penalty * invalid)
+    options = config.advantage.model_dump()
+    advantages, metrics = group_advantages(rows, config.advantage.estimator, options)
+    scale = config.loss.negative_advantage_scale
+    return torch.where(advantages < 0.0, advantages * scale, advantages), metrics
+
+
+def _sample(
+    group: TrajectoryGroup, trajectory: Trajectory, step_index: int, advantage: float
+) -> TrainingSample:
+    step = trajectory.steps[step_index]
+    return TrainingSample(
+        group_id=group.group_id,
+        trajectory_id=trajectory.trajectory_id,
+        step_index=step_index,
+        prompt_ids=step.prompt_ids,
+        response_ids=step.response_ids,
+        old_logprobs=step.old_logprobs,
+        action_mask=step.action_mask,
+        advantage=advantage,
+        weights_seq_no=step.weights_seq_no,
+    )
+
+
+@dataclass(slots=True)
+class _PromptCounts:
+    num_teacher_prompts: float = 0.0
+    num_contexts_shortened: float = 0.0
+    num_contexts_too_long: float = 0.0
+
+
+def _add_teacher_prompts(
+    samples: list[TrainingSample],
+    groups: Sequence[TrajectoryGroup],
+    config: ExperimentConfig,
+    encoder: PromptEncoder,
+) -> dict[str, float]:
+    mode = _mode(config)
+    limit = config.hindsight.max_context_length
+    counts = _PromptCounts()
+    rows = iter(samples)
+    for group in groups:
+        view = GroupView(trajectories=group.trajectories, options=_evidence_options(config))
+        own = [next(rows) for trajectory in group.trajectories for _ in trajectory.steps]
+        if all(sample.advantage == 0.0 for sample in own):
+            continue
+        evidence = [step for trajectory in collect_evidence(view, mode) for step in trajectory]
+        steps = [step for trajectory in group.trajectories for step in trajectory.steps]
+        for sample, step, known in zip(own, steps, evidence, strict=True):
+            if sample.advantage != 0.0 and known and any(sample.action_mask):
+                sample.teacher_prompt_ids = _teacher_prompt(step, known, encoder, limit, counts)
+    return {
+        "num_teacher_prompts": counts.num_teacher_prompts,
+        "num_contexts_shortened": counts.num_contexts_shortened,
+        "num_contexts_too_long": counts.num_contexts_too_long,
+    }
+
+
+def _teacher_prompt(
+    step: Step, evidence: StepEvidence, encoder: PromptEncoder, limit: int, counts: _PromptCounts
+) -> list[int] | None:
+    """The step's prompt with the evidence in it, at most ``limit`` ids; None if it cannot be that short."""
+    text, _ = render_context(evidence)
+    assert text is not None
+    ids = encoder.encode(with_context(step.messages, text))
+    if len(ids) > limit:
+        budget = max(limit - (len(ids) - encoder.num_tokens(text)), 0)
+        text, stats = render_context(evidence, encoder.num_tokens, budget)
+        assert text is not None
+        ids = encoder.encode(with_context(step.messages, text))
+        if len(ids) > limit:
+            counts.num_contexts_too_long += 1
+            return None
+        counts.num_contexts_shortened += stats.num_dropped_steps > 0
+    counts.num_teacher_prompts += 1
+    return ids
+
+
+def with_context(messages: Sequence[dict[str, str]], context: str) -> list[dict[str, str]]:
+    """``messages`` with ``context`` at the end of the last user message.
+
+    Raises ValueError if there is no user message.
+    """
+    for index in reversed(range(len(messages))):
+        message = messages[index]
+        if message["role"] == "user":
+            told = {**message, "content": f"{message['content']}\n\n{context}"}
+            return [*messages[:index], told, *messages[index + 1 :]]
+    raise ValueError("a teacher prompt needs a user message to put its context into")
+
+
+def _mode(config: ExperimentConfig) -> HindsightMode:
+    hindsight = config.hindsight
+    if hindsight.mode is not None:
+        return hindsight_mode(hindsight.mode)
+    return HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
+
+
+def _evidence_options(config: ExperimentConfig) -> EvidenceOptions:
+    hindsight = config.hindsight
+    return EvidenceOptions(
+        trajectory_format=hindsight.trajectory_format,
+        exclude_own_success=hindsight.exclude_own_success,
+        remove_thinking=hindsight.remove_thinking,
+        max_trajectory_steps=hindsight.max_trajectory_steps,
+        max_future_steps=hindsight.max_future_steps,
+        anchor_similarity=hindsight.anchor_similarity,
+    )

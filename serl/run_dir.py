@@ -1,0 +1,235 @@
+"""The folder that a run leaves behind.
+
+    runs/NAME-20260131-120000/
+      config.yaml         the experiment, resolved: every key, defaults included
+      versions.json       packages, Python, platform, git commit, the command
+      metrics.jsonl       one object a write: "iteration", "time" (Unix seconds) and the metrics
+      trajectories.jsonl  sampled trajectories, one object each (`trajectory_record`)
+      panels.jsonl        evaluation panels (written by serl.train)
+      tensorboard/        the same metrics as curves
+      checkpoints/        serl.checkpoint
+      logs/               engines and servers
+
+Every line of a ``.jsonl`` file has an "iteration"; a run that is resumed at iteration N drops the lines of
+later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from serl.config import ExperimentConfig
+from serl.types import Step, Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+CONFIG = "config.yaml"
+
+
+class RunDir:
+    """A run's folder, open for writing. ``metrics`` must be started before it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = MetricsWriter(path)
+
+    @classmethod
+    def create(cls, experiment: ExperimentConfig, purpose: str = "") -> RunDir:
+        """A new folder ``OUTPUT_DIR/NAME[-PURPOSE]-TIMESTAMP``; raises OSError if it cannot be made."""
+        name = "-".join(part for part in (experiment.name, purpose, time.strftime("%Y%m%d-%H%M%S")) if part)
+        parent = Path(experiment.output_dir).expanduser().absolute()
+        parent.mkdir(parents=True, exist_ok=True)
+        run_dir = cls(_make_unused(parent, name))
+        run_dir._begin(experiment)
+        return run_dir
+
+    @classmethod
+    def reopen(cls, path: Path, experiment: ExperimentConfig) -> RunDir:
+        """An existing run to be resumed; its former config and versions are kept beside the new ones."""
+        for name in (CONFIG, "versions.json"):
+            file = path / name
+            if file.exists():
+                file.rename(_unused_name(file))
+        run_dir = cls(path.absolute())
+        run_dir._begin(experiment)
+        return run_dir
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def write_trajectories(
+        self, iteration: int, groups: Sequence[TrajectoryGroup], num_trajectories: int
+    ) -> None:
+        """Appends the first ``num_trajectories`` members of ``groups``, taken in turns from all groups."""
+        longest = max((len(group.trajectories) for group in groups), default=0)
+        in_turns = [
+            group.trajectories[member]
+            for member in range(longest)
+            for group in groups
+            if member < len(group.trajectories)
+        ]
+        with (self.path / "trajectories.jsonl").open("a", encoding="utf-8") as file:
+            for trajectory in in_turns[:num_trajectories]:
+                file.write(_json_line(trajectory_record(iteration, trajectory)))
+
+    def _begin(self, experiment: ExperimentConfig) -> None:
+        self.logs.mkdir(exist_ok=True)
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        (self.path / CONFIG).write_text(config_yaml(experiment), encoding="utf-8")
+        (self.path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+
+
+class MetricsWriter:
+    """Writes metrics as JSON lines and as TensorBoard curves."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._board: SummaryWriter | None = None
+
+    def start(self, iteration: int) -> None:
+        """Goes on after ``iteration`` updates (0: a new run); what was written of later ones is dropped."""
+        # tensorboardX imports torch, for which checking a config should not wait.
+        from tensorboardX import SummaryWriter
+
+        for file in self._run_dir.glob("*.jsonl"):
+            drop_lines_after(file, iteration)
+        self._board = SummaryWriter(
+            str(self._run_dir / "tensorboard"), purge_step=iteration + 1 if iteration else None
+        )
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line. NaN and infinities are null in JSON and stay what they are in TensorBoard."""
+        if self._board is None:
+            raise RuntimeError("MetricsWriter.start was not called")
+        record = {"iteration": iteration, "time": round(time.time(), 3)}
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        with (self._run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_json_line(record | finite))
+        for name, value in metrics.items():
+            self._board.add_scalar(name, float(value), iteration)
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def drop_lines_after(file: Path, iteration: int) -> None:
+    """Keeps the lines of a JSON-lines file up to ``iteration``; an unfinished last line goes too."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (found := _iteration_of(line)) is not None and found <= iteration]
+    if len(kept) == len(lines):
+        return
+    replacement = file.with_suffix(".jsonl.new")
+    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    replacement.replace(file)
+
+
+def _iteration_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["iteration"])
+    except json.JSONDecodeError:
+        return None
+
+
+def trajectory_record(iteration: int, trajectory: Trajectory) -> dict[str, Any]:
+    """One line of ``trajectories.jsonl``: what happened in one episode, as text."""
+    return {
+        "iteration": iteration,
+        "trajectory_id": trajectory.trajectory_id,
+        "group_id": trajectory.group_id,
+        "member": trajectory.member,
+        "task_id": trajectory.task.task_id,
+        "task_type": trajectory.task.task_type,
+        "reward": trajectory.reward,
+        "success": trajectory.success,
+        "end_reason": trajectory.end_reason,
+        "weights_seq_no": trajectory.weights_seq_no,
+        "seconds": round(trajectory.seconds, 3),
+        "steps": [_step_record(step) for step in trajectory.steps],
+    }
+
+
+def _step_record(step: Step) -> dict[str, Any]:
+    return {
+        "prompt": step.prompt_text,
+        "response": step.response_text,
+        "action": step.action,
+        "action_valid": step.action_valid,
+        "feedback": step.feedback,
+        "next_observation": step.next_observation,
+        "reward": step.reward,
+        "finish_reason": step.finish_reason,
+        "num_prompt_tokens": len(step.prompt_ids),
+        "num_response_tokens": len(step.response_ids),
+        "num_cached_tokens": step.num_cached_tokens,
+        "num_action_tokens": sum(step.action_mask),
+    }
+
+
+def config_yaml(experiment: ExperimentConfig) -> str:
+    """The experiment as YAML that `serl.config.load` reads back to the same experiment."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, Any]:
+    """What the run runs on: command, Python, platform, git commit (None outside a checkout), packages."""
+    packages = {found.metadata["Name"]: found.version for found in distributions()}
+    return {
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed_files": len((_git("status", "--porcelain") or "").splitlines()),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *arguments]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return finished.stdout.strip()
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _make_unused(parent: Path, name: str) -> Path:
+    """A new folder called ``name``, or ``name-2`` and so on if another run began in the same second."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _unused_name(file: Path) -> Path:
+    number = 0
+    while (name := file.with_name(f"{file.stem}.{number}{file.suffix}")).exists():
+        number += 1
+    return name

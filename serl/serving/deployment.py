@@ -1,0 +1,149 @@
+"""The Ray Serve deployment: one vLLM engine a replica, prompt ids in, sampled ids and log-probabilities out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from serl.config import ExperimentConfig
+from serl.serving.engine import EngineThread, LoadReport
+from serl.serving.engine_options import build_engine
+from serl.serving.names import ServingNames
+from serl.serving.requests import Answer, Request
+from serl.serving.weight_store import WeightVersion, find_weight_store
+
+logger = logging.getLogger(__name__)
+
+EXIT_STATUS_OF_BROKEN_ENGINE = 70
+# How long one question to the weight store may stay open; shorter only means asking more often.
+_WEIGHT_POLL_S = 10.0
+_STORE_ANSWER_TIMEOUT_S = 60.0
+_WARM_UP_TIMEOUT_S = 120.0
+
+
+class PolicyReplica:
+    """Serves the newest weights that the deployment's weight store knows, and takes newer ones in flight.
+
+    The constructor returns when the replica can answer at full speed. A replica whose engine breaks, or
+    that cannot load announced weights, ends its process: Serve replaces it and clients ask another one.
+    """
+
+    def __init__(
+        self, experiment: ExperimentConfig, model_dir: str, run_dir: str, names: ServingNames
+    ) -> None:
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        _send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
+        self._name = ray.get_runtime_context().get_actor_name()
+        self._store = find_weight_store(names)
+        seed = (experiment.seed + zlib.crc32(replica_id.encode())) % 2**31
+        self._engine = EngineThread(lambda: build_engine(experiment, model_dir, seed), _exit_process)
+        self._engine.wait_until_built(experiment.serving.start_timeout_s)
+        self._update_timeout_s = experiment.serving.update_timeout_s
+        self._nccl_group: dict[str, Any] | None = None
+        snapshot = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
+        report = LoadReport(0, 0.0, 0.0) if snapshot is None else self._load(snapshot)
+        _warm_up(self._engine, experiment)
+        num_workers = experiment.serving.tensor_parallel_size
+        ray.get(
+            self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S
+        )
+        self._follower = threading.Thread(target=self._follow_weights, name="weights", daemon=True)
+        self._follower.start()
+
+    async def generate(self, requests: list[Request]) -> AsyncIterator[list[Answer]]:
+        """Yields the answers to ``requests`` as they finish; their order is not that of the requests."""
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Queue[list[Answer]] = asyncio.Queue()
+        keys = self._engine.submit(
+            requests, lambda answers: loop.call_soon_threadsafe(finished.put_nowait, answers)
+        )
+        num_open = len(requests)
+        try:
+            while num_open:
+                answers = await finished.get()
+                num_open -= len(answers)
+                yield answers
+        finally:
+            if num_open:
+                self._engine.abort(keys)
+
+    def statistics(self) -> dict[str, int]:
+        """See `EngineThread.statistics`."""
+        return self._engine.statistics()
+
+    def check_health(self) -> None:
+        """Raises RuntimeError if the replica no longer learns of new weights."""
+        if not self._follower.is_alive():
+            raise RuntimeError("the thread that follows the weight store has ended")
+
+    def _follow_weights(self) -> None:
+        try:
+            while True:
+                known = self._engine.weights_seq_no
+                wanted = self._store.wait_for_newer.remote(self._name, known, _WEIGHT_POLL_S)
+                version = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
+                if version is not None:
+                    self._store.acknowledge.remote(self._name, self._load(version))
+        except Exception as error:
+            # Whatever went wrong, from here on this replica would serve ever older weights.
+            _exit_process(error)
+
+    def _load(self, version: WeightVersion) -> LoadReport:
+        update = version.update
+        if update["kind"] == "nccl" and update["group"] != self._nccl_group:
+            from serl.serving.transfer.nccl import worker_init_info
+
+            joined = self._engine.join_transfer_group(worker_init_info(update["group"], self._name))
+            joined.result(self._update_timeout_s)
+            self._nccl_group = update["group"]
+        return self._engine.load_weights(update, version.weights_seq_no).result(self._update_timeout_s)
+
+
+def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:
+    """Answers a batch of requests: the first steps of an engine are slow."""
+    rollout = experiment.rollout
+    request = Request([0] * 8, rollout.temperature, rollout.top_p, 4, rollout.stop, None)
+    done = threading.Event()
+    open_requests = [request] * 8
+    answers: list[Answer] = []
+
+    def deliver(finished: list[Answer]) -> None:
+        answers.extend(finished)
+        if len(answers) == len(open_requests):
+            done.set()
+
+    engine.submit(open_requests, deliver)
+    if not done.wait(_WARM_UP_TIMEOUT_S):
+        raise TimeoutError(f"the engine did not answer its first requests within {_WARM_UP_TIMEOUT_S:g} s")
+    for answer in answers:
+        if answer.refusal is not None:
+            raise ValueError(f"the engine refused its first request: {answer.refusal}")
+
+
+def _send_output_to(log_file: Path) -> None:
+    """Everything this process prints goes to ``log_file``: vLLM and its libraries write walls of text."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(log_file, "a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _exit_process(error: BaseException) -> None:
+    """A dead engine in a live process would swallow requests."""
+    logger.critical("this replica ends: %s: %s", type(error).__name__, error, exc_info=error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_STATUS_OF_BROKEN_ENGINE)

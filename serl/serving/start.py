@@ -1,0 +1,146 @@
+"""Starting and stopping the policy deployment; called where the algorithm runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import ray
+from ray import serve
+from ray.actor import ActorHandle
+from ray.serve.config import AutoscalingConfig, ProxyLocation, RequestRouterConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from serl.config import ExperimentConfig
+from serl.config.sections import ServingSection
+from serl.serving.deployment import PolicyReplica
+from serl.serving.engine_options import replica_environment
+from serl.serving.names import ServingNames
+from serl.serving.transfer.shared_memory import claim_folder, release_folder
+from serl.serving.weight_store import create_weight_store
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "policy"
+NAMESPACE = "serl"
+LANES_PER_REPLICA = 8
+
+_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_POLL_INTERVAL_S = 0.1
+# A call that waits in a replica costs nothing; the engine has its own queue.
+_MAX_ONGOING_CALLS = 100_000
+
+# An actor without other handles ends with the last of these.
+_weight_stores: dict[str, ActorHandle] = {}
+
+
+class ServingStartError(RuntimeError):
+    """The replicas cannot start; the message ends with what they said."""
+
+
+def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, instance: str) -> ServingNames:
+    """Deploys the policy in ``model_dir`` (weights_seq_no 0) and returns without waiting for it.
+
+    Ray must be initialised. ``instance`` tells deployments of one cluster and host apart. The engines' logs
+    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running.
+    """
+    serving = experiment.serving
+    names = ServingNames(
+        application=f"serl-{instance}",
+        deployment=DEPLOYMENT,
+        weight_store=f"serl-weights-{instance}",
+        namespace=NAMESPACE,
+        num_session_lanes=_num_session_lanes(serving),
+    )
+    num_removed = claim_folder(names.application)
+    if num_removed:
+        logger.warning("removed the weights that %d killed runs left in shared memory", num_removed)
+    _weight_stores[names.application] = create_weight_store(names)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LoggingConfig(log_level="WARNING"))
+    application = _deployment(serving).bind(experiment, model_dir, run_dir, names)
+    serve.run_many(
+        [serve.RunTarget(application, name=names.application, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    return names
+
+
+def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
+    """Returns once all replicas have answered their first requests at the newest weights.
+
+    Raises ServingStartError if they cannot start and TimeoutError after ``timeout_s`` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        application = serve.status().applications.get(names.application)
+        status = ApplicationStatus.NOT_STARTED if application is None else application.status
+        if status == ApplicationStatus.RUNNING:
+            return
+        said = _what_replicas_said(names)
+        if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
+            raise ServingStartError(f"the policy deployment {names.application!r} cannot start: {said}")
+        if time.monotonic() >= deadline:
+            raise TimeoutError(
+                f"the policy deployment {names.application!r} was not ready within {timeout_s:g} s "
+                f"(it is {status.value}): {said or 'its replicas have not failed; see logs/serving-*.log'}"
+            )
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def stop_serving(names: ServingNames) -> None:
+    """Ends the replicas and the weight store and removes the weights from shared memory.
+
+    May be called twice. Ray Serve itself goes on: other applications may use it.
+    """
+    if names.application in serve.status().applications:
+        serve.delete(names.application)
+    store = _weight_stores.pop(names.application, None)
+    if store is not None:
+        ray.kill(store)
+    release_folder(names.application)
+
+
+def _num_session_lanes(serving: ServingSection) -> int:
+    autoscaling = serving.autoscaling
+    most_replicas = serving.num_replicas if autoscaling is None else autoscaling.max_replicas
+    return 1 if most_replicas == 1 else LANES_PER_REPLICA * most_replicas
+
+
+def _what_replicas_said(names: ServingNames) -> str:
+    application = serve.status().applications.get(names.application)
+    if application is None:
+        return ""
+    messages = [deployment.message for deployment in application.deployments.values()]
+    return "\n".join(message for message in [application.message, *messages] if message)
+
+
+def _deployment(serving: ServingSection) -> serve.Deployment:
+    if serving.autoscaling is None:
+        replicas: dict[str, object] = {"num_replicas": serving.num_replicas}
+    else:
+        replicas = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=serving.autoscaling.min_replicas,
+                max_replicas=serving.autoscaling.max_replicas,
+                target_ongoing_requests=serving.autoscaling.target_ongoing_requests,
+            )
+        }
+    return serve.deployment(PolicyReplica).options(
+        name=DEPLOYMENT,
+        max_ongoing_requests=_MAX_ONGOING_CALLS,
+        ray_actor_options={
+            "num_cpus": serving.num_cpus_per_replica,
+            "num_gpus": serving.num_gpus_per_replica,
+            "runtime_env": {"env_vars": replica_environment(serving)},
+        },
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        health_check_period_s=2.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5.0,
+        # A replica that cannot start once will not start a second time either.
+        max_constructor_retry_count=1,
+        **replicas,
+    )

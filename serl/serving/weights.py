@@ -1,0 +1,107 @@
+"""Getting new weights from a learner into every replica."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from serl.serving.engine import LoadReport
+from serl.serving.names import ServingNames
+from serl.serving.transfer import make_sender
+from serl.serving.transfer.sender import NamedTensors
+from serl.serving.weight_store import WeightVersion, dead_replicas, find_weight_store
+
+# How often a publisher that waits looks whether a silent replica still lives.
+_LIVENESS_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastStats:
+    """One broadcast; the seconds of loading and of the pause are those of the slowest replica."""
+
+    seconds_transport: float
+    seconds_load: float
+    seconds_paused: float
+    num_bytes: int
+    num_replicas: int
+
+
+class WeightPublisher:
+    """Publishes the weights of one learner to the deployment ``names``.
+
+    ``timeout_s`` is how long one `publish` may take. With ``transfer`` nccl or ipc a copy also goes to
+    shared memory, for replicas that start later.
+    """
+
+    def __init__(
+        self, names: ServingNames, transfer: Literal["shared_memory", "nccl", "ipc"], timeout_s: float
+    ) -> None:
+        self._names = names
+        self._timeout_s = timeout_s
+        self._store = find_weight_store(names)
+        self._sender = make_sender(transfer, names.application)
+
+    def publish(self, named_tensors: NamedTensors, weights_seq_no: int) -> BroadcastStats:
+        """Returns once every live replica serves ``named_tensors``, known as ``weights_seq_no``.
+
+        Names are those of the Hugging Face checkpoint. Replicas that die meanwhile are not waited for:
+        whatever replaces them loads the newest weights before it serves. Raises TimeoutError, naming the
+        replicas that did not load the weights, and ValueError for a ``weights_seq_no`` that is not newer.
+        """
+        started = time.monotonic()
+        deadline = started + self._timeout_s
+        replicas = self._live_replicas()
+        update = self._sender.prepare(named_tensors, weights_seq_no, replicas)
+        for_whom = None if update["kind"] == "shared_memory" else frozenset(replicas)
+        self._ask(self._store.announce.remote(WeightVersion(weights_seq_no, update, for_whom)))
+        self._sender.transmit(deadline - time.monotonic())
+        seconds_transport = time.monotonic() - started
+        reports = self._wait_until_loaded(weights_seq_no, deadline)
+        snapshot = WeightVersion(weights_seq_no, self._sender.snapshot())
+        self._ask(self._store.offer_snapshot.remote(snapshot))
+        return BroadcastStats(
+            seconds_transport=seconds_transport,
+            seconds_load=max((report.seconds_load for report in reports), default=0.0),
+            seconds_paused=max((report.seconds_paused for report in reports), default=0.0),
+            num_bytes=update["num_bytes"],
+            num_replicas=len(reports),
+        )
+
+    def close(self) -> None:
+        """Frees what is held for the replicas; nothing can be published afterwards."""
+        self._sender.close()
+
+    def _live_replicas(self) -> dict[str, int]:
+        self._forget_dead(self._ask(self._store.replicas.remote()))
+        return self._ask(self._store.replicas.remote())
+
+    def _forget_dead(self, replicas: Iterable[str]) -> None:
+        for replica in dead_replicas(replicas):
+            self._ask(self._store.forget.remote(replica))
+
+    def _ask(self, answer: ray.ObjectRef) -> Any:
+        try:
+            return ray.get(answer, timeout=self._timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(
+                f"the weight store {self._names.weight_store!r} did not answer within {self._timeout_s:g} s"
+            ) from error
+
+    def _wait_until_loaded(self, weights_seq_no: int, deadline: float) -> list[LoadReport]:
+        while True:
+            remaining_s = deadline - time.monotonic()
+            wait_s = max(0.0, min(_LIVENESS_INTERVAL_S, remaining_s))
+            reports = self._ask(self._store.wait_until_loaded.remote(weights_seq_no, wait_s))
+            behind = [name for name, report in reports.items() if report.weights_seq_no < weights_seq_no]
+            if not behind:
+                return [report for report in reports.values() if report.weights_seq_no == weights_seq_no]
+            if remaining_s <= 0:
+                raise TimeoutError(
+                    f"weights {weights_seq_no} were not loaded within {self._timeout_s:g} s by "
+                    f"{len(behind)} of {len(reports)} replicas: {', '.join(sorted(behind))}"
+                )
+            self._forget_dead(behind)

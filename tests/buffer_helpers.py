@@ -1,0 +1,58 @@
+"""Assignments, and trajectories that could have come back for them."""
+
+from __future__ import annotations
+
+from envs.base import Task
+from serl.buffer.group_buffer import GroupBuffer
+from serl.types import Assignment, Step, Trajectory, VersionSpan
+
+
+def step(weights_seq_no: int) -> Step:
+    return Step(
+        prompt_ids=[1, 2],
+        response_ids=[3],
+        old_logprobs=[-0.5],
+        action_mask=[True],
+        version_spans=(VersionSpan(0, 1, weights_seq_no),),
+        finish_reason="stop",
+        messages=({"role": "user", "content": "look"},),
+        response_text="x",
+        anchor="a room",
+        action="x",
+        action_valid=True,
+        feedback=None,
+        next_observation="a room",
+    )
+
+
+def trajectory(
+    assignment: Assignment, version: int | None = 0, reward: float = 0.0, num_steps: int = 1
+) -> Trajectory:
+    return Trajectory(
+        trajectory_id=f"{assignment.group_id}-{assignment.member}",
+        group_id=assignment.group_id,
+        member=assignment.member,
+        task=assignment.task,
+        steps=[] if version is None else [step(version) for _ in range(num_steps)],
+        reward=reward,
+        success=reward > 0,
+        end_reason="max_steps",
+    )
+
+
+def group_of(group_id: str, group_size: int = 2) -> list[Assignment]:
+    return [
+        Assignment(Task(f"task of {group_id}"), group_id, member, seed=member) for member in range(group_size)
+    ]
+
+
+def buffer(
+    group_size: int = 2, groups_per_batch: int = 1, max_staleness: int = 1, filtered: int | None = None
+) -> GroupBuffer:
+    return GroupBuffer(
+        group_size,
+        groups_per_batch,
+        max_staleness,
+        filtered is not None,
+        max_filtered_groups_per_batch=filtered or 1,
+    )

@@ -1,0 +1,376 @@
+"""Evidence: sources, granularities and combinations, anchors, rendered contexts, judge requests."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from typing import Any
+
+import pytest
+
+from envs.base import Task
+from serl.hindsight.anchors import anchor_clusters
+from serl.hindsight.candidates import comparable_action
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import ContextStats, render_context
+from serl.hindsight.evidence import Evidence, EvidenceOptions, GroupView, QuotedStep, StepEvidence, Try
+from serl.hindsight.judge_request import judge_request
+from serl.hindsight.modes import MODES, HindsightMode, hindsight_mode
+from serl.hindsight.quoting import without_thinking
+from serl.hindsight.sources import CandidateTries, register_source, source_names
+from serl.types import Step, Trajectory
+
+OPTIONS = EvidenceOptions(
+    trajectory_format="response",
+    exclude_own_success=True,
+    remove_thinking=True,
+    max_trajectory_steps=0,
+    max_future_steps=0,
+    anchor_similarity=None,
+)
+SUCCESS_ONLY = HindsightMode(("successful_sample",), "step", "all")
+
+
+def make_step(action: str, anchor: str = "room", feedback: str | None = None, **fields: Any) -> Step:
+    return Step(
+        prompt_ids=[],
+        response_ids=[],
+        old_logprobs=[],
+        action_mask=[],
+        version_spans=(),
+        finish_reason="stop",
+        messages=({"role": "user", "content": fields.pop("prompt", f"You are at {anchor}.")},),
+        response_text=f"<think>hm {action}</think><action>{action}</action>",
+        anchor=anchor,
+        action=action,
+        action_valid=True,
+        feedback=feedback,
+        next_observation=fields.pop("next_observation", None),
+    )
+
+
+def make_group(*episodes: tuple[float, Sequence[Step]], **options: Any) -> GroupView:
+    """Trajectories t0, t1, … of ``(reward, steps)``; a positive reward is a success."""
+    trajectories = [
+        Trajectory(f"t{index}", "g", index, Task("task"), list(steps), reward, reward > 0, "end")
+        for index, (reward, steps) in enumerate(episodes)
+    ]
+    return GroupView(trajectories, replace(OPTIONS, **options))
+
+
+def quoted(evidence: Evidence) -> list[str]:
+    return [step.response for step in evidence.quoted_steps]
+
+
+def evidence_of(group: GroupView, mode: str | HindsightMode, trajectory: int, step: int) -> StepEvidence:
+    chosen = hindsight_mode(mode) if isinstance(mode, str) else mode
+    return collect_evidence(group, chosen)[trajectory][step]
+
+
+def test_immediate_feedback_is_the_environments_answer_and_none_gives_no_context():
+    group = make_group((0.0, [make_step("look", feedback="Nothing happens."), make_step("wait")]))
+    first, second = collect_evidence(group, hindsight_mode("immediate_feedback"))[0]
+    assert first.parts == (Evidence("immediate_feedback", text="Nothing happens."),)
+    assert not second
+    assert render_context(second) == (None, ContextStats(None, 0, 0, False))
+
+
+def test_the_successful_sample_is_the_first_success_other_than_ones_own():
+    group = make_group((0.0, [make_step("a")]), (1.0, [make_step("b")]), (2.0, [make_step("c")]))
+    assert quoted(evidence_of(group, SUCCESS_ONLY, 0, 0).parts[0]) == ["<action>b</action>"]
+    assert quoted(evidence_of(group, SUCCESS_ONLY, 1, 0).parts[0]) == ["<action>c</action>"]
+    own = GroupView(group.trajectories, replace(OPTIONS, exclude_own_success=False))
+    assert quoted(evidence_of(own, SUCCESS_ONLY, 1, 0).parts[0]) == ["<action>b</action>"]
+
+
+def test_quotations_are_bounded_from_the_front_and_the_future_from_the_step():
+    steps = [make_step(action) for action in "abcde"]
+    group = make_group((0.0, [make_step("x")]), (1.0, steps), max_trajectory_steps=2, max_future_steps=1)
+    assert quoted(evidence_of(group, SUCCESS_ONLY, 0, 0).parts[0]) == [
+        "<action>a</action>",
+        "<action>b</action>",
+    ]
+    (future,) = evidence_of(group, "future_trajectory", 1, 2).parts
+    assert quoted(future) == ["<action>d</action>"]
+    assert future.quoted_steps[0].step_index == 3
+    assert not evidence_of(group, "future_trajectory", 1, 4)
+
+
+def test_formats_and_thinking():
+    steps = [make_step("a"), make_step("b", anchor="shelf")]
+    group = make_group((0.0, steps), trajectory_format="observation_action", remove_thinking=False)
+    (future,) = evidence_of(group, "future_trajectory", 0, 0).parts
+    assert future.quoted_steps == (QuotedStep(1, "You are at shelf.", steps[1].response_text),)
+    assert without_thinking("<think>a\nb</think> x <THINK>c</THINK>y") == "x y"
+    assert without_thinking("<think>never closed") == "<think>never closed"
+
+
+def test_all_needs_every_part_per_step_and_keeps_the_order():
+    steps = [make_step("a", feedback="F"), make_step("b", feedback="F"), make_step("c")]
+    group = make_group((0.0, steps), (1.0, [make_step("s")]))
+    mode = "successful_sample_future_trajectory_immediate_feedback"
+    names = [part.source for part in evidence_of(group, mode, 0, 0).parts]
+    assert names == ["successful_sample", "future_trajectory", "immediate_feedback"]
+    assert not evidence_of(group, mode, 0, 2)  # no future, no feedback
+    assert not evidence_of(group, mode, 1, 0)  # no other success
+
+
+def test_first_available_falls_back():
+    steps = [make_step("a", feedback="F")]
+    alone = make_group((0.0, steps))
+    helped = make_group((0.0, steps), (1.0, [make_step("s")]))
+    mode = "successful_sample_or_immediate_feedback"
+    assert [part.source for part in evidence_of(alone, mode, 0, 0).parts] == ["immediate_feedback"]
+    assert [part.source for part in evidence_of(helped, mode, 0, 0).parts] == ["successful_sample"]
+
+
+def test_candidates_summarise_every_try_from_the_same_situation():
+    group = make_group(
+        (0.0, [make_step("wait", next_observation="w"), make_step("Go  North", next_observation="n0")]),
+        (10.0, [make_step("go north", next_observation="n1"), make_step("end", anchor="hall")]),
+        (4.0, [make_step("go north", next_observation="n2")]),
+    )
+    for trajectory, step in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        evidence = evidence_of(group, "anchor_next_observation", trajectory, step)
+        wait, north = evidence.candidates
+        assert (wait.action, wait.tried, wait.successes) == ("wait", 1, 0)
+        assert [(part.about, part.text) for part in wait.evidence] == [("only try", "w")]
+        assert (north.action, north.tried, north.successes, north.mean_return) == ("go north", 3, 2, 4.6667)
+        assert (north.best, north.worst) == (("success", 10.0), ("failure", 0.0))
+        assert [(part.about, part.text) for part in north.evidence] == [
+            ("best try", "n1"),
+            ("worst try", "n0"),
+        ]
+    assert [c.action for c in evidence_of(group, "anchor_next_observation", 1, 1).candidates] == ["end"]
+
+
+def test_ties_go_to_the_earlier_try_as_best_and_the_later_as_worst():
+    steps = [make_step("look", next_observation=str(index)) for index in range(3)]
+    group = make_group((1.0, steps), (1.0, [make_step("look", next_observation="other")]))
+    (look,) = evidence_of(group, "anchor_next_observation", 0, 0).candidates
+    assert [part.text for part in look.evidence] == ["0", "2"]
+
+
+def test_candidate_futures_follow_observations_and_come_from_best_success_and_worst_failure():
+    group = make_group(
+        (5.0, [make_step("go", next_observation="n0"), make_step("won", anchor="a")]),
+        (-1.0, [make_step("go", next_observation="n1"), make_step("lost", anchor="b")]),
+        (9.0, [make_step("go", next_observation="n2"), make_step("best", anchor="c")]),
+    )
+    evidence = evidence_of(group, "anchor_successful_sample_future_trajectory_next_observation", 1, 0)
+    (go,) = evidence.candidates
+    assert [(part.source, part.about) for part in go.evidence] == [
+        ("next_observation", "best try"),
+        ("next_observation", "worst try"),
+        ("future_trajectory", "best successful try"),
+        ("future_trajectory", "worst failed try"),
+    ]
+    assert [part.text or quoted(part)[0] for part in go.evidence] == [
+        "n2",
+        "n1",
+        "<action>best</action>",
+        "<action>lost</action>",
+    ]
+    assert [part.source for part in evidence.parts] == ["successful_sample"]
+
+
+def test_anchor_feedback_lists_pairs_without_repeating_one():
+    group = make_group(
+        (0.0, [make_step("b", feedback="F2"), make_step("a")]),
+        (0.0, [make_step("a", feedback="F1"), make_step("b", feedback="F2"), make_step("b", feedback="F3")]),
+    )
+    evidence = evidence_of(group, "anchor_immediate_feedback", 0, 1)
+    pairs = [(pair.action, pair.feedback) for pair in evidence.feedback_pairs]
+    assert pairs == [("b", "F2"), ("b", "F3"), ("a", "F1")]
+    silent = make_group((0.0, [make_step("a")]))
+    assert not evidence_of(silent, "anchor_immediate_feedback", 0, 0)
+
+
+def test_anchor_first_available_quotes_feedback_only_without_a_success():
+    mode = "anchor_successful_sample_or_immediate_feedback"
+    failed = (0.0, [make_step("a", feedback="F")])
+    (candidate,) = evidence_of(make_group(failed), mode, 0, 0).candidates
+    assert [part.text for part in candidate.evidence] == ["F"]
+    helped = evidence_of(make_group(failed, (1.0, [make_step("s", anchor="x")])), mode, 0, 0)
+    assert helped.candidates[0].evidence == ()
+    assert [part.source for part in helped.parts] == ["successful_sample"]
+    silent = evidence_of(make_group((0.0, [make_step("a")])), mode, 0, 0)
+    assert (silent.candidates[0].evidence, silent.parts) == ((), ())
+    assert render_context(silent)[0] is not None  # the table of actions is a context of its own
+
+
+def test_comparable_actions():
+    assert comparable_action("<action> Go\n to  SHELF 1 </action>") == "go to shelf 1"
+    assert comparable_action("I click[Buy  Now]") == "i click[buy now]"
+
+
+def test_judged_trajectories_share_the_judges_text():
+    group = make_group((0.0, [make_step("a"), make_step("b")]), (1.0, [make_step("c")]))
+    judged = replace(group, judge_texts={"t0": "Too slow.", "t1": None})
+    for mode in ("judge_current_traj", "judge_current_traj_on_successful_sample"):
+        both, none = collect_evidence(judged, hindsight_mode(mode))
+        assert [evidence.parts[0].text for evidence in both] == ["Too slow.", "Too slow."]
+        assert not none[0]
+
+
+def test_the_paper_names_twenty_modes_of_known_sources():
+    assert len(MODES) == 20
+    assert {name for mode in MODES.values() for name in mode.sources} <= set(source_names())
+    with pytest.raises(ValueError, match="unknown hindsight mode 'clairvoyance'"):
+        hindsight_mode("clairvoyance")
+
+
+def test_a_source_of_ones_own_works_at_both_granularities():
+    @register_source("echo_for_this_test", title="Echo", tries=CandidateTries.BEST_AND_WORST)
+    def echo(attempt: Try, group: GroupView) -> Evidence | None:
+        return Evidence(text=f"echo of {attempt.step.action}")
+
+    group = make_group((0.0, [make_step("a")]))
+    per_step = evidence_of(group, HindsightMode(("echo_for_this_test",), "step", "all"), 0, 0)
+    assert per_step.parts == (Evidence("echo_for_this_test", text="echo of a"),)
+    per_anchor = evidence_of(group, HindsightMode(("echo_for_this_test",), "anchor", "all"), 0, 0)
+    assert "Echo (only try):\necho of a" in (render_context(per_anchor)[0] or "")
+    with pytest.raises(ValueError, match="exists already"):
+        register_source("echo_for_this_test", title="", tries=CandidateTries.OWN_STEP_ONLY)(echo)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (HindsightMode((), "step", "all"), "at least one"),
+        (HindsightMode(("tea_leaves",), "step", "all"), "unknown evidence source"),
+        (HindsightMode(("immediate_feedback",), "episode", "all"), "unknown granularity"),  # pyright: ignore
+        (HindsightMode(("immediate_feedback",), "step", "any"), "unknown combination"),  # pyright: ignore
+    ],
+)
+def test_wrong_compositions_are_refused(mode: HindsightMode, message: str):
+    with pytest.raises(ValueError, match=message):
+        collect_evidence(make_group((0.0, [make_step("a")])), mode)
+
+
+def random_observations(number: int) -> list[str]:
+    draw = random.Random(3)
+    things = ["mug", "plate", "apple", "bread", "pan", "book"]
+    places = ["shelf", "drawer", "cabinet"]
+
+    def observation() -> str:
+        seen = [f"a {draw.choice(things)} {draw.randrange(1, 4)}" for _ in range(draw.randrange(1, 6))]
+        return f"You arrive at {draw.choice(places)} {draw.randrange(1, 9)}. You see {', '.join(seen)}."
+
+    return [observation() for _ in range(number)]
+
+
+def test_similar_anchors_join_the_first_cluster_whose_first_member_they_resemble():
+    anchors = [*random_observations(60), "", ""]
+    for similarity in (0.8, 0.95):
+        firsts: list[str] = []
+        expected = []
+        for anchor in anchors:
+            ratios = [SequenceMatcher(None, anchor, first).ratio() for first in firsts]
+            alike = [index for index, ratio in enumerate(ratios) if ratio >= similarity]
+            expected.append(alike[0] if alike else len(firsts))
+            firsts += [] if alike else [anchor]
+        assert anchor_clusters(anchors, similarity) == expected
+        assert 1 < len(firsts) < len(set(anchors))
+
+
+def test_equal_anchors_without_a_similarity():
+    assert anchor_clusters(["a", "b", "a", "A"], None) == [0, 1, 0, 2]
+    assert anchor_clusters([], None) == anchor_clusters([], 0.9) == []
+
+
+def test_a_large_group_is_clustered_in_time():
+    anchors = random_observations(400)  # 8 trajectories of 50 steps
+    started = time.perf_counter()
+    anchor_clusters(anchors, 0.95)
+    assert time.perf_counter() - started < 5.0
+
+
+def long_evidence(num_steps: int) -> StepEvidence:
+    steps = tuple(QuotedStep(index, None, f"response{index}") for index in range(num_steps))
+    return StepEvidence(
+        parts=(
+            Evidence("successful_sample", quoted_steps=steps),
+            Evidence("immediate_feedback", text="Nothing happens."),
+        )
+    )
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_without_a_budget_everything_is_quoted():
+    text, stats = render_context(long_evidence(5), words)
+    assert text is not None
+    assert re.findall(r"response\d", text) == [f"response{index}" for index in range(5)]
+    assert stats == ContextStats(words(text), 5, 0, False)
+    assert render_context(long_evidence(5))[1].num_tokens is None
+
+
+def test_a_budget_drops_the_oldest_steps_first_and_says_so():
+    whole = words(render_context(long_evidence(30))[0] or "")
+    budget = whole - 30
+    text, stats = render_context(long_evidence(30), words, budget)
+    assert text is not None
+    kept = [int(number) for number in re.findall(r"response(\d+)", text)]
+    assert 0 < stats.num_dropped_steps == 30 - len(kept)
+    assert kept == list(range(30 - len(kept), 30))
+    assert f"the {stats.num_dropped_steps} oldest of 30 steps" in text
+    assert "Nothing happens." in text
+    assert stats.num_tokens == words(text) <= budget
+    assert not stats.over_budget
+    one_step_more, _ = render_context(long_evidence(30), words, budget - 1)
+    assert words(one_step_more or "") < words(text)
+
+
+def test_the_newest_step_and_all_texts_stay_even_over_budget():
+    text, stats = render_context(long_evidence(10), words, 1)
+    assert text is not None
+    assert re.findall(r"response\d", text) == ["response9"]
+    assert "Nothing happens." in text
+    assert (stats.num_dropped_steps, stats.num_quoted_steps, stats.over_budget) == (9, 1, True)
+    with pytest.raises(ValueError, match="count_tokens"):
+        render_context(long_evidence(1), max_context_tokens=10)
+
+
+def test_a_judge_request_holds_prompt_steps_and_last_answers():
+    steps = [make_step("a", feedback="F0", next_observation="N0", prompt="P0"), make_step("b", prompt="P1")]
+    group = make_group((0.0, steps), (1.0, [make_step("won", prompt="P2", feedback="F2")]))
+    request = judge_request(group.trajectories[0], group, "judge_current_traj", include_feedback=True)
+    assert re.findall(r"\b[PFN]\d\b|<action>\w+", request.text) == [
+        "P0",
+        "<action>a",
+        "<action>b",
+        "N0",
+        "F0",
+    ]
+    assert [message["role"] for message in request.messages] == ["system", "user"]
+    without = judge_request(group.trajectories[0], group, "judge_current_traj", include_feedback=False)
+    assert "F0" not in without.text
+
+
+def test_a_judge_compares_with_another_success_then_with_its_own():
+    failed, first, second = (0.0, [make_step("f")]), (1.0, [make_step("s1")]), (1.0, [make_step("s2")])
+    mode = "judge_current_traj_on_successful_sample"
+
+    def actions(group: GroupView, index: int) -> list[str]:
+        text = judge_request(group.trajectories[index], group, mode, include_feedback=False).text
+        return re.findall(r"<action>(\w+)", text)
+
+    three = make_group(failed, first, second)
+    assert [actions(three, index) for index in range(3)] == [["f", "s1"], ["s1", "s2"], ["s2", "s1"]]
+    assert actions(make_group(failed, first), 1) == ["s1", "s1"]
+    assert actions(make_group(failed, failed), 0) == ["f"]
+
+
+def test_a_judge_request_of_nothing_is_refused():
+    group = make_group((0.0, []))
+    with pytest.raises(ValueError, match="no step"):
+        judge_request(group.trajectories[0], group, "judge_current_traj", include_feedback=True)
+    with pytest.raises(ValueError, match="unknown judge mode"):
+        judge_request(group.trajectories[0], group, "jury", include_feedback=True)  # pyright: ignore
