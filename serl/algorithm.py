@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class SERL(Algorithm):
         seconds = time.monotonic() - started
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
         metrics |= {f"buffer/{name}": value for name, value in self._buffer.metrics().items()}
-        metrics |= {f"broadcast/{name}": value for name, value in broadcast.metrics().items()}
+        metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
         metrics |= self._throughput(counters, seconds) | {
             "time/iteration_s": seconds,
             "time/wait_for_batch_s": waited_for_batch,

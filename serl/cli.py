@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from serl.checkpoint import CheckpointError, latest_checkpoint, read_algorithm_state
 from serl.config import ExperimentConfig
@@ -23,9 +22,6 @@ from serl.models.resolve import ModelPathError, resolve_model
 from serl.preflight import Finding, examine, examine_inputs, examine_machine
 from serl.resume import check_resumable
 from serl.run_dir import CONFIG, RunDir, config_yaml
-
-if TYPE_CHECKING:
-    from serl.console import Console
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -43,18 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse(examine_inputs(experiment))
         if not options.evaluate:
             resolve_model(experiment.model.path)
+        # A cluster that was joined may still grow; this machine will not.
+        findings = [] if options.address else examine_machine(experiment)
+        if missing := [found.text for found in findings if found.verdict == "missing"]:
+            print("\n".join(missing), file=sys.stderr)
+            return FAILED
+        run_dir = _open_run_dir(options, experiment)
     except (ConfigError, CheckpointError, ModelPathError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
-    missing = (
-        [] if options.address else [f.text for f in examine_machine(experiment) if f.verdict == "missing"]
-    )
-    if missing:
-        print("\n".join(missing), file=sys.stderr)
-        return FAILED
-    if options.evaluate:
-        return _evaluate(experiment, options.evaluate, options.address)
-    return _train(experiment, options.resume, checkpoint, options.address)
+    return _run(experiment, run_dir, checkpoint, options)
 
 
 def _refuse(findings: Iterable[Finding]) -> None:
@@ -66,8 +60,8 @@ def _refuse(findings: Iterable[Finding]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="serl-run",
-        usage="serl-run EXPERIMENT.yaml [key.path=value …] [--check | --evaluate CHECKPOINT | --resume RUN_DIR]"
-        " [--address ADDRESS]",
+        usage="serl-run EXPERIMENT.yaml [key.path=value …] "
+        "[--check | --evaluate CHECKPOINT | --resume RUN_DIR] [--address ADDRESS]",
         description="Trains a language model agent as EXPERIMENT.yaml says.",
     )
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT.yaml")
@@ -125,46 +119,42 @@ def _comment(found: Finding) -> Iterable[str]:
         yield f"#   {line}"
 
 
-def _train(
-    experiment: ExperimentConfig, resumed: Path | None, checkpoint: Path | None, address: str | None
+def _open_run_dir(options: argparse.Namespace, experiment: ExperimentConfig) -> RunDir:
+    try:
+        if options.resume:
+            return RunDir.reopen(options.resume, experiment)
+        return RunDir.create(experiment, purpose="evaluation" if options.evaluate else "")
+    except OSError as error:
+        raise ConfigError([f"output_dir = {experiment.output_dir!r}: {error.strerror}"]) from error
+
+
+def _run(
+    experiment: ExperimentConfig, run_dir: RunDir, checkpoint: Path | None, options: argparse.Namespace
 ) -> int:
-    run_dir = RunDir.reopen(resumed, experiment) if resumed else RunDir.create(experiment)
-    console = _console(experiment, run_dir)
-    stop = stop_on_signal(console)
-    from serl.train import train
-
-    try:
-        finished = train(experiment, run_dir, console, stop, resume=checkpoint, address=address)
-    finally:
-        console.close()
-        run_dir.metrics.close()
-    if not finished:
-        console.note(f"stopped; to go on: serl-run --resume {run_dir.path}")
-    return DONE
-
-
-def _evaluate(experiment: ExperimentConfig, checkpoint: Path, address: str | None) -> int:
-    run_dir = RunDir.create(experiment, purpose="evaluation")
-    console = _console(experiment, run_dir)
-    stop = stop_on_signal(console)
-    from serl.train import evaluate_checkpoint
-
-    try:
-        evaluate_checkpoint(experiment, checkpoint, run_dir, console, stop, address=address)
-    finally:
-        console.close()
-    return DONE
-
-
-def _console(experiment: ExperimentConfig, run_dir: RunDir) -> Console:
+    """Evaluates, or trains to the end or to the first Ctrl-C."""
+    stop = stop_on_signal()
+    # These import torch, for which nothing above should wait.
+    from serl.algorithm import TrainingInterrupted
     from serl.console import Console
+    from serl.train import evaluate_checkpoint, train
 
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
-    return console
+    try:
+        if options.evaluate:
+            evaluate_checkpoint(experiment, options.evaluate, run_dir, console, stop, address=options.address)
+        elif not train(experiment, run_dir, console, stop, resume=checkpoint, address=options.address):
+            console.note(f"stopped; to go on: serl-run --resume {run_dir.path}")
+    except TrainingInterrupted as interruption:
+        console.note(str(interruption))
+        return FAILED
+    finally:
+        console.close()
+        run_dir.metrics.close()
+    return DONE
 
 
-def stop_on_signal(console: Console) -> threading.Event:
+def stop_on_signal() -> threading.Event:
     """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
     stop = threading.Event()
 

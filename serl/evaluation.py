@@ -51,7 +51,7 @@ class PanelResult:
             "evaluation/seconds": self.seconds,
         }
         for task_type, success in self.by_task_type.items():
-            flat[f"evaluation/success/{task_type}"] = success.rate
+            flat[f"evaluation/success_by_task_type/{task_type}"] = success.rate
         return flat
 
 

@@ -51,4 +51,4 @@ def _success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, float
     by_type: dict[str, list[bool]] = {}
     for trajectory in trajectories:
         by_type.setdefault(trajectory.task.task_type or "all", []).append(trajectory.success)
-    return {f"rollout/success/{task_type}": _mean(wins) for task_type, wins in by_type.items()}
+    return {f"rollout/success_by_task_type/{task_type}": _mean(wins) for task_type, wins in by_type.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ Verdict = Literal["ok", "wrong", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``wrong``: the experiment asks for something that does not exist; ``missing``: this machine lacks it."""
+    """``wrong``: the experiment asks for what does not exist; ``missing``: this machine lacks it."""
 
     verdict: Verdict
     subject: str
@@ -177,7 +178,7 @@ def needed_cpus(experiment: ExperimentConfig) -> float:
 
 
 def needed_gpus(experiment: ExperimentConfig) -> float:
-    """GPUs of the fewest replicas and of the learners; the local learner (``num_learners`` 0) counts as one."""
+    """GPUs of the fewest replicas and of the learners; the local learner counts as one."""
     return (
         _fewest_replicas(experiment) * experiment.serving.num_gpus_per_replica
         + max(1, experiment.learner.num_learners) * experiment.learner.num_gpus_per_learner
@@ -201,7 +202,7 @@ def _num_gpus() -> int:
 def _cluster_resources(address: str) -> tuple[float, float]:
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources: dict[str, Any] = ray.cluster_resources()
     finally:
@@ -220,5 +221,5 @@ def _shared_memory(experiment: ExperimentConfig) -> Iterator[Finding]:
         yield Finding(
             "missing",
             "resources",
-            f"two versions of the weights need {2 * size >> 20} MiB of /dev/shm, which has {free >> 20} MiB free",
+            f"two versions of the weights need {2 * size >> 20} MiB of /dev/shm; {free >> 20} MiB are free",
         )

@@ -25,7 +25,7 @@ def check_resumable(recorded: ExperimentConfig, resumed: ExperimentConfig) -> li
     before, after = dict(_leaves(recorded.model_dump())), dict(_leaves(resumed.model_dump()))
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     refused = [
-        f"{key} = {shown(after.get(key))} contradicts the run to be resumed, which has {shown(before.get(key))}"
+        f"{key} = {shown(after.get(key))} contradicts the run to be resumed: {shown(before.get(key))}"
         for key in changed
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS)
     ]

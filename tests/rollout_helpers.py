@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-from serl.serving.client import Sampling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +17,7 @@ from envs.base import EnvProvider, PromptParts, Task, TaskSet, TextEnv
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
+from serl.serving.client import Sampling
 from serl.types import Assignment, Completion, Trajectory, VersionSpan
 
 FORWARD = "<action>forward</action>"
@@ -35,7 +36,6 @@ class Corridor(TextEnv):
             raise KeyError(options["task_id"])
         self.blocking = self.kind == "blocking"
         self.seed, self.length, self.position = seed, int(length or 1), 0
-        self.closed = False
         return "You stand at 0.", self._info(valid=True)
 
     def step(self, action: str):
@@ -56,6 +56,11 @@ class Corridor(TextEnv):
             action == "leave",
             self._info(valid, solved, f"did {action}"),
         )
+
+    def close(self) -> None:
+        self.closed_in = threading.current_thread().name
+        if self.blocking:
+            raise OSError("the door is stuck")
 
     def _info(self, valid: bool, success: bool = False, feedback: str | None = None) -> dict[str, Any]:
         return {

@@ -1,107 +1,21 @@
 from __future__ import annotations
 
-import json
-import lzma
 import random
-import re
-import tarfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from envs.alfworld.engine import Engine, Frame
-from envs.alfworld.game import Game, GameDataError, build_game, load_game, package_logic
-from envs.alfworld.tasks import goal_sentences
-from envs.alfworld.textworld_engine import MissingTextWorldError, TextWorldEngine
-from tools.replay import main as replay_main
-from tools.replay import read_traces
-
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "alfworld"
-
-PLACES = {
-    "Desk_bar__plus_01": ("Desk", "loc_bar_1"),
-    "Fridge_bar__plus_01": ("Fridge", "loc_bar_2"),
-    "Microwave_bar__plus_01": ("Microwave", "loc_bar_3"),
-    "Shelf_bar__plus_01": ("Shelf", "loc_bar_5"),
-    "Shelf_bar__plus_02": ("Shelf", "loc_bar_5"),
-    "Sink_bar__plus_01_bar_SinkBasin": ("SinkBasin", "loc_bar_4"),
-}
-THINGS = {
-    "Apple_bar__minus_01": ("Apple", "Fridge_bar__plus_01"),
-    "Apple_bar__plus_01": ("Apple", "Shelf_bar__plus_01"),
-    "DeskLamp_bar__plus_01": ("DeskLamp", "Desk_bar__plus_01"),
-    "Knife_bar__plus_01": ("Knife", "Shelf_bar__plus_01"),
-    "Mug_bar__plus_01": ("Mug", "Shelf_bar__plus_02"),
-}
-FACTS = """
-    (atLocation agent1 loc_bar_0)
-    (openable Fridge_bar__plus_01) (openable Microwave_bar__plus_01)
-    (pickupable Apple_bar__minus_01) (pickupable Apple_bar__plus_01) (pickupable Knife_bar__plus_01)
-    (pickupable Mug_bar__plus_01) (isReceptacleObject Mug_bar__plus_01) (toggleable DeskLamp_bar__plus_01)
-    (cleanable Apple_bar__minus_01) (heatable Apple_bar__minus_01) (coolable Apple_bar__minus_01)
-    (sliceable Apple_bar__minus_01) (sliceable Apple_bar__plus_01)
-"""
-APPLE_ON_DESK = (
-    "(exists (?r - receptacle ?o - object) (and (inReceptacle ?o ?r) (objectType ?o AppleType) {}))"
+from alfworld_small_game import (
+    APPLE_ON_DESK,
+    HOLD_APPLE_IN_LIGHT,
+    TWO_APPLES_ON_DESK,
+    play,
+    said,
+    small_game,
+    walk,
 )
-HOLD_APPLE_IN_LIGHT = """(and
-    (exists (?lamp - object ?r - receptacle ?a - agent ?l - location) (and (isToggled ?lamp)
-        (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?lamp ?r)))
-    (exists (?o - object ?a - agent) (and (objectType ?o AppleType) (holds ?a ?o))))"""
-TWO_APPLES_ON_DESK = """(exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 AppleType)
-    (receptacleType ?r DeskType) (inReceptacle ?o1 ?r) (exists (?o2 - object) (and
-    (not (= ?o1 ?o2)) (objectType ?o2 AppleType) (inReceptacle ?o2 ?r))))))"""
-TRAJ_DATA: dict[str, Any] = {
-    "task_type": "pick_and_place_simple",
-    "pddl_params": {
-        "object_target": "Apple",
-        "parent_target": "Desk",
-        "toggle_target": "",
-        "object_sliced": False,
-    },
-}
 
-
-def problem(goal: str, facts: str = "") -> str:
-    kinds = sorted({kind for kind, _ in THINGS.values()})
-    places = sorted({kind for kind, _ in PLACES.values()})
-    objects = [
-        "agent1 - agent",
-        " ".join(f"loc_bar_{number}" for number in range(6)) + " - location",
-        " ".join(PLACES) + " - receptacle",
-        " ".join(THINGS) + " - object",
-        " ".join(f"{kind}Type" for kind in kinds) + " - otype",
-        " ".join(f"{kind}Type" for kind in places) + " - rtype",
-    ]
-    init = [f"(receptacleType {name} {kind}Type)" for name, (kind, _) in PLACES.items()]
-    init += [f"(receptacleAtLocation {name} {location})" for name, (_, location) in PLACES.items()]
-    init += [f"(objectType {name} {kind}Type)" for name, (kind, _) in THINGS.items()]
-    init += [f"(inReceptacle {name} {place})" for name, (_, place) in THINGS.items()]
-    init += [f"(objectAtLocation {name} {PLACES[place][1]})" for name, (_, place) in THINGS.items()]
-    init += [f"(canContain {place}Type {kind}Type)" for place in places for kind in kinds]
-    return (
-        f"(define (problem small) (:domain alfred) (:objects {' '.join(objects)})\n"
-        f"(:init {FACTS} {' '.join(init)} {facts}) (:goal {goal}))"
-    )
-
-
-def small_game(goal: str = APPLE_ON_DESK.format("(receptacleType ?r DeskType)"), facts: str = "") -> Game:
-    return build_game("task/trial", problem(goal, facts), TRAJ_DATA, "put some apple on desk")
-
-
-def play(engine: Engine | TextWorldEngine, *commands: str) -> Frame:
-    frame = engine.reset()
-    for command in commands:
-        frame = engine.step(command)
-    return frame
-
-
-def said(*commands: str, facts: str = "") -> str:
-    return play(Engine(small_game(facts=facts)), *commands).observation
-
+from envs.alfworld.engine import Engine
+from envs.alfworld.textworld_engine import MissingTextWorldError, TextWorldEngine
 
 TAKE_COLD_APPLE = ("go to fridge 1", "open fridge 1", "take apple 2 from fridge 1")
 
@@ -294,15 +208,6 @@ def test_a_copy_goes_its_own_way() -> None:
     )
 
 
-def walk(game: Game, seed: int) -> list[Frame]:
-    chooser = random.Random(seed)
-    engine = Engine(game)
-    frames = [engine.reset()]
-    for _ in range(60):
-        frames.append(engine.step(chooser.choice(frames[-1].admissible_commands)))
-    return frames
-
-
 def test_episodes_of_one_game_in_many_threads_give_the_same_answers_as_alone() -> None:
     alone = [walk(small_game(), seed) for seed in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -322,81 +227,6 @@ def test_an_episode_takes_less_than_a_megabyte() -> None:
     assert size < 1 << 20
 
 
-def write_trial(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "initial_state.pddl").write_text(problem(TWO_APPLES_ON_DESK))
-    (folder / "traj_data.json").write_text(json.dumps(TRAJ_DATA))
-    return folder
-
-
-def write_game_file(folder: Path, sentence: str) -> None:
-    logic = package_logic()
-    assert logic is not None
-    grammar = logic.grammar.replace("UNKNOWN GOAL", sentence)
-    stored = {"pddl_domain": logic.domain, "grammar": grammar, "pddl_problem": "", "solvable": True}
-    (folder / "game.tw-pddl").write_text(json.dumps(stored))
-
-
-def test_the_task_is_the_game_files_else_one_of_the_goals_sentences(tmp_path: Path) -> None:
-    folder = write_trial(tmp_path / "pick_and_place_simple-Apple-None-Desk-1" / "trial_1")
-    assert goal_sentences(TRAJ_DATA) == ("put a apple in desk", "put some apple on desk")
-    game = load_game(folder)
-    assert game.trial == "pick_and_place_simple-Apple-None-Desk-1/trial_1"
-    assert game.task_description in goal_sentences(TRAJ_DATA)
-    assert load_game(folder).task_description == game.task_description
-    write_game_file(folder, "bring me an apple")
-    assert load_game(folder).task_description == "bring me an apple"
-    assert Engine(load_game(folder)).reset().observation.endswith("Your task is to: bring me an apple.")
-
-
-def test_without_the_package_the_rules_come_from_the_game_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_trial(tmp_path / "task" / "trial")
-    write_game_file(folder, "bring me an apple")
-    expected = walk(load_game(folder), 3)
-    monkeypatch.setattr("envs.alfworld.game.package_logic", lambda: None)
-    assert walk(load_game(folder), 3) == expected
-    (folder / "game.tw-pddl").unlink()
-    with pytest.raises(GameDataError, match="needs the alfworld package"):
-        load_game(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("initial_state.pddl", None, "No such file"),
-        ("traj_data.json", None, "No such file"),
-        ("traj_data.json", "{", "not JSON"),
-        ("traj_data.json", '{"task_type": "dance"}', "'dance' is none of pick_and_place_simple"),
-        ("traj_data.json", '{"task_type": "pick_and_place_simple"}', "pddl_params is missing"),
-        ("initial_state.pddl", "(define (problem small)", "ends before its last"),
-        ("initial_state.pddl", "hello", "does not begin with"),
-        ("initial_state.pddl", "(define (problem small) (:objects a - agent))", "lacks :init, :goal"),
-        ("initial_state.pddl", problem("(glows Desk_bar__plus_01)"), "undeclared predicate 'glows'"),
-        ("initial_state.pddl", problem("(opened)"), "takes 1 arguments, not 0"),
-        (
-            "initial_state.pddl",
-            problem("(and)", "(opened Piano_bar_1)"),
-            "'piano_bar_1', which is not declared",
-        ),
-        ("game.tw-pddl", "[]", "not a JSON object"),
-        ("game.tw-pddl", "{}", "lacks pddl_domain or grammar"),
-    ],
-)
-def test_damaged_files_are_named_with_the_reason(
-    tmp_path: Path, name: str, content: str | None, reason: str
-) -> None:
-    folder = write_trial(tmp_path / "task" / "trial")
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_text(content)
-    with pytest.raises(GameDataError, match=re.escape(reason)) as caught:
-        load_game(folder)
-    assert str(folder) in str(caught.value)
-
-
 def test_the_original_engine_gives_the_same_answers_or_says_what_to_install() -> None:
     game = small_game(facts="(inReceptacle Mug_bar__plus_01 Sink_bar__plus_01_bar_SinkBasin)")
     try:
@@ -413,79 +243,3 @@ def test_the_original_engine_gives_the_same_answers_or_says_what_to_install() ->
         frame = engine.step(command)
         assert original.step(command) == frame
     original.close()
-
-
-def lay_out_traced_games(traces: Path, data: Path) -> None:
-    wanted = {f"json_2.1.1/{trace['trial']}" for trace in read_traces(traces)}
-    for split in sorted({trial.split("/")[1] for trial in wanted}):
-        with tarfile.open(SHARED / f"alfworld_{split}.tar.xz") as pack:
-            for member in pack:
-                content = pack.extractfile(member)
-                if str(Path(member.name).parent) in wanted and content is not None:
-                    target = data / member.name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content.read())
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared ALFWorld games are not beside the project")
-def test_all_recorded_steps_of_the_original_engine_replay_without_a_difference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    traces = SHARED / "traces.jsonl.xz"
-    lay_out_traced_games(traces, tmp_path)
-    monkeypatch.setattr("sys.argv", ["replay", "alfworld", str(traces), "--data", str(tmp_path)])
-    assert replay_main() == 0
-    assert capsys.readouterr().out == "46 passed, 0 failed\n"
-
-
-def record(game: Game, trial: str) -> dict[str, Any]:
-    engine = Engine(game)
-    steps = [{"command": None, "observation": engine.reset().observation}]
-    steps.append({"command": "look", "observation": engine.step("look").observation})
-    return {"trial": trial, "steps": steps}
-
-
-def replay(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-    monkeypatch.setattr("sys.argv", ["replay", "alfworld", *map(str, arguments)])
-    return replay_main()
-
-
-def test_replay_counts_and_shows_the_first_difference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trial = "train/task/trial"
-    good = record(load_game(write_trial(tmp_path / "json_2.1.1" / trial)), trial)
-    bad = json.loads(json.dumps(good))
-    bad["steps"][1]["observation"] = "You see stars."
-    traces = tmp_path / "traces.jsonl.xz"
-    traces.write_bytes(lzma.compress("\n".join(map(json.dumps, [good, bad, good])).encode()))
-    assert replay(monkeypatch, traces, "--data", tmp_path) == 1
-    *differences, last = capsys.readouterr().out.splitlines()
-    assert last == "2 passed, 1 failed"
-    assert len(differences) == 1 and "step 1, command 'look'" in differences[0]
-    assert "recorded was 'You see stars.'" in differences[0]
-
-
-def test_replay_says_in_one_sentence_what_cannot_be_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    traces = tmp_path / "traces.jsonl"
-    damaged = tmp_path / "traces.jsonl.xz"
-    damaged.write_bytes(b"not xz")
-    trace = {"trial": "train/a/b", "steps": [{"command": None, "observation": ""}]}
-    cases: list[tuple[str, tuple[object, ...], str]] = [
-        ("", (traces,), "Say where the data is: give --data, or set ALFWORLD_DATA."),
-        ("", (traces, "--data", tmp_path / "none"), "is not a folder."),
-        ("", (traces, "--data", tmp_path), "it holds no traces."),
-        ("{", (traces, "--data", tmp_path), "line 1: it is not JSON"),
-        ('{"trial": "a"}', (traces, "--data", tmp_path), "it has no 'steps'."),
-        (json.dumps(trace), (traces, "--data", tmp_path), "Cannot load the game of train/a/b"),
-        ("", (damaged, "--data", tmp_path), "it is damaged"),
-        ("", (tmp_path / "gone.jsonl", "--data", tmp_path), "No such file"),
-    ]
-    for content, arguments, sentence in cases:
-        traces.write_text(content)
-        assert replay(monkeypatch, *arguments) == 2
-        printed = capsys.readouterr().err
-        assert sentence in printed and printed.count("\n") == 1

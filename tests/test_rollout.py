@@ -210,6 +210,23 @@ def test_a_policy_that_does_not_answer_in_time_fails_the_episode(play: Callable,
     assert failure.value.reason == "policy_unavailable"
 
 
+def test_closing_a_blocking_environment_waits_for_nobody_and_logs_what_goes_wrong(
+    env_threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+):
+    async def reset_and_close(task_id: str, executor: ThreadPoolExecutor) -> Corridor:
+        world = Corridor()
+        env = EnvCalls(world, Task(task_id), executor, timeout_s=1.0, counters=Counter())
+        await env.reset(0)
+        env.close()
+        return world
+
+    with ThreadPoolExecutor(1, thread_name_prefix="environments") as executor:
+        blocking = asyncio.run(reset_and_close("blocking 1", executor))
+    assert blocking.closed_in.startswith("environments")
+    assert "task 'blocking 1': close raised OSError('the door is stuck')" in caplog.text
+    assert asyncio.run(reset_and_close("corridor 1", env_threads)).closed_in == "MainThread"
+
+
 def test_a_refused_request_fails_the_episode_with_the_engines_words(play: Callable, encoder: PromptEncoder):
     def refuse(session_id: str, index: int) -> str:
         raise RequestRefused("the prompt has 9000 tokens, max_model_len is 4096")

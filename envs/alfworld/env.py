@@ -37,8 +37,8 @@ class AlfworldEnv(TextEnv):
     """Plays one game at a time; ``load`` builds a game by task id, ``make_engine`` plays it.
 
     ``blocking`` says that a step takes long enough to belong in a thread. Reward is ``success_reward`` at the
-    step that solves the task, else 0. The game never ends before, so a limit of steps is the caller's. Games are
-    deterministic: a seed changes nothing.
+    step that solves the task, else 0. The game never ends before, so a limit of steps is the caller's.
+    Games are deterministic: a seed changes nothing.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class _TextReader:
     def _skip(self) -> None:
         while True:
             before = self.at
-            for pattern in (_TABS, _LINE_START_SPACE):
+            for pattern in (_LINE_START_SPACE, _TABS):
                 match = pattern.match(self.text, self.at)
                 self.at = match.end() if match else self.at
             if self.at == before:

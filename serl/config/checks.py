@@ -40,8 +40,8 @@ def _sampling_and_loss(config: ExperimentConfig) -> Iterator[str]:
         )
     if 0.0 < config.loss.dual_clip <= 1.0:
         yield (
-            f"loss.dual_clip = {config.loss.dual_clip:g}: must be greater than 1, a bound on the ratio of new to "
-            "old probability where the advantage is negative, or 0 for no such bound"
+            f"loss.dual_clip = {config.loss.dual_clip:g}: must be greater than 1, a bound on the ratio of "
+            "new to old probability where the advantage is negative, or 0 for no such bound"
         )
 
 
@@ -65,7 +65,7 @@ def _serving(config: ExperimentConfig) -> Iterator[str]:
     if serving.tensor_parallel_size > 1 and serving.num_gpus_per_replica != serving.tensor_parallel_size:
         yield (
             f"serving.tensor_parallel_size = {serving.tensor_parallel_size} contradicts "
-            f"serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: a replica needs one GPU for each"
+            f"serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: a replica needs one GPU each"
         )
 
 
@@ -113,7 +113,7 @@ def _learners(config: ExperimentConfig) -> Iterator[str]:
 def _hindsight(config: ExperimentConfig) -> Iterator[str]:
     hindsight = config.hindsight
     if hindsight.enabled and not hindsight.sources:
-        yield "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher would see nothing more"
+        yield "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher needs evidence"
     for source in hindsight.sources:
         if source not in source_names():
             hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"

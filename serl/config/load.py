@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, value = parse_override(override)
         _set(values, key, value)
         origins[key] = COMMAND_LINE
+        for section in _sections_above(key):
+            origins.setdefault(section, COMMAND_LINE)
     return _validated(values, origins, path)
 
 
@@ -95,6 +97,11 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[name] = value
 
 
+def _sections_above(key: str) -> list[str]:
+    names = key.split(".")
+    return [".".join(names[:depth]) for depth in range(1, len(names))]
+
+
 def _validated(values: dict[str, Any], origins: dict[str, str], path: Path) -> ExperimentConfig:
     def origin(key: str) -> str:
         while key and key not in origins:
@@ -122,7 +129,7 @@ def _drop_empty_sections(values: dict[str, Any]) -> None:
             del values[name]
 
 
-def _expand_hindsight_mode(values: dict[str, Any], origin: Any) -> list[str]:
+def _expand_hindsight_mode(values: dict[str, Any], origin: Callable[[str], str]) -> list[str]:
     """Replaces the paper's name of a mode by what it stands for; returns what is wrong with it."""
     section = values.get("hindsight")
     if not isinstance(section, dict) or not isinstance(section.get("mode"), str):

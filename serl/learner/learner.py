@@ -52,7 +52,7 @@ class SERLLearner(TorchLearner):
         self._experiment = self.config.experiment
         torch.set_num_threads(self._experiment.learner.num_threads)
         # RLlib asks for deterministic algorithms; overwriting every new tensor with NaN is no part of that.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._compute_dtype: torch.dtype = getattr(torch, self._experiment.model.dtype)
         self._num_learners = max(1, self._experiment.learner.num_learners)
         self._publisher: WeightPublisher | None = None
@@ -69,9 +69,9 @@ class SERLLearner(TorchLearner):
         return self._teacher
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        parameters = self.get_parameters(self.module[module_id])
+        parameters = list(self.policy.parameters())
         self._optimizer = make_optimizer(parameters, self._experiment.learner)
-        self.register_optimizer(module_id=module_id, optimizer=self._optimizer, params=list(parameters))
+        self.register_optimizer(module_id=module_id, optimizer=self._optimizer, params=parameters)
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """RLlib's hook at the end of `build`: the teacher is copied, and FSDP2 shards instead of DDP."""

@@ -22,10 +22,12 @@ class CausalLMModule(TorchRLModule):
 
     def setup(self) -> None:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         config: dict[str, Any] = self.model_config  # type: ignore[assignment]
         self.temperature: float = config["temperature"]
-        self.model = AutoModelForCausalLM.from_pretrained(
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             config["model_dir"],
             dtype=torch.float32,
             attn_implementation=config["attention"],
@@ -102,12 +104,11 @@ def _variable_length_arguments(batch: TokenBatch) -> dict[str, Any]:
     }
 
 
-def _turn_dropout_off(model: nn.Module) -> None:
+def _turn_dropout_off(model: Any) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for rate in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
 
 
 def _can_share_prefix(model: Any) -> bool:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
@@ -20,7 +21,7 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         folder, name = str(gguf.parent), gguf.name
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         # The weights are plain float32 by now; transformers still counts the model as quantised.
         del model.config.quantization_config
         model.hf_quantizer = None

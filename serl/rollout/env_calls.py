@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from envs.base import Task, TextEnv
 from serl.rollout.report import add_seconds
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -28,7 +31,7 @@ class EnvCalls:
 
     An environment with ``blocking = True`` runs in ``executor`` and may take ``timeout_s`` seconds a call;
     any other one is trusted to answer at once and runs on the event loop itself. ``seconds`` adds up the
-    time inside the environment, as does ``counters["environment_seconds"]``. Both raise EpisodeFailure.
+    time inside the environment, as does ``counters["environment_seconds"]``. These two raise EpisodeFailure.
     """
 
     def __init__(
@@ -47,6 +50,17 @@ class EnvCalls:
 
     async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return await self._call("step", lambda: self._env.step(action))
+
+    def close(self) -> None:
+        """Closes the environment; nobody waits for a blocking one, whose threads may be busy for a while."""
+        if self._env.blocking:
+            self._executor.submit(self._env.close).add_done_callback(self._log_close)
+        else:
+            self._env.close()
+
+    def _log_close(self, closed: Future[None]) -> None:
+        if not closed.cancelled() and closed.exception() is not None:
+            logger.warning("task %r: close raised %r", self._task.task_id, closed.exception())
 
     async def _call(self, name: str, function: Callable[[], T]) -> T:
         started = time.perf_counter()

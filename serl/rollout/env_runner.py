@@ -55,7 +55,6 @@ class SERLEnvRunner(EnvRunner):
     def __init__(self, *, config: SERLConfig, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         experiment = config.experiment
-        self._env_section = experiment.env
         self._training_settings, self._evaluation_settings = _episode_settings(config)
         self.provider = make_provider(experiment.env.name, experiment.env.args)
         self.encoder = PromptEncoder.load(config.model_dir)
@@ -119,6 +118,7 @@ class SERLEnvRunner(EnvRunner):
         if not self._loop_thread.is_alive():
             return
         self.abort()
+        self._on_loop(_cancel_other_tasks(), _LOOP_ANSWER_TIMEOUT_S, "the client's calls to end")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(_LOOP_ANSWER_TIMEOUT_S)
         self._loop.close()
@@ -126,11 +126,12 @@ class SERLEnvRunner(EnvRunner):
 
     async def _play(self, assignment: Assignment, counters: Counter[str]) -> Trajectory:
         assert self._client is not None
-        env = self.provider.make_env()
+        timeout_s = self.config.experiment.env.call_timeout_s
+        env = EnvCalls(self.provider.make_env(), assignment.task, self._env_threads, timeout_s, counters)
         try:
             return await run_episode(
                 assignment,
-                EnvCalls(env, assignment.task, self._env_threads, self._env_section.call_timeout_s, counters),
+                env,
                 self.provider.messages,
                 self.encoder,
                 self._client,
@@ -161,6 +162,15 @@ class SERLEnvRunner(EnvRunner):
                 f"waited {timeout_s:g} s for {waited_for}: something holds the event loop, such as an "
                 "environment that blocks and does not declare it"
             ) from error
+
+
+async def _cancel_other_tasks() -> None:
+    """What episodes leave behind: calls of the client that are still open."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_LOOP_ANSWER_TIMEOUT_S / 2)
 
 
 def _episode_settings(config: SERLConfig) -> tuple[EpisodeSettings, EpisodeSettings]:

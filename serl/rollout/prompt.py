@@ -10,7 +10,6 @@ from typing import Any
 
 from envs.base import PromptParts
 
-
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -19,7 +18,8 @@ from serl.config import ExperimentConfig
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
 from serl.serving.names import ServingNames
-from serl.serving.requests import Answer, Request
+from serl.serving.requests import Answer, Answers, Request, Sampling, make_request
+from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import WeightVersion, find_weight_store
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class PolicyReplica:
         snapshot = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
         report = LoadReport(0, 0.0, 0.0) if snapshot is None else self._load(snapshot)
         _warm_up(self._engine, experiment)
+        self._streams = ClientStreams(self._engine, replica_id)
         num_workers = experiment.serving.tensor_parallel_size
         ray.get(
             self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S
@@ -60,22 +61,12 @@ class PolicyReplica:
         self._follower = threading.Thread(target=self._follow_weights, name="weights", daemon=True)
         self._follower.start()
 
-    async def generate(self, requests: list[Request]) -> AsyncIterator[list[Answer]]:
-        """Yields the answers to ``requests`` as they finish; their order is not that of the requests."""
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Queue[list[Answer]] = asyncio.Queue()
-        keys = self._engine.submit(
-            requests, lambda answers: loop.call_soon_threadsafe(finished.put_nowait, answers)
-        )
-        num_open = len(requests)
-        try:
-            while num_open:
-                answers = await finished.get()
-                num_open -= len(answers)
-                yield answers
-        finally:
-            if num_open:
-                self._engine.abort(keys)
+    async def generate(
+        self, client_id: str, requests: list[Request], abandoned: list[int]
+    ) -> AsyncIterator[Answers]:
+        """See `ClientStreams.converse`."""
+        async for answers in self._streams.converse(client_id, requests, abandoned):
+            yield answers
 
     def statistics(self) -> dict[str, int]:
         """See `EngineThread.statistics`."""
@@ -112,17 +103,17 @@ class PolicyReplica:
 def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:
     """Answers a batch of requests: the first steps of an engine are slow."""
     rollout = experiment.rollout
-    request = Request([0] * 8, rollout.temperature, rollout.top_p, 4, rollout.stop, None)
+    sampling = Sampling(rollout.temperature, rollout.top_p, 4, rollout.stop, None)
+    requests = [make_request(number, [0] * 8, sampling) for number in range(8)]
     done = threading.Event()
-    open_requests = [request] * 8
     answers: list[Answer] = []
 
     def deliver(finished: list[Answer]) -> None:
         answers.extend(finished)
-        if len(answers) == len(open_requests):
+        if len(answers) == len(requests):
             done.set()
 
-    engine.submit(open_requests, deliver)
+    engine.submit(requests, deliver)
     if not done.wait(_WARM_UP_TIMEOUT_S):
         raise TimeoutError(f"the engine did not answer its first requests within {_WARM_UP_TIMEOUT_S:g} s")
     for answer in answers:

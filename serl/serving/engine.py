@@ -40,7 +40,7 @@ class LoadReport:
 
 @dataclass(slots=True)
 class _Pending:
-    index: int
+    key: int
     deliver: Deliver
 
 
@@ -76,7 +76,7 @@ class EngineThread:
     def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
         """Queues ``requests``; ``deliver`` gets their answers, in the engine's thread, as they finish.
 
-        Returns the keys that `abort` takes.
+        Returns the engine's names of the requests, which `abort` takes.
         """
         keys = [str(next(self._numbers)) for _ in requests]
         self._inbox.put(lambda: self._add(keys, requests, deliver))
@@ -166,20 +166,20 @@ class EngineThread:
         from vllm.inputs.engine import tokens_input
 
         refusals = []
-        for index, (key, request) in enumerate(zip(keys, requests, strict=True)):
+        for key, request in zip(keys, requests, strict=True):
             try:
                 internal_key = self._engine.add_request(
                     key, tokens_input(request.prompt_ids), _sampling_params(request)
                 )
             except (VLLMClientError, ValueError) as error:
-                refusals.append(refused(index, str(error)))
+                refusals.append(refused(request, str(error)))
                 continue
             # Nobody reads the texts of the tokens; decoding each beside its log-probability takes a
             # sixth of a small model's time.
             state = self._engine.output_processor.request_states[internal_key]
             assert state.logprobs_processor is not None
             state.logprobs_processor.tokenizer = None
-            self._pending[key] = _Pending(index, deliver)
+            self._pending[key] = _Pending(request.key, deliver)
         if refusals:
             self._counters["refused_requests"] += len(refusals)
             deliver(refusals)
@@ -194,11 +194,11 @@ class EngineThread:
         for output in outputs:
             pending = self._pending.pop(output.request_id, None) if output.finished else None
             if pending is not None:
-                answers.setdefault(pending.deliver, []).append(self._answer(pending.index, output))
+                answers.setdefault(pending.deliver, []).append(self._answer(pending.key, output))
         for deliver, finished in answers.items():
             deliver(finished)
 
-    def _answer(self, index: int, output: RequestOutput) -> Answer:
+    def _answer(self, key: int, output: RequestOutput) -> Answer:
         sample = output.outputs[0]
         num_cached_tokens = output.num_cached_tokens or 0
         self._counters["prompt_tokens"] += len(output.prompt_token_ids or ())
@@ -206,7 +206,7 @@ class EngineThread:
         self._counters["generated_tokens"] += len(sample.token_ids)
         self._counters["finished_requests"] += 1
         return Answer(
-            index=index,
+            key=key,
             token_ids=list(sample.token_ids),
             logprobs=list(sample.logprobs.logprobs),  # type: ignore[union-attr]
             finish_reason=sample.finish_reason or "",

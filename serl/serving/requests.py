@@ -1,8 +1,4 @@
-"""What travels between a policy client and a replica: plain tuples, cheap to pickle.
-
-One Serve call carries the requests that a client collected, and its answer is a stream: each message
-lists the requests that finished since the last one.
-"""
+"""What travels between a policy client and a replica: plain tuples, cheap to pickle."""
 
 from __future__ import annotations
 
@@ -29,8 +25,9 @@ class Sampling:
 
 
 class Request(NamedTuple):
-    """One prompt and how to continue it."""
+    """One prompt and how to continue it; ``key`` is the asker's own number for it."""
 
+    key: int
     prompt_ids: list[int]
     temperature: float
     top_p: float
@@ -40,12 +37,12 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How the request ``index`` of a call ended; ``spans`` are ``(start, end, weights_seq_no)``.
+    """How the request ``key`` ended; ``spans`` are ``(start, end, weights_seq_no)``.
 
     A refused request has a ``refusal``, which says why, and nothing else.
     """
 
-    index: int
+    key: int
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str
@@ -54,9 +51,29 @@ class Answer(NamedTuple):
     refusal: str | None = None
 
 
-def refused(index: int, reason: str) -> Answer:
+class Answers(NamedTuple):
+    """One message of a stream: what finished since the last one, and where; the first lists nothing."""
+
+    replica: str
+    answers: list[Answer]
+
+
+def make_request(key: int, prompt_ids: list[int], sampling: Sampling) -> Request:
+    """The request ``key`` for one response to ``prompt_ids``."""
+    return Request(
+        key,
+        prompt_ids,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.max_tokens,
+        sampling.stop,
+        sampling.seed,
+    )
+
+
+def refused(request: Request, reason: str) -> Answer:
     """The answer to a request that the engine does not accept."""
-    return Answer(index, [], [], "refused", [], 0, reason)
+    return Answer(request.key, [], [], "refused", [], 0, reason)
 
 
 def completion(answer: Answer) -> Completion:

@@ -1,0 +1,129 @@
+"""A client's end of the conversation with a replica; see `serl.serving.streams` for the other one.
+
+Requests that arrive in the same turn of the asyncio loop travel in one Serve call: a call costs about as
+much processor time as a small model's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serl.serving.requests import Answer, Request, Sampling, make_request
+
+logger = logging.getLogger(__name__)
+
+
+class ReplicaLost(Exception):
+    """The replica that had the request ended before it answered."""
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """An open Serve call; ``replica`` is None until its first message tells."""
+
+    replica: str | None = None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    answer: asyncio.Future[Answer]
+    call: _Call | None = None
+
+
+class Lane:
+    """The requests of some sessions, which one replica gets as long as the set of replicas stays the same.
+
+    An answer arrives on the newest call that reached its replica, not on the call that brought the request.
+    So a request is lost as soon as no open call is left that leads, or may lead, to its replica.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], session_id: str) -> None:
+        self._stream = handle.options(
+            method_name="generate", stream=True, session_id=session_id, _by_reference=False
+        )
+        self._client_id = f"{uuid.uuid4().hex}-{session_id}"
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._unsent: list[Request] = []
+        self._abandoned: list[int] = []
+        self._open_calls: dict[_Call, asyncio.Task[None]] = {}
+        self._send_scheduled = False
+
+    async def ask(self, prompt_ids: list[int], sampling: Sampling) -> Answer:
+        """The answer to one request. Raises ReplicaLost if its replica ends first."""
+        key = next(self._numbers)
+        waiting = _Waiting(asyncio.get_running_loop().create_future())
+        self._waiting[key] = waiting
+        self._unsent.append(make_request(key, prompt_ids, sampling))
+        self._schedule_send()
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            if self._waiting.pop(key, None) is not None:
+                self._abandoned.append(key)
+                self._schedule_send()
+            raise
+
+    def _schedule_send(self) -> None:
+        if not self._send_scheduled:
+            self._send_scheduled = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._send_scheduled = False
+        requests = [request for request in self._unsent if request.key in self._waiting]
+        abandoned = self._abandoned
+        self._unsent, self._abandoned = [], []
+        call = _Call()
+        for request in requests:
+            self._waiting[request.key].call = call
+        conversation = self._converse(call, requests, abandoned)
+        self._open_calls[call] = asyncio.get_running_loop().create_task(conversation)
+
+    async def _converse(self, call: _Call, requests: list[Request], abandoned: list[int]) -> None:
+        try:
+            async for message in self._stream.remote(self._client_id, requests, abandoned):
+                if call.replica is None:
+                    call.replica = message.replica
+                    self._fail_lost_requests()
+                for answer in message.answers:
+                    self._receive(answer)
+        except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
+            logger.warning("a call to a policy replica broke: %s: %s", type(error).__name__, error)
+            self._fail([key for key, waiting in self._waiting.items() if _leads_to(call, waiting)])
+        finally:
+            del self._open_calls[call]
+            self._fail_lost_requests()
+
+    def _receive(self, answer: Answer) -> None:
+        waiting = self._waiting.pop(answer.key, None)
+        if waiting is not None and not waiting.answer.done():
+            waiting.answer.set_result(answer)
+
+    def _fail_lost_requests(self) -> None:
+        reached = {call.replica for call in self._open_calls}
+        if None not in reached:
+            sent = [(key, waiting.call) for key, waiting in self._waiting.items() if waiting.call is not None]
+            self._fail([key for key, call in sent if call.replica not in reached])
+
+    def _fail(self, keys: list[int]) -> None:
+        for key in keys:
+            waiting = self._waiting.pop(key)
+            if not waiting.answer.done():
+                waiting.answer.set_exception(ReplicaLost())
+
+
+def _leads_to(broken: _Call, waiting: _Waiting) -> bool:
+    """Whether ``waiting`` is lost with the call ``broken``."""
+    call = waiting.call
+    return call is not None and (call is broken or (call.replica is not None and call.replica == broken.replica))

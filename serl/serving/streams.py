@@ -1,0 +1,83 @@
+"""A replica's end of the conversation with its clients: one open stream of answers for each client.
+
+Each call of a client brings new requests and takes over the stream of its call before, which ends. So
+whatever finished in one step of the engine goes to a client in one message, and comes back as one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from serl.serving.engine import EngineThread
+from serl.serving.requests import Answer, Answers, Request
+
+_Messages = asyncio.Queue[list[Answer] | None]
+
+
+@dataclass(eq=False)
+class _Client:
+    """``open_requests``: the client's number of a request and the engine's name of it. None ends a stream."""
+
+    loop: asyncio.AbstractEventLoop
+    newest_stream: _Messages
+    open_requests: dict[int, str] = field(default_factory=dict)
+
+    def deliver(self, answers: list[Answer]) -> None:
+        """Called in the engine's thread, with all that one step finished."""
+        self.loop.call_soon_threadsafe(self._receive, answers)
+
+    def _receive(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            self.open_requests.pop(answer.key, None)
+        self.newest_stream.put_nowait(answers)
+
+
+class ClientStreams:
+    """Runs on one asyncio loop; ``replica`` is what clients call this replica."""
+
+    def __init__(self, engine: EngineThread, replica: str) -> None:
+        self._engine = engine
+        self._replica = replica
+        self._clients: dict[str, _Client] = {}
+
+    async def converse(
+        self, client_id: str, requests: list[Request], abandoned: list[int]
+    ) -> AsyncIterator[Answers]:
+        """Yields answers to ``requests`` and to older ones of the client until its next call or the last.
+
+        ``abandoned`` are numbers of requests that the client no longer waits for. If the client goes away
+        its requests are aborted.
+        """
+        yield Answers(self._replica, [])
+        client, stream = self._take_over(client_id)
+        self._abandon(client, abandoned)
+        names = self._engine.submit(requests, client.deliver)
+        client.open_requests.update(zip((request.key for request in requests), names, strict=True))
+        ended = not client.open_requests
+        try:
+            while not ended:
+                answers = await stream.get()
+                ended = answers is None
+                if answers is not None:
+                    yield Answers(self._replica, answers)
+                ended = ended or (client.newest_stream is stream and not client.open_requests)
+        finally:
+            if client.newest_stream is stream:
+                self._engine.abort(list(client.open_requests.values()))
+                del self._clients[client_id]
+
+    def _take_over(self, client_id: str) -> tuple[_Client, _Messages]:
+        stream: _Messages = asyncio.Queue()
+        client = self._clients.get(client_id)
+        if client is None:
+            client = self._clients[client_id] = _Client(asyncio.get_running_loop(), stream)
+        else:
+            client.newest_stream.put_nowait(None)
+            client.newest_stream = stream
+        return client, stream
+
+    def _abandon(self, client: _Client, abandoned: list[int]) -> None:
+        names = [client.open_requests.pop(key, None) for key in abandoned]
+        self._engine.abort([name for name in names if name is not None])

