@@ -23,14 +23,15 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
 from serl.algorithm_config import SERLConfig
 from serl.buffer.group_buffer import GroupBuffer
-from serl.buffer.task_sampler import TaskSampler, panel_assignments
+from serl.buffer.task_sampler import TaskSampler, is_panel_group, panel_assignments
 from serl.checkpoint import read_algorithm_state, write_algorithm_state
 from serl.evaluation import PanelResult, panel_result
-from serl.learner.learner_group import UpdateHandle, UpdateResult
+from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.metrics import batch_metrics
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
@@ -76,12 +77,11 @@ class SERL(Algorithm):
         assert isinstance(config, SERLConfig)
         self.experiment = experiment = config.experiment
         config = config.copy(copy_frozen=False)
-        config.serving_names = start_serving(
-            experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8]
-        )
+        names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
+        config.serving_names = names
         config.freeze()
         self.config = config
-        self._serving_names = config.serving_names
+        self._serving_names = names
         super().setup(config)
         wait_until_ready(self._serving_names, experiment.serving.start_timeout_s)
 
@@ -97,6 +97,7 @@ class SERL(Algorithm):
             filter_groups=training.filter_groups,
             max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
         )
+        assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
         self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
@@ -107,6 +108,11 @@ class SERL(Algorithm):
     def weights_seq_no(self) -> int:
         """The version of the weights that the policy deployment serves; the number of updates so far."""
         return self._weights_seq_no
+
+    @property
+    def _learners(self) -> SERLLearnerGroup:
+        assert isinstance(self.learner_group, SERLLearnerGroup)
+        return self.learner_group
 
     def training_step(self) -> None:
         started = time.monotonic()
@@ -124,12 +130,12 @@ class SERL(Algorithm):
                 self._requeue_discarded()
                 if batch is not None:
                     waited_for_batch = time.monotonic() - started
-                    update = self.learner_group.start_update(batch, self._weights_seq_no), batch
+                    update = self._learners.start_update(batch, self._weights_seq_no), batch
             else:
-                result = self.learner_group.poll_update(update[0], timeout_s=_POLL_S)
+                result = self._learners.poll_update(update[0], timeout_s=_POLL_S)
             self._show_progress(counters, started, "rollout" if update is None else "update")
         assert update is not None
-        broadcast = self.learner_group.publish_weights(self._weights_seq_no + 1)
+        broadcast = self._learners.publish_weights(self._weights_seq_no + 1)
         metrics = batch_metrics(update[1], self._weights_seq_no)
         self._weights_seq_no += 1
         self.last_batch = update[1]
@@ -193,7 +199,7 @@ class SERL(Algorithm):
         """Writes policy, learner state and `algorithm.json`, the last one last."""
         directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        self.learner_group.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
+        self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
         write_algorithm_state(
             directory,
             {
@@ -215,7 +221,7 @@ class SERL(Algorithm):
                 f"{state['train_tasks_hash'][:12]}…, the configured tasks have "
                 f"{self.train_tasks.content_hash[:12]}…"
             )
-        self.learner_group.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
+        self._learners.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
         self._iteration = state["iteration"]
         self._weights_seq_no = state["weights_seq_no"]
         self._sampler.set_state(state["sampler"])
@@ -223,7 +229,14 @@ class SERL(Algorithm):
         self._requeue_discarded()
         self._totals = Counter(state["totals"])
         if self._weights_seq_no > 0:
-            self.learner_group.publish_weights(self._weights_seq_no)
+            self._learners.publish_weights(self._weights_seq_no)
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Nothing: the pool brings runners back, and a runner is complete with its constructor's arguments.
+
+        RLlib's own way would bring the learners' whole state here first.
+        """
+        return []
 
     def cleanup(self) -> None:
         super().cleanup()
@@ -240,10 +253,12 @@ class SERL(Algorithm):
         counters.update(report.counters)
         self._totals.update(report.counters)
         for trajectory in report.trajectories:
-            if self._buffer.owns(trajectory.group_id):
+            if not is_panel_group(trajectory.group_id):
                 self._buffer.add(trajectory)
         for failure in report.failures:
             counters[f"failed_{failure.reason}"] += 1
+            if failure.reason == "request_refused":
+                raise RuntimeError(f"the engine refuses a request: {failure.message}")
             if not failure.assignment.evaluation:
                 self._replay(failure.assignment, failure.reason)
         return report
@@ -262,8 +277,8 @@ class SERL(Algorithm):
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"no {waiting_for} in time; {self._pool.num_running} episodes run, "
-                f"{self._pool.num_queued} wait, buffer: {self._buffer.metrics()}"
+                f"waited too long for {waiting_for}; {self._pool.num_running} episodes run, "
+                f"{self._pool.num_queued} wait; {self._buffer.describe()}"
             )
 
     def _throughput(self, counters: Counter[str], seconds: float) -> dict[str, float]:

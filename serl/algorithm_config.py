@@ -48,7 +48,7 @@ class SERLConfig(AlgorithmConfig):
         config.env_runners(
             env_runner_cls=SERLEnvRunner,
             num_env_runners=rollout.num_env_runners,
-            num_cpus_per_env_runner=rollout.num_cpus_per_env_runner,
+            num_cpus_per_env_runner=rollout.num_cpus_per_env_runner,  # pyright: ignore[reportArgumentType]
             create_local_env_runner=False,
             create_env_on_local_worker=False,
             add_default_connectors_to_env_to_module_pipeline=False,

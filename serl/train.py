@@ -132,7 +132,11 @@ class _Run:
                     iteration, settings.training.num_iterations, self.algorithm.iteration_metrics
                 )
                 last = iteration == settings.training.num_iterations
-                if settings.evaluation.interval and iteration % settings.evaluation.interval == 0 and not last:
+                if (
+                    settings.evaluation.interval
+                    and iteration % settings.evaluation.interval == 0
+                    and not last
+                ):
                     self.evaluate()
                 if settings.checkpoint.interval and iteration % settings.checkpoint.interval == 0:
                     self.save()

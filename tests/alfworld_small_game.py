@@ -34,9 +34,8 @@ FACTS = """
     (cleanable Apple_bar__minus_01) (heatable Apple_bar__minus_01) (coolable Apple_bar__minus_01)
     (sliceable Apple_bar__minus_01) (sliceable Apple_bar__plus_01)
 """
-APPLE_ON_DESK = (
-    "(exists (?r - receptacle ?o - object) (and (inReceptacle ?o ?r) (objectType ?o AppleType) {}))"
-)
+APPLE_ON_DESK = """(exists (?r - receptacle ?o - object) (and
+    (inReceptacle ?o ?r) (objectType ?o AppleType) (receptacleType ?r DeskType)))"""
 HOLD_APPLE_IN_LIGHT = """(and
     (exists (?lamp - object ?r - receptacle ?a - agent ?l - location) (and (isToggled ?lamp)
         (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?lamp ?r)))
@@ -78,7 +77,7 @@ def problem(goal: str, facts: str = "") -> str:
     )
 
 
-def small_game(goal: str = APPLE_ON_DESK.format("(receptacleType ?r DeskType)"), facts: str = "") -> Game:
+def small_game(goal: str = APPLE_ON_DESK, facts: str = "") -> Game:
     return build_game("task/trial", problem(goal, facts), TRAJ_DATA, "put some apple on desk")
 
 

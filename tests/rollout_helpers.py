@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -26,8 +25,10 @@ FORWARD = "<action>forward</action>"
 class Corridor(TextEnv):
     """Task ``corridor N`` is solved by N times "forward"; "jump" ends it unsolved, "long" fills the screen.
 
-    ``broken`` raises at the first step, ``unknown …`` at reset, ``blocking N`` takes 0.5 s a step.
+    ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``.
     """
+
+    gate = threading.Event()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         assert options is not None
@@ -42,7 +43,7 @@ class Corridor(TextEnv):
         if self.kind == "broken":
             raise OSError("the floor gave way")
         if self.blocking:
-            time.sleep(0.5)
+            self.gate.wait(timeout=2.0)
         valid = action in ("forward", "jump", "long", "leave")
         self.position += action == "forward"
         solved = self.position == self.length

@@ -188,8 +188,7 @@ def test_examining_in_the_light_needs_lamp_and_object_at_once() -> None:
 
 
 def test_a_goal_can_ask_for_every_receptacle_to_be_closed() -> None:
-    desk = APPLE_ON_DESK.format("(receptacleType ?r DeskType)")
-    engine = Engine(small_game(f"(and {desk} (forall (?re - receptacle) (not (opened ?re))))"))
+    engine = Engine(small_game(f"(and {APPLE_ON_DESK} (forall (?re - receptacle) (not (opened ?re))))"))
     assert not play(engine, *TAKE_COLD_APPLE, "go to desk 1", "move apple 2 to desk 1").won
     engine.step("go to fridge 1")
     assert engine.step("close fridge 1").won
@@ -202,10 +201,8 @@ def test_a_copy_goes_its_own_way() -> None:
     copy = engine.copy()
     copy.step("take mug 1 from shelf 1")
     assert (copy.held_object, engine.held_object) == ("mug_bar__plus_01", None)
-    assert (
-        engine.step("take mug 1 from shelf 1") == copy.copy().reset()
-        or engine.held_object == copy.held_object
-    )
+    assert "take mug 1 from shelf 1" in engine.admissible_actions
+    assert "take mug 1 from shelf 1" not in copy.admissible_actions
 
 
 def test_episodes_of_one_game_in_many_threads_give_the_same_answers_as_alone() -> None:

@@ -11,6 +11,8 @@ from envs.alfworld.engine import Engine
 from envs.alfworld.game import GameDataError, load_game, package_logic
 from envs.alfworld.tasks import goal_sentences
 
+MANY_CHOICES = "(or (isHot Mug_bar__plus_01) (isCool Mug_bar__plus_01)) " * 12
+
 
 def write_game_file(folder: Path, sentence: str) -> None:
     logic = package_logic()
@@ -54,6 +56,8 @@ def test_without_the_package_the_rules_come_from_the_game_file(
         ("traj_data.json", '{"task_type": "dance"}', "'dance' is none of pick_and_place_simple"),
         ("traj_data.json", '{"task_type": "pick_and_place_simple"}', "pddl_params is missing"),
         ("initial_state.pddl", "(define (problem small)", "ends before its last"),
+        ("initial_state.pddl", "(" * 101 + ")" * 101, "more than 100 parentheses"),
+        ("initial_state.pddl", problem(f"(and {MANY_CHOICES})"), "more than 1000 alternatives"),
         ("initial_state.pddl", "hello", "does not begin with"),
         ("initial_state.pddl", "(define (problem small) (:objects a - agent))", "lacks :init, :goal"),
         ("initial_state.pddl", problem("(glows Desk_bar__plus_01)"), "undeclared predicate 'glows'"),

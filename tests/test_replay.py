@@ -82,6 +82,7 @@ def test_replay_says_in_one_sentence_what_cannot_be_read(
         ("", (traces, "--data", tmp_path), "it holds no traces."),
         ("{", (traces, "--data", tmp_path), "line 1: it is not JSON"),
         ('{"trial": "a"}', (traces, "--data", tmp_path), "it has no 'steps'."),
+        ('{"trial": "a", "steps": [{}]}', (traces, "--data", tmp_path), "a step has no 'observation'."),
         (json.dumps(trace), (traces, "--data", tmp_path), "Cannot load the game of train/a/b"),
         ("", (damaged, "--data", tmp_path), "it is damaged"),
         ("", (tmp_path / "gone.jsonl", "--data", tmp_path), "No such file"),

@@ -69,8 +69,11 @@ def parse_trace(line: str, where: str) -> Trace:
     if not isinstance(trace, dict) or not isinstance(trace.get("trial"), str):
         raise ReplayError(f"Cannot read {where}: it has no 'trial'.")
     steps = trace.get("steps")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+    if not isinstance(steps, list) or not steps:
         raise ReplayError(f"Cannot read {where}: it has no 'steps'.")
+    for step in steps:
+        if not isinstance(step, dict) or not isinstance(step.get("observation"), str):
+            raise ReplayError(f"Cannot read {where}: a step has no 'observation'.")
     return trace
 
 
@@ -86,7 +89,7 @@ def replay_alfworld(trace: Trace, data: Path) -> str | None:
     folder = data / "json_2.1.1" / trace["trial"]
     steps = trace["steps"]
     try:
-        game = load_game(folder, recorded_sentence(folder, str(steps[0].get("observation"))))
+        game = load_game(folder, recorded_sentence(folder, steps[0]["observation"]))
     except GameDataError as error:
         raise ReplayError(f"Cannot load the game of {trace['trial']}: {error}.") from error
     engine = Engine(game)

@@ -24,6 +24,7 @@ from envs.alfworld.pddl import (
     sections,
 )
 
+MAX_RULES = 1000
 ALWAYS = And(())
 """The condition that always holds."""
 
@@ -79,7 +80,11 @@ class Domain:
 
 
 def split_condition(condition: Condition) -> list[Rule]:
-    """The disjuncts of `condition`; it holds where one of them does."""
+    """The disjuncts of `condition`; it holds where one of them does.
+
+    Raises:
+        PddlError: there are more than MAX_RULES.
+    """
     if isinstance(condition, Literal):
         return [Rule((), (condition,), ())]
     if isinstance(condition, Forall):
@@ -102,6 +107,8 @@ def split_condition(condition: Condition) -> list[Rule]:
             for left in rules
             for right in split_condition(part)
         ]
+        if len(rules) > MAX_RULES:
+            raise PddlError(f"a condition has more than {MAX_RULES} alternatives")
     return rules
 
 

@@ -1,8 +1,9 @@
 """Episodes of ALFWorld games: the same texts, commands and wins as the original TextWorld engine's.
 
-Departures from the original: one command never stands for two different actions in ALFWorld's games; where it
-did, this engine would take the last it finds. Goals that can never be reached get their normal commands
-here, and none in the original.
+Departures from the original, none of which ALFWorld's games show:
+- where one command stands for several actions, the last one found is done, not the first of the planner's;
+- a game whose goal can never be reached can be played, the original crashes on it;
+- the task's sentence is shown as it is, the original cuts it at characters that its grammar reserves.
 """
 
 from __future__ import annotations

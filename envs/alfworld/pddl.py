@@ -12,6 +12,7 @@ from typing import TypeAlias
 Expression: TypeAlias = "str | list[Expression]"
 TypedName: TypeAlias = tuple[str, str]
 
+MAX_DEPTH = 100
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 
 
@@ -83,6 +84,8 @@ def parse_expression(text: str) -> list[Expression]:
             inner: list[Expression] = []
             stack[-1].append(inner)
             stack.append(inner)
+            if len(stack) > MAX_DEPTH:
+                raise PddlError(f"more than {MAX_DEPTH} parentheses inside one another")
         elif token == ")":
             stack.pop()
             if len(stack) == 1 and position + 1 < len(tokens):

@@ -10,6 +10,8 @@ from typing import Any
 from envs.base import Task, TaskSet
 from serl.types import Assignment
 
+_PANEL = "panel"
+
 
 class TaskSampler:
     """Deals groups of ``group_size`` assignments over ``task_set``, every task once a pass, endlessly.
@@ -80,6 +82,11 @@ class TaskSampler:
         random.Random(f"{self._seed}:pass {number}").shuffle(self._order)
 
 
+def is_panel_group(group_id: str) -> bool:
+    """Whether `panel_assignments` named the group."""
+    return group_id.startswith(_PANEL)
+
+
 def panel_assignments(task_set: TaskSet, num_tasks: int, seed: int) -> list[Assignment]:
     """The evaluation panel: ``num_tasks`` tasks (0: all), each once, the same on every call.
 
@@ -93,7 +100,7 @@ def panel_assignments(task_set: TaskSet, num_tasks: int, seed: int) -> list[Assi
     tasks = task_set.tasks if num_tasks in (0, len(task_set)) else _balanced(task_set, num_tasks, seed)
     generator = random.Random(f"{seed}:panel seeds")
     return [
-        Assignment(task, f"panel{number:06d}", 0, generator.getrandbits(31), evaluation=True)
+        Assignment(task, f"{_PANEL}{number:06d}", 0, generator.getrandbits(31), evaluation=True)
         for number, task in enumerate(tasks)
     ]
 

@@ -27,6 +27,8 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
     for layer in list(module.model.modules()):
         if type(layer).__name__ in unit_names:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # A prefix of its own runs every layer twice before one backward pass, which sharded layers do not allow.
+    module.shares_prefix = False
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
 

@@ -86,7 +86,7 @@ class CausalLMModule(TorchRLModule):
 def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[str, Tensor]:
     """``logprobs`` and ``entropies`` [N] of ``targets`` [N] under ``logits`` [N, vocabulary] / T."""
     distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
-    logprobs = distribution.gather(-1, targets[:, None])[:, 0]
+    logprobs = -nn.functional.nll_loss(distribution, targets, reduction="none")
     with torch.no_grad():
         entropies = -(distribution.exp() * distribution).sum(dim=-1)
     return {"logprobs": logprobs, "entropies": entropies}

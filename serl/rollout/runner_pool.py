@@ -75,14 +75,15 @@ class EnvRunnerPool:
         results = self._actors.fetch_ready_async_reqs(
             tags=_EXCHANGE, timeout_seconds=timeout_s, mark_healthy=False
         )
-        for result in results:
+        for result in results.result_or_errors:
             self._sent_at.pop(result.actor_id, None)
-            if result.ok:
-                self._take(result.actor_id, result.get(), report)
-            elif isinstance(result.get(), RayTaskError):
-                raise result.get()
+            answer = result.get()
+            if isinstance(answer, RolloutReport):
+                self._take(result.actor_id, answer, report)
+            elif isinstance(answer, RayTaskError):
+                raise answer
             else:
-                self._lose_runner(result.actor_id, str(result.get()), report)
+                self._lose_runner(result.actor_id, str(answer), report)
         return report
 
     def _hand_out(self) -> None:

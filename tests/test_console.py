@@ -1,0 +1,90 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from serl.algorithm import Progress
+from serl.console import Console, summary_table
+from serl.evaluation import PanelResult, wilson_interval
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def panel(successes: int, count: int, by_task_type: dict[str, tuple[int, int]]) -> PanelResult:
+    return PanelResult(
+        weights_seq_no=0,
+        overall=wilson_interval(successes, count),
+        by_task_type={name: wilson_interval(*rate) for name, rate in by_task_type.items()},
+        mean_steps=7.25,
+        invalid_action_rate=0.125,
+        unfinished=0,
+        seconds=3.0,
+    )
+
+
+def progress(episodes: int, phase: str = "rollout") -> Progress:
+    return Progress(
+        phase=phase,
+        episodes=episodes,
+        episodes_wanted=64,
+        env_steps=200,
+        response_tokens=2000,
+        staleness=0.5,
+        seconds=4.0,
+    )
+
+
+def test_the_bar_shows_episodes_steps_tokens_and_staleness():
+    terminal = Terminal()
+    console = Console(progress_bar=True, stream=terminal)
+    console.progress(progress(16))
+    console.close()
+    for shown in ("rollout", "16/64 episodes", "50 steps/s", "500 tokens/s", "staleness 0.5"):
+        assert shown in terminal.getvalue()
+
+
+def test_nothing_but_lines_goes_to_a_file_or_when_the_bar_is_off():
+    for stream, wanted in ((io.StringIO(), True), (Terminal(), False)):
+        console = Console(progress_bar=wanted, stream=stream)
+        console.progress(progress(16))
+        console.begin(Path("/runs/a"))
+        assert stream.getvalue() == "run directory: /runs/a\nlogs of engines and servers: /runs/a/logs\n"
+
+
+def test_an_iteration_is_one_line_with_the_metrics_it_has():
+    stream = io.StringIO()
+    Console(progress_bar=True, stream=stream).iteration(
+        7, 40, {"rollout/success": 0.25, "throughput/env_steps_per_s": 123.4, "other": 1.0}
+    )
+    assert stream.getvalue() == "[ 7/40] success 0.25  steps/s 123\n"
+
+
+def test_a_panel_is_one_line_with_its_interval():
+    stream = io.StringIO()
+    Console(progress_bar=True, stream=stream).panel("iteration 3", panel(64, 128, {}))
+    line = "panel, iteration 3: success 0.50 [0.41, 0.59] of 128, 7.2 steps, invalid 0.12 (3.0 s)\n"
+    assert stream.getvalue() == line
+
+
+def test_the_summary_compares_first_and_last_panel_by_task_type():
+    before = panel(38, 128, {"look": (1, 10), "pick": (5, 20)})
+    after = panel(77, 128, {"pick": (12, 20)})
+    assert summary_table((0, before), (40, after)).splitlines() == [
+        "success [95 %]  iteration 0               iteration 40",
+        "all             0.30 [0.22, 0.38] of 128  0.60 [0.51, 0.68] of 128  higher, intervals apart",
+        "look            0.10 [0.02, 0.40] of 10   -",
+        "pick            0.25 [0.11, 0.47] of 20   0.60 [0.39, 0.78] of 20",
+    ]
+    assert "lower, intervals apart" in summary_table((0, after), (40, before))
+    assert "intervals overlap" in summary_table((0, before), (40, before))
+
+
+def test_a_single_panel_has_no_summary():
+    stream = io.StringIO()
+    Console(progress_bar=True, stream=stream).summary([(0, panel(1, 2, {}))])
+    assert stream.getvalue() == ""
