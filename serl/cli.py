@@ -136,8 +136,10 @@ def _run(
     # These import torch, for which nothing above should wait.
     from serl.algorithm import TrainingInterrupted
     from serl.console import Console
+    from serl.driver_log import log_to_file
     from serl.train import evaluate_checkpoint, train
 
+    log_to_file(run_dir.logs / "driver.log")
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
     try:

@@ -28,7 +28,7 @@ class SuccessRate:
 
 @dataclass(frozen=True, slots=True)
 class PanelResult:
-    """A panel at ``weights_seq_no``. ``unfinished`` counts tasks that gave no episode (they count as failures)."""
+    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures."""
 
     weights_seq_no: int
     overall: SuccessRate

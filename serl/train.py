@@ -19,6 +19,7 @@ from serl.algorithm_config import SERLConfig
 from serl.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
 from serl.config import ExperimentConfig
 from serl.console import Console
+from serl.driver_log import log_to_file, stderr_to_file
 from serl.evaluation import PanelResult, SuccessRate
 from serl.models.resolve import resolve_model
 from serl.run_dir import RunDir
@@ -29,30 +30,47 @@ _PANELS = "panels.jsonl"
 
 
 @contextmanager
-def ray_cluster(experiment: ExperimentConfig, address: str | None) -> Iterator[None]:
-    """Joins the Ray cluster at ``address``, or starts one on this machine and stops it afterwards."""
+def running_algorithm(
+    experiment: ExperimentConfig,
+    model_dir: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: threading.Event,
+    address: str | None,
+) -> Iterator[SERL]:
+    """The algorithm with everything it needs running, on the Ray cluster at ``address`` or one of its own.
+
+    At the end the algorithm is stopped, and so is a cluster of its own.
+    """
+    driver_log = run_dir.logs / "driver.log"
+    algorithm: SERL | None = None
+    try:
+        with stderr_to_file(driver_log):
+            _start_ray(experiment, address, driver_log)
+            built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
+        assert isinstance(built, SERL)
+        algorithm = built
+        algorithm.should_stop = stop.is_set
+        algorithm.on_progress = console.progress
+        yield algorithm
+    finally:
+        with stderr_to_file(driver_log):
+            if algorithm is not None:
+                algorithm.stop()
+            if address is None and ray.is_initialized():
+                serve.shutdown()
+            ray.shutdown()
+
+
+def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
     if address is None:
-        ray.init(
-            include_dashboard=experiment.cluster.dashboard,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.WARNING,
+        context = ray.init(
+            include_dashboard=experiment.cluster.dashboard, dashboard_host="127.0.0.1", log_to_driver=False
         )
     else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        if address is None:
-            serve.shutdown()
-        ray.shutdown()
-
-
-def build_algorithm(experiment: ExperimentConfig, model_dir: Path, run_dir: Path) -> SERL:
-    """The algorithm with everything it needs running; `SERL.stop` ends all of it."""
-    algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
-    assert isinstance(algorithm, SERL)
-    return algorithm
+        context = ray.init(address=address, log_to_driver=False)
+    log_to_file(driver_log)
+    logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
 
 
 def train(
@@ -68,17 +86,11 @@ def train(
     Returns False if ``stop`` was set before the end; a checkpoint has been written then.
     """
     model_dir = resolve_model(experiment.model.path)
-    with ray_cluster(experiment, address):
-        algorithm = build_algorithm(experiment, model_dir, run_dir.path)
-        algorithm.should_stop = stop.is_set
-        algorithm.on_progress = console.progress
-        try:
-            if resume is not None:
-                algorithm.load_checkpoint(str(resume))
-            run_dir.metrics.start(algorithm.iteration)
-            return _Run(experiment, run_dir, console, algorithm).iterate()
-        finally:
-            algorithm.stop()
+    with running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm:
+        if resume is not None:
+            algorithm.load_checkpoint(str(resume))
+        run_dir.metrics.start(algorithm.iteration)
+        return _Run(experiment, run_dir, console, algorithm).iterate()
 
 
 def evaluate_checkpoint(
@@ -91,14 +103,8 @@ def evaluate_checkpoint(
 ) -> PanelResult:
     """Plays the evaluation panel with the policy of ``checkpoint`` and trains nothing."""
     state = read_algorithm_state(checkpoint)
-    with ray_cluster(experiment, address):
-        algorithm = build_algorithm(experiment, checkpoint / "policy", run_dir.path)
-        algorithm.should_stop = stop.is_set
-        algorithm.on_progress = console.progress
-        try:
-            result = algorithm.evaluate_panel()
-        finally:
-            algorithm.stop()
+    with running_algorithm(experiment, checkpoint / "policy", run_dir, console, stop, address) as algorithm:
+        result = algorithm.evaluate_panel()
     console.panel(f"checkpoint of iteration {state['iteration']}", result)
     _append_panel(run_dir, state["iteration"], result)
     return result
@@ -116,12 +122,16 @@ class _Run:
         self.algorithm = algorithm
         self.saved_iteration = algorithm.iteration if algorithm.iteration else -1
 
+    @property
+    def finished(self) -> bool:
+        return self.algorithm.iteration >= self.experiment.training.num_iterations
+
     def iterate(self) -> bool:
         settings = self.experiment
         try:
             if self.algorithm.iteration == 0 and settings.evaluation.at_start:
                 self.evaluate()
-            while self.algorithm.iteration < settings.training.num_iterations:
+            while not self.finished:
                 self.algorithm.train()
                 iteration = self.algorithm.iteration
                 self.run_dir.metrics.write(iteration, self.algorithm.iteration_metrics)
@@ -138,7 +148,7 @@ class _Run:
                     and not last
                 ):
                     self.evaluate()
-                if settings.checkpoint.interval and iteration % settings.checkpoint.interval == 0:
+                if _is_due(settings.checkpoint.interval, iteration):
                     self.save()
             if settings.evaluation.at_end:
                 self.evaluate()
@@ -168,6 +178,10 @@ class _Run:
         partial.rename(target)
         remove_old_checkpoints(target.parent, self.experiment.checkpoint.keep)
         self.saved_iteration = iteration
+
+
+def _is_due(interval: int, iteration: int) -> bool:
+    return interval > 0 and iteration % interval == 0
 
 
 def _append_panel(run_dir: RunDir, iteration: int, result: PanelResult) -> None:

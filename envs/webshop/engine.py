@@ -108,7 +108,7 @@ class Engine:
             self._open_results(self.keywords, self.result_page - 1)
         elif name == PREVIOUS_PAGE.lower() and where == "item_page":
             self._open_results(self.keywords, self.result_page)
-        elif name in _SUB_PAGE_BY_NAME and not (name == PREVIOUS_PAGE.lower()):
+        elif name in _SUB_PAGE_BY_NAME:
             self._open_sub_page(_SUB_PAGE_BY_NAME[name])
         else:
             self._open_item(name)

@@ -47,9 +47,9 @@ class GoalList:
     num_without_attributes: int
 
 
-def sampled_prices(pricings: Iterable[tuple[float, ...]], stream: random.Random) -> list[float]:
+def sampled_prices(pricings: Iterable[tuple[float, ...]], stream: random.Random) -> Iterator[float]:
     """The price of each product in dollars: its one price, or one drawn between its two."""
-    return [prices[0] if len(prices) == 1 else stream.uniform(*prices) for prices in pricings]
+    return (prices[0] if len(prices) == 1 else stream.uniform(*prices) for prices in pricings)
 
 
 def synthetic_goals(products: Iterable[tuple[Product, float]], stream: random.Random) -> GoalList:

@@ -18,6 +18,7 @@ B = np.float32(0.4)
 
 _POSTINGS_PER_BLOCK = 1 << 21
 _EXACT_LENGTHS = 24
+_MAX_FREQUENCY = 2**16 - 1
 
 
 def encode_length(length: int) -> int:
@@ -43,7 +44,7 @@ class _Block:
 
     terms: array = field(default_factory=lambda: array("i"))
     documents: array = field(default_factory=lambda: array("i"))
-    frequencies: array = field(default_factory=lambda: array("i"))
+    frequencies: array = field(default_factory=lambda: array("H"))
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ def _read(texts: Iterable[str]) -> _Postings:
         counts = Counter(found)
         block = postings.blocks[-1]
         block.terms.extend(counts.keys())
-        block.frequencies.extend(counts.values())
+        block.frequencies.extend(min(count, _MAX_FREQUENCY) for count in counts.values())
         block.documents.extend([document] * len(counts))
         if len(block.terms) >= _POSTINGS_PER_BLOCK:
             postings.blocks.append(_Block())

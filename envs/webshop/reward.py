@@ -127,17 +127,18 @@ def count_options(wanted: Mapping[str, str] | Sequence[str], chosen: Iterable[st
     chosen_texts = [basic_colour(value) for value in chosen]
     return sum(
         any(token_set_ratio(value, text) > MATCH_ABOVE for value in chosen_texts)
-        for text in map(_option_text, _entries(wanted))
+        for text in option_texts(wanted)
     )
+
+
+def option_texts(wanted: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
+    """The wanted options as they are compared."""
+    return tuple(_option_text(option) for option in (wanted.items() if isinstance(wanted, Mapping) else wanted))
 
 
 def basic_colour(text: str) -> str:
     """The first basic colour, in alphabetical order, that ``text`` contains; else ``text``."""
     return next((colour for colour in _BASIC_COLOURS if colour in text), text)
-
-
-def _entries(options: Mapping[str, str] | Sequence[str]) -> Iterable[str | tuple[str, str]]:
-    return options.items() if isinstance(options, Mapping) else options
 
 
 def _option_text(option: str | tuple[str, str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from envs.webshop.catalogue import Catalogue
@@ -33,18 +34,27 @@ class Shop:
         self.catalogue = catalogue
         self.prices = prices
         self._after_prices = stream.getstate()
-        self._index = index
+        self.index = index
         self._search = lru_cache(maxsize=_CACHED_SEARCHES)(self._search_index)
 
     @classmethod
     def open(cls, catalogue: Catalogue, index: SearchIndex | None = None, price_seed: int = PRICE_SEED) -> Shop:
         """Draws the prices and, unless it is given, builds the search index."""
         stream = random.Random(price_seed)
-        prices = sampled_prices(catalogue.pricings(), stream)
+        prices = array("d", sampled_prices(catalogue.pricings(), stream))
         if index is None:
             products = [catalogue.titled(number).product for number in range(len(catalogue))]
             index = build_index((p.search_text for p in products), [p.asin for p in products])
         return cls(catalogue, index, prices, stream)
+
+    def with_prices(self, prices: Mapping[str, float]) -> Shop:
+        """The same shop with other prices, in dollars, for the products named by asin; KeyError if unknown."""
+        changed = array("d", self.prices)
+        for asin, price in prices.items():
+            changed[self.catalogue.number_of(asin)] = price
+        stream = random.Random()
+        stream.setstate(self._after_prices)
+        return Shop(self.catalogue, self.index, changed, stream)
 
     def product(self, number: int) -> Product:
         return self.catalogue.titled(number).product
@@ -66,4 +76,4 @@ class Shop:
         return score_purchase(goal, wanted, self.catalogue.titled(number), self.prices[number], chosen)
 
     def _search_index(self, query: str) -> tuple[int, ...]:
-        return tuple(hit.number for hit in self._index.search(query))
+        return tuple(hit.number for hit in self.index.search(query))

@@ -1,0 +1,41 @@
+"""Where the driver's libraries talk: into a file of the run directory, not over the console."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def log_to_file(file: Path) -> None:
+    """All Python loggers of this process write to ``file``, those of Ray too, and no longer to the console."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "ray"]:
+        logger = logging.getLogger(name)
+        logger.propagate = True
+        for console_handler in list(logger.handlers):
+            logger.removeHandler(console_handler)
+
+
+@contextmanager
+def stderr_to_file(file: Path) -> Iterator[None]:
+    """What C++ and child processes write to standard error meanwhile goes to ``file``."""
+    sys.stderr.flush()
+    console = os.dup(2)
+    with file.open("a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(console, 2)
+        os.close(console)
