@@ -11,7 +11,10 @@ from typing import Any
 from envs.base import EnvProvider
 
 ENTRY_POINT_GROUP = "serl.envs"
-BUILT_IN = {"alfworld": "envs.alfworld.provider:make_provider"}
+BUILT_IN = {
+    "alfworld": "envs.alfworld.provider:make_provider",
+    "webshop": "envs.webshop.provider:make_provider",
+}
 
 
 class UnknownEnvironmentError(ValueError):

@@ -121,7 +121,9 @@ class SERL(Algorithm):
         result: UpdateResult | None = None
         waited_for_batch = 0.0
         while result is None:
-            self._check_running(deadline, "a batch of complete groups" if update is None else "the learners")
+            if update is None:
+                self._check_not_stopped("a batch of complete groups")
+            self._check_deadline(deadline, "a batch of complete groups" if update is None else "the learners")
             self._admit_groups()
             self._poll_runners(counters)
             if update is None:
@@ -167,7 +169,9 @@ class SERL(Algorithm):
         finished: list[Trajectory] = []
         counters: Counter[str] = Counter()
         while pending:
-            self._check_running(deadline, f"{len(pending)} of {len(panel)} evaluation episodes")
+            waiting_for = f"{len(pending)} of {len(panel)} evaluation episodes"
+            self._check_not_stopped(waiting_for)
+            self._check_deadline(deadline, waiting_for)
             report = self._poll_runners(counters)
             for trajectory in report.trajectories:
                 if (trajectory.group_id, trajectory.member) in pending:
@@ -271,9 +275,12 @@ class SERL(Algorithm):
         for task in self._buffer.take_discarded_tasks():
             self._sampler.requeue(task)
 
-    def _check_running(self, deadline: float, waiting_for: str) -> None:
+    def _check_not_stopped(self, waiting_for: str) -> None:
+        """Not asked during an update: learners that have begun one are ahead of the counters until its end."""
         if self.should_stop():
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
+
+    def _check_deadline(self, deadline: float, waiting_for: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"waited too long for {waiting_for}; {self._pool.num_running} episodes run, "

@@ -13,7 +13,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to_file(file: Path) -> None:
-    """All Python loggers of this process write to ``file``, those of Ray too, and no longer to the console."""
+    """All loggers of this process, those of Ray too, write to ``file`` and no longer to the console."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()

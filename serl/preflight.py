@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, distribution, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ from serl.config import ExperimentConfig
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, resolve_model
 
 Verdict = Literal["ok", "wrong", "missing"]
+
+# flash-attn is built against the torch that is installed, so no extra can bring it.
+_ATTENTION_PACKAGES = {
+    "flash_attention_2": ("flash-attn", "pip install --no-build-isolation flash-attn"),
+    "flash_attention_4": ("flash-attn-4", "pip install 'serl[gpu]'"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +151,18 @@ def _output(experiment: ExperimentConfig) -> Iterator[Finding]:
 
 
 def _packages(experiment: ExperimentConfig) -> Iterator[Finding]:
-    on_gpu = experiment.serving.num_gpus_per_replica > 0
-    extra = "gpu" if on_gpu else "cpu"
-    needed = ["ray", "torch", "transformers", "vllm"]
-    if experiment.model.attention.startswith("flash_attention"):
-        needed.append("flash_attn")
-    for module in needed:
+    extra = "gpu" if experiment.serving.num_gpus_per_replica > 0 else "cpu"
+    for module in ("ray", "torch", "transformers", "vllm"):
         if importlib.util.find_spec(module) is None:
             yield Finding("missing", "packages", f"{module} is not installed: pip install 'serl[{extra}]'")
+    attention = experiment.model.attention
+    if attention in _ATTENTION_PACKAGES:
+        package, command = _ATTENTION_PACKAGES[attention]
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            text = f"model.attention = {attention} needs {package}: {command}"
+            yield Finding("missing", "packages", text)
 
 
 def _resources(experiment: ExperimentConfig, address: str | None) -> Iterator[Finding]:

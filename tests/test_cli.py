@@ -99,6 +99,13 @@ def test_training_on_a_machine_that_is_too_small_fails_at_once(capsys: pytest.Ca
     assert "1001 GPUs; this machine has" in capsys.readouterr().err
 
 
+def test_a_missing_attention_package_is_named_with_what_to_run(capsys: pytest.CaptureFixture[str]):
+    attention = ["model.attention=flash_attention_2", "model.dtype=bfloat16"]
+    assert main([QUICKSTART, "--check", *attention, *TOO_MANY_GPUS]) == 1
+    out = capsys.readouterr().out
+    assert "model.attention = flash_attention_2 needs flash-attn: pip install --no-build-isolation" in out
+
+
 def test_resources_are_summed_over_runners_replicas_and_learners(capsys: pytest.CaptureFixture[str]):
     overrides = [
         "rollout.num_env_runners=3",

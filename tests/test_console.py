@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 from serl.algorithm import Progress
@@ -88,3 +90,16 @@ def test_a_single_panel_has_no_summary():
     stream = io.StringIO()
     Console(progress_bar=True, stream=stream).summary([(0, panel(1, 2, {}))])
     assert stream.getvalue() == ""
+
+
+def test_log_records_go_to_the_file_and_not_to_the_terminal(tmp_path: Path):
+    code = (
+        "import logging, sys; from pathlib import Path; import ray; from serl.driver_log import log_to_file; "
+        "log_to_file(Path(sys.argv[1])); logging.getLogger('ray').warning('from ray'); "
+        "logging.getLogger('serl.x').info('from serl')"
+    )
+    file = tmp_path / "driver.log"
+    command = [sys.executable, "-c", code, str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
+    assert run.stdout + run.stderr == ""
+    assert "WARNING ray: from ray" in file.read_text() and "INFO serl.x: from serl" in file.read_text()

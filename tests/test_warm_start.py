@@ -20,7 +20,7 @@ from serl.warm_start.behaviour_cloning import (
     EncodedDemonstration,
     clone,
     learning_rate_scale,
-    response_loss,
+    token_losses,
 )
 from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
 from serl.warm_start.model import PolicyShape, build_policy
@@ -133,18 +133,22 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
     assert learning_rate_scale(100, 100, 10) == pytest.approx(0.1)
 
 
-def test_the_loss_is_the_mean_over_response_tokens_alone(tokenizer) -> None:
+def test_the_losses_are_means_over_response_and_over_prompt_tokens(tokenizer) -> None:
     policy = build_policy(tokenizer, SMALL_SHAPE, seed=0)
     short = EncodedDemonstration([5, 6, 7], [8, 9])
     long = EncodedDemonstration([10, 11], [12, 13, 14, 15])
-    losses = []
+    response, prompt = [], []
     for demonstration in (short, long):
         ids = torch.tensor([demonstration.prompt_ids + demonstration.response_ids])
         logprobs = policy(ids).logits.log_softmax(-1)[0]
         start = len(demonstration.prompt_ids)
-        losses += [-logprobs[at - 1, ids[0, at]].item() for at in range(start, ids.shape[1])]
-    batch_loss = response_loss(policy, [short, long], token_id(tokenizer, PAD)).item()
-    assert batch_loss == pytest.approx(sum(losses) / 6, abs=1e-5)
+        losses = [-logprobs[at - 1, ids[0, at]].item() for at in range(1, ids.shape[1])]
+        prompt += losses[: start - 1]
+        response += losses[start - 1 :]
+    assert (len(response), len(prompt)) == (6, 3)
+    measured = token_losses(policy, [short, long], token_id(tokenizer, PAD))
+    assert measured[0].item() == pytest.approx(sum(response) / 6, abs=1e-5)
+    assert measured[1].item() == pytest.approx(sum(prompt) / 3, abs=1e-5)
 
 
 def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:

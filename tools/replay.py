@@ -1,9 +1,11 @@
 """Play recorded traces through our own environments and compare every answer.
 
-usage: python -m tools.replay alfworld TRACES.jsonl.xz --data ALFWORLD_DATA
+usage: python -m tools.replay alfworld TRACES.jsonl.xz... --data ALFWORLD_DATA
+       python -m tools.replay webshop FILE.json... --data WEBSHOP_DATA
 
-A trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for the
-reset) and what the original answered. One case per trace; the first difference of each is shown. The last
+An ALFWorld trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for the
+reset) and what the original answered. WebShop files hold episodes, rewards or searches, or the prices and
+goals of seed 0. One case per trace, episode, reward and search; the first difference of each is shown. The last
 line is `N passed, M failed`. Exit status: 0 if all passed, 1 if any failed, 2 if the traces or data cannot
 be read.
 """
@@ -15,13 +17,15 @@ import json
 import lzma
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.game import GameDataError, load_game
 from envs.alfworld.tasks import goal_sentences
+from tools.replay_webshop import Case, RecordingError, webshop_cases
 
 Trace = Mapping[str, Any]
 TASK_PREFIX = "Your task is to: "
@@ -121,14 +125,27 @@ def compare_frame(step: Mapping[str, Any], frame: Frame) -> str | None:
     return None
 
 
-Replay = Callable[[Trace, Path], str | None]
-REPLAYS: dict[str, tuple[Replay, str]] = {"alfworld": (replay_alfworld, "ALFWORLD_DATA")}
-"""Environments by name: what plays a trace, and the variable that says where the data is."""
+def alfworld_cases(files: Sequence[Path], data: Path) -> Iterator[Case]:
+    """One case per trace."""
+    for path in files:
+        found = False
+        for trace in read_traces(path):
+            found = True
+            yield trace["trial"], partial(replay_alfworld, trace, data)
+        if not found:
+            raise ReplayError(f"Cannot read {path}: it holds no traces.")
 
 
-def run(environment: str, traces: Path, data: Path | None) -> int:
-    """Replay a file of traces and print the outcome; the exit status."""
-    replay, variable = REPLAYS[environment]
+CASES: dict[str, tuple[Callable[[Sequence[Path], Path], Iterator[Case]], str]] = {
+    "alfworld": (alfworld_cases, "ALFWORLD_DATA"),
+    "webshop": (webshop_cases, "WEBSHOP_DATA"),
+}
+"""Environments by name: what reads recordings, and the variable that says where the data is."""
+
+
+def run(environment: str, files: Sequence[Path], data: Path | None) -> int:
+    """Replay files of recordings and print the outcome; the exit status."""
+    read_cases, variable = CASES[environment]
     if data is None:
         if variable not in os.environ:
             raise ReplayError(f"Say where the data is: give --data, or set {variable}.")
@@ -136,15 +153,13 @@ def run(environment: str, traces: Path, data: Path | None) -> int:
     if not data.is_dir():
         raise ReplayError(f"Cannot read the data: {data} is not a folder.")
     passed = failed = 0
-    for trace in read_traces(traces):
-        difference = replay(trace, data)
+    for name, compare in read_cases(files, data):
+        difference = compare()
         if difference is None:
             passed += 1
         else:
             failed += 1
-            print(f"FAILED {trace['trial']}: {difference}")
-    if passed + failed == 0:
-        raise ReplayError(f"Cannot read {traces}: it holds no traces.")
+            print(f"FAILED {name}: {difference}")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
@@ -157,13 +172,13 @@ def main() -> int:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("environment", choices=sorted(REPLAYS))
-    parser.add_argument("traces", type=Path)
+    parser.add_argument("environment", choices=sorted(CASES))
+    parser.add_argument("files", type=Path, nargs="+", help="recorded traces, episodes, rewards or searches")
     parser.add_argument("--data", type=Path, help="the environment's data folder")
     arguments = parser.parse_args()
     try:
-        return run(arguments.environment, arguments.traces, arguments.data)
-    except ReplayError as error:
+        return run(arguments.environment, arguments.files, arguments.data)
+    except (ReplayError, RecordingError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ Case = tuple[str, Callable[[], str | None]]
 
 class RecordingError(Exception):
     """A recording or the data cannot be read; the message is one sentence for the user."""
+
+
+def webshop_cases(files: Sequence[Path], data: Path) -> Iterator[Case]:
+    """One case per episode, reward and search, and per file of goals or prices. Raises RecordingError."""
+    shop = open_shop(data)
+    for path in files:
+        yield from read_cases(path, shop)
 
 
 def open_shop(data: Path) -> Shop:

@@ -35,6 +35,11 @@ class PackError(ValueError):
     """A folder that is not a prepared catalogue, with the path and the reason."""
 
 
+def find_pack(folder: Path) -> Path:
+    """The prepared catalogue beside WebShop's files in ``folder``, or ``folder`` if it is one itself."""
+    return folder if (folder / _HEADER).is_file() else folder / PACK_FOLDER
+
+
 class PackedCatalogue:
     """The catalogue in ``folder``. Raises PackError, or FileNotFoundError saying what to run."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product as combinations
 
 from envs.webshop.fuzzy import token_set_ratio
@@ -22,21 +22,33 @@ def reachable_on_own_product(goal: Goal, shop: Shop) -> bool:
         match_types(own, own).factor == FULL_SCORE
         and shop.prices[number] <= goal.price_upper
         and count_attributes(goal.attributes, own.product) == len(goal.attributes)
-        and _options_can_be_met(goal, own.product)
+        and choice_for(goal, own.product) is not None
     )
 
 
-def _options_can_be_met(goal: Goal, product: Product) -> bool:
-    """Whether one value of each option name together match all the goal's options.
+def choice_for(goal: Goal, product: Product) -> dict[str, str] | None:
+    """Option values of ``product``, by option name, that match all the goal's options; None if there are none.
 
     Values that match the same options are alike, so few combinations are left of even many values.
     """
     wanted = option_texts(goal.options)
     everything = (1 << len(wanted)) - 1
-    if isinstance(goal.options, dict) and _met(tuple(goal.options.values()), wanted) == everything:
-        return True
-    choices = [{_met((value,), wanted) for value in values} | {0} for values in product.options.values()]
-    return any(_union(chosen) == everything for chosen in combinations(*choices))
+    own_choice = dict(goal.options) if isinstance(goal.options, dict) else {}
+    if _is_offered(own_choice, product) and _met(own_choice.values(), wanted) == everything:
+        return own_choice
+    choices = [
+        {0: None} | {_met((value,), wanted): (name, value) for value in values if value}
+        for name, values in product.options.items()
+    ]
+    for matched in combinations(*choices):
+        if _union(matched) == everything:
+            picked = (choice[bits] for choice, bits in zip(choices, matched, strict=True))
+            return dict(pick for pick in picked if pick is not None)
+    return None
+
+
+def _is_offered(choice: Mapping[str, str], product: Product) -> bool:
+    return all(value in product.options.get(name, ()) for name, value in choice.items())
 
 
 def _met(chosen: Iterable[str], wanted: tuple[str, ...]) -> int:

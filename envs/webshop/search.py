@@ -27,6 +27,8 @@ MAX_HITS = 50
 _PRUNED_FROM = 20_000
 _CACHED_TERMS = 1 << 16
 _ROUNDING = 1e-6
+_LOOKUP_COST = 16
+_PROBES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class SearchIndex:
             candidates = _accumulate(postings, scores, max_hits)
         return self._best(candidates, scores[candidates].astype(np.float32), max_hits)
 
-    def _best(self, candidates: NDArray[np.intp], scores: NDArray[np.float32], max_hits: int) -> list[Hit]:
+    def _best(self, candidates: NDArray[np.integer], scores: NDArray[np.float32], max_hits: int) -> list[Hit]:
         if len(candidates) > max_hits:
             threshold = np.partition(scores, -max_hits)[-max_hits]
             kept = scores >= threshold
@@ -150,37 +152,59 @@ class _Postings:
         """What the term adds to the score of each of its documents; Lucene's w - w / (1 + f / norm)."""
         return self.weight - self.weight / self.saturation
 
-    def add_to(self, scores: NDArray[np.float64], candidates: NDArray[np.intp]) -> None:
-        """Adds to the scores of ``candidates`` (ascending), and perhaps of others."""
-        if len(candidates) * 16 > len(self.documents):
-            scores[self.documents] += self.contributions()
-            return
+    def of(self, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
+        """What the term adds to the score of each of ``candidates``."""
         places = np.searchsorted(self.documents, candidates)
         places[places == len(self.documents)] = 0
         found = self.documents[places] == candidates
-        contributions = self.weight - self.weight / self.saturation[places[found]]
-        scores[candidates[found]] += contributions
+        return np.where(found, self.weight - self.weight / self.saturation[places], np.float32(0))
+
+    def add_to(self, scores: NDArray[np.float64], candidates: NDArray[np.int32]) -> None:
+        """Adds to the scores of ``candidates``, and perhaps of others."""
+        if len(candidates) * _LOOKUP_COST > len(self.documents):
+            scores[self.documents] += self.contributions()
+        else:
+            scores[candidates] += self.of(candidates)
 
 
-def _accumulate(postings: list[_Postings], scores: NDArray[np.float64], max_hits: int) -> NDArray[np.intp]:
-    """Adds up ``scores`` for every document that can be among the best; returns those documents, ascending."""
+def _accumulate(postings: list[_Postings], scores: NDArray[np.float64], max_hits: int) -> NDArray[np.int32]:
+    """Adds up ``scores`` for every document that can be among the best; returns those documents.
+
+    Once the terms left cannot lift an unseen document above the threshold, only documents already seen count.
+    """
     rest = [sum(posting.peak for posting in postings[i:]) for i in range(len(postings) + 1)]
+    pool = np.empty(0, np.int32)
     threshold = 0.0
     number = 0
     while number < len(postings) and threshold <= rest[number] * (1 + _ROUNDING):
-        posting = postings[number]
-        scores[posting.documents] += posting.contributions()
-        threshold = max(threshold, _kth_best(scores[posting.documents], max_hits))
+        left = postings[number:]
+        if len(pool) >= max_hits and len(left[0].documents) > _LOOKUP_COST * _PROBES * len(left):
+            threshold = max(threshold, _probe(pool, scores, left, max_hits))
+            if threshold > rest[number] * (1 + _ROUNDING):
+                break
+        scores[left[0].documents] += left[0].contributions()
+        if max_hits <= len(left[0].documents) < (len(pool) or math.inf):
+            pool = left[0].documents
         number += 1
     bound = threshold * (1 - _ROUNDING) - rest[number]
-    seen = [posting.documents[scores[posting.documents] >= bound] for posting in postings[:number]]
-    candidates = np.unique(np.concatenate(seen)).astype(np.intp)
+    candidates = np.flatnonzero(scores >= bound if bound > 0 else scores).astype(np.int32)
     for index in range(number, len(postings)):
         postings[index].add_to(scores, candidates)
         reached = scores[candidates]
         threshold = max(threshold, _kth_best(reached, max_hits))
         candidates = candidates[reached + rest[index + 1] >= threshold * (1 - _ROUNDING)]
     return candidates
+
+
+def _probe(
+    pool: NDArray[np.int32], scores: NDArray[np.float64], left: list[_Postings], max_hits: int
+) -> float:
+    """A score that ``max_hits`` documents reach: the full scores of the most promising ones of ``pool``."""
+    so_far = scores[pool]
+    if len(pool) > _PROBES:
+        promising = np.argpartition(so_far, -_PROBES)[-_PROBES:]
+        pool, so_far = pool[promising], so_far[promising]
+    return _kth_best(so_far + sum(posting.of(pool) for posting in left), max_hits)
 
 
 def _kth_best(scores: NDArray[np.float64], k: int) -> float:

@@ -20,7 +20,7 @@ class ModelSection(Section):
     path: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: PositiveInt = 4096
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    attention: Literal["sdpa", "flash_attention_2", "flash_attention_4", "eager"] = "sdpa"
 
 
 class EnvSection(Section):

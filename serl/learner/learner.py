@@ -9,6 +9,7 @@ learners add up to the loss of the minibatch, and so do their gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,31 +219,46 @@ class SERLLearner(TorchLearner):
         is_first: bool,
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
-        # Denominators count rows without advantage too, metrics only what was computed.
-        metric_scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / len(plan.minibatches)
+        importance_cap = self._experiment.loss.importance_cap
         for index, rows in enumerate(minibatch.micro_batches):
             sync_gradients(self.policy, enabled=index == len(minibatch.micro_batches) - 1)
             token_batch = self._token_batch(plan, rows)
             scored = self._forward(self.policy, token_batch)
+            logprobs = scored["logprobs"]
             if not rows:
-                (scored["logprobs"].sum() * 0.0).backward()
+                (logprobs.sum() * 0.0).backward()
                 continue
-            batch = targets.micro_batch(
-                rows, minibatch, token_batch["sequence_ids"], self._experiment.loss.importance_cap
-            )
+            batch = targets.micro_batch(rows, minibatch, token_batch["sequence_ids"], importance_cap)
             loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=scored)
+            if not loss.isfinite():
+                # Clipping can keep a NaN out of the gradient; the step has to be skipped by all learners.
+                loss = logprobs.sum() * math.nan
             # FSDP2 averages gradients over the learners; the loss is a part of a sum.
             (loss * self._num_learners).backward()
-            report.sums["loss"] += float(loss.detach()) / len(plan.minibatches)
-            for name, value in batch["metrics"].items():
-                report.sums[name] += float(value) * metric_scale
-            share = len(token_batch["targets"]) / minibatch.num_trained_tokens / len(plan.minibatches)
-            report.sums["entropy"] += float(scored["entropies"].mean()) * share
-            log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
-            report.sums["approx_kl_k1"] += float(log_ratio.mean()) * share
+            self._report_micro_batch(batch, scored, float(loss.detach()), plan, minibatch, report)
             report.sums["num_trained_tokens"] += sum(plan.samples[row].num_tokens for row in rows)
             if is_first:
-                targets.report_sampler_gap(rows, scored["logprobs"].detach(), report)
+                targets.report_sampler_gap(rows, logprobs.detach(), report)
+
+    @staticmethod
+    def _report_micro_batch(
+        batch: dict[str, Any],
+        scored: dict[str, Tensor],
+        loss: float,
+        plan: LearnerPlan,
+        minibatch: Minibatch,
+        report: LearnerReport,
+    ) -> None:
+        """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows."""
+        num_minibatches = len(plan.minibatches)
+        report.sums["loss"] += loss / num_minibatches
+        scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / num_minibatches
+        for name, value in batch["metrics"].items():
+            report.sums[name] += float(value) * scale
+        weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
+        log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
+        report.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
+        report.sums["entropy"] += float(scored["entropies"].sum()) * weight
 
     def _token_batch(self, plan: LearnerPlan, rows: MicroBatch) -> TokenBatch:
         """The tensors of ``rows``; of a one-token dummy for an empty micro-batch."""

@@ -53,7 +53,10 @@ class UpdateResult:
 
 
 class SERLLearnerGroup(LearnerGroup):
-    """``num_learners`` remote learners, or one in this process if that is 0."""
+    """``num_learners`` remote learners, or one in this process if that is 0.
+
+    What a learner raises becomes a `LearnerError`; a local learner's errors come as they are.
+    """
 
     config: SERLConfig
     _learner: SERLLearner

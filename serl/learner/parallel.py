@@ -19,8 +19,7 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
 
     Gradients are reduced in float32 and averaged over the learners.
     """
-    device_type = next(module.parameters()).device.type
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
     param_dtype = None if compute_dtype == torch.float32 else compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     unit_names = set(module.model._no_split_modules or ())
@@ -33,7 +32,7 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
 
 
 def sync_gradients(module: nn.Module, enabled: bool) -> None:
-    """Whether the next backward pass reduces gradients over the learners; no-op for an unsharded module."""
+    """Whether the next backward pass of a sharded ``module`` reduces gradients over the learners."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(enabled)
 
@@ -64,9 +63,8 @@ def whole(tensor: Tensor) -> Tensor:
 def copy_whole_into(target: Tensor, source: Tensor) -> None:
     """Copies the whole ``source``, which every learner has, into ``target`` or this learner's shard of it."""
     if isinstance(target, DTensor):
-        own = distribute_tensor(
-            source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
+        placed = source.to(target.device)
+        own = distribute_tensor(placed, target.device_mesh, target.placements, src_data_rank=None)
         target.to_local().copy_(own.to_local())
     else:
         target.copy_(source)

@@ -20,7 +20,7 @@ Layout = Literal["padded", "packed"]
 TokenBatch = dict[str, Tensor]
 
 # A shorter common beginning is not worth a forward pass of its own.
-_MIN_SHARED_PREFIX = 8
+_MIN_SHARED_PREFIX = 16
 
 
 def make_token_batch(

@@ -11,8 +11,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serl.serving.lane import Lane, ReplicaLost
+from serl.serving.messages import Answer, Sampling, completion
 from serl.serving.names import ServingNames
-from serl.serving.requests import Answer, Sampling, completion
 from serl.types import Completion
 
 __all__ = ["PolicyClient", "RequestRefused", "Sampling"]
@@ -69,9 +69,7 @@ class PolicyClient:
         total["weights_seq_no"] = min((replica["weights_seq_no"] for replica in replicas), default=0)
         return total | {"num_replicas": len(replicas)}
 
-    async def _ask_until_answered(
-        self, prompt_ids: list[int], sampling: Sampling, session_id: str
-    ) -> Answer:
+    async def _ask_until_answered(self, prompt_ids: list[int], sampling: Sampling, session_id: str) -> Answer:
         self._get_handle()
         lane = self._lanes[zlib.crc32(session_id.encode()) % len(self._lanes)]
         while True:

@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: one vLLM engine a replica, prompt ids in, sampled ids and log-probabilities out."""
+"""The Ray Serve deployment: one vLLM engine a replica, prompt ids in, sampled ids and log-probs out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from serl.config import ExperimentConfig
+from serl.serving.autoscaling import OPEN_REQUESTS
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
+from serl.serving.messages import Answer, Answers, Request, Sampling, make_request
 from serl.serving.names import ServingNames
-from serl.serving.requests import Answer, Answers, Request, Sampling, make_request
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import WeightVersion, find_weight_store
 
@@ -28,6 +30,7 @@ EXIT_STATUS_OF_BROKEN_ENGINE = 70
 # How long one question to the weight store may stay open; shorter only means asking more often.
 _WEIGHT_POLL_S = 10.0
 _STORE_ANSWER_TIMEOUT_S = 60.0
+_LAST_WORDS_TIMEOUT_S = 5.0
 _WARM_UP_TIMEOUT_S = 120.0
 
 
@@ -43,21 +46,19 @@ class PolicyReplica:
     ) -> None:
         replica_id = serve.get_replica_context().replica_id.unique_id
         _send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
-        self._name = ray.get_runtime_context().get_actor_name()
+        self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
         self._store = find_weight_store(names)
         seed = (experiment.seed + zlib.crc32(replica_id.encode())) % 2**31
-        self._engine = EngineThread(lambda: build_engine(experiment, model_dir, seed), _exit_process)
+        self._engine = EngineThread(lambda: build_engine(experiment, model_dir, seed), self._end)
         self._engine.wait_until_built(experiment.serving.start_timeout_s)
         self._update_timeout_s = experiment.serving.update_timeout_s
         self._nccl_group: dict[str, Any] | None = None
-        snapshot = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
+        snapshot: Any = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
         report = LoadReport(0, 0.0, 0.0) if snapshot is None else self._load(snapshot)
         _warm_up(self._engine, experiment)
         self._streams = ClientStreams(self._engine, replica_id)
         num_workers = experiment.serving.tensor_parallel_size
-        ray.get(
-            self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S
-        )
+        ray.get(self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S)
         self._follower = threading.Thread(target=self._follow_weights, name="weights", daemon=True)
         self._follower.start()
 
@@ -72,6 +73,11 @@ class PolicyReplica:
         """See `EngineThread.statistics`."""
         return self._engine.statistics()
 
+    def record_autoscaling_stats(self) -> dict[str, int]:
+        """What `replicas_for_open_requests` goes by."""
+        statistics = self._engine.statistics()
+        return {OPEN_REQUESTS: statistics["running_requests"] + statistics["waiting_requests"]}
+
     def check_health(self) -> None:
         """Raises RuntimeError if the replica no longer learns of new weights."""
         if not self._follower.is_alive():
@@ -82,12 +88,20 @@ class PolicyReplica:
             while True:
                 known = self._engine.weights_seq_no
                 wanted = self._store.wait_for_newer.remote(self._name, known, _WEIGHT_POLL_S)
-                version = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
+                version: Any = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
                 if version is not None:
                     self._store.acknowledge.remote(self._name, self._load(version))
         except Exception as error:
             # Whatever went wrong, from here on this replica would serve ever older weights.
-            _exit_process(error)
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        try:
+            said = f"{type(error).__name__}: {error}"
+            ray.get(self._store.report_failure.remote(self._name, said), timeout=_LAST_WORDS_TIMEOUT_S)
+        except (RayError, TimeoutError):
+            logger.exception("nobody to tell that this replica ends")
+        _exit_process(error)
 
     def _load(self, version: WeightVersion) -> LoadReport:
         update = version.update

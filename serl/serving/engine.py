@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from serl.serving.requests import Answer, Request, refused
+from serl.serving.messages import Answer, Request, refused
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -210,9 +210,7 @@ class EngineThread:
             token_ids=list(sample.token_ids),
             logprobs=list(sample.logprobs.logprobs),  # type: ignore[union-attr]
             finish_reason=sample.finish_reason or "",
-            spans=[
-                (span.start, span.end, int(span.version)) for span in sample.weight_versions or ()
-            ],
+            spans=[(span.start, span.end, int(span.version)) for span in sample.weight_versions or ()],
             num_cached_tokens=num_cached_tokens,
         )
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serl.serving.requests import Answer, Request, Sampling, make_request
+from serl.serving.messages import Answer, Request, Sampling, make_request
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,9 @@ class Lane:
 
     async def _converse(self, call: _Call, requests: list[Request], abandoned: list[int]) -> None:
         try:
-            async for message in self._stream.remote(self._client_id, requests, abandoned):
+            # `stream=True` makes it a generator, which the handle's type does not say.
+            messages: Any = self._stream.remote(self._client_id, requests, abandoned)
+            async for message in messages:
                 if call.replica is None:
                     call.replica = message.replica
                     self._fail_lost_requests()
@@ -126,4 +128,6 @@ class Lane:
 def _leads_to(broken: _Call, waiting: _Waiting) -> bool:
     """Whether ``waiting`` is lost with the call ``broken``."""
     call = waiting.call
-    return call is not None and (call is broken or (call.replica is not None and call.replica == broken.replica))
+    return call is not None and (
+        call is broken or (call.replica is not None and call.replica == broken.replica)
+    )

@@ -8,11 +8,12 @@ import time
 import ray
 from ray import serve
 from ray.actor import ActorHandle
-from ray.serve.config import AutoscalingConfig, ProxyLocation, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from serl.config import ExperimentConfig
 from serl.config.sections import ServingSection
+from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
@@ -125,6 +126,7 @@ def _deployment(serving: ServingSection) -> serve.Deployment:
                 min_replicas=serving.autoscaling.min_replicas,
                 max_replicas=serving.autoscaling.max_replicas,
                 target_ongoing_requests=serving.autoscaling.target_ongoing_requests,
+                policy=AutoscalingPolicy(policy_function=replicas_for_open_requests),
             )
         }
     return serve.deployment(PolicyReplica).options(
@@ -135,7 +137,7 @@ def _deployment(serving: ServingSection) -> serve.Deployment:
             "num_gpus": serving.num_gpus_per_replica,
             "runtime_env": {"env_vars": replica_environment(serving)},
         },
-        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+        request_router_config={"request_router_class": _ROUTER},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         health_check_period_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from serl.serving.engine import EngineThread
-from serl.serving.requests import Answer, Answers, Request
+from serl.serving.messages import Answer, Answers, Request
 
 _Messages = asyncio.Queue[list[Answer] | None]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util import list_named_actors
 
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
@@ -37,6 +38,7 @@ class WeightStore:
         self._snapshot: WeightVersion | None = None
         self._loaded: dict[str, LoadReport] = {}
         self._num_workers: dict[str, int] = {}
+        self._failures: dict[str, str] = {}
         self._changed = asyncio.Condition()
 
     async def announce(self, version: WeightVersion) -> None:
@@ -46,7 +48,12 @@ class WeightStore:
                 f"weights {version.weights_seq_no} are not newer than weights {self._newest.weights_seq_no}"
             )
         self._newest = version
+        self._failures = {}
         await self._notify()
+
+    async def withdraw(self) -> None:
+        """Nobody could load the newest version: forgets it, so that replicas which start anew can serve."""
+        self._newest = self._snapshot
 
     async def offer_snapshot(self, version: WeightVersion) -> None:
         """Sets what replicas load before they serve."""
@@ -57,7 +64,9 @@ class WeightStore:
         """The newest version that any replica can load at any time; None: the model's own weights."""
         return self._snapshot
 
-    async def wait_for_newer(self, replica: str, weights_seq_no: int, timeout_s: float) -> WeightVersion | None:
+    async def wait_for_newer(
+        self, replica: str, weights_seq_no: int, timeout_s: float
+    ) -> WeightVersion | None:
         """The newest version for ``replica`` beyond ``weights_seq_no``; None if none came in time."""
         return await self._wait_for(lambda: self._newer(replica, weights_seq_no), timeout_s)
 
@@ -70,6 +79,15 @@ class WeightStore:
         """``replica`` serves the weights of ``report``."""
         self._loaded[replica] = report
         await self._notify()
+
+    async def report_failure(self, replica: str, error: str) -> None:
+        """``replica`` could not load the newest version and ends."""
+        self._failures[replica] = error
+        await self.forget(replica)
+
+    async def failures(self) -> dict[str, str]:
+        """What the replicas said that could not load the newest version."""
+        return self._failures
 
     async def forget(self, replica: str) -> None:
         """``replica`` is dead."""
@@ -115,7 +133,8 @@ class WeightStore:
 def create_weight_store(names: ServingNames) -> ActorHandle:
     """A new store; it lives as long as its creator and the handle that is returned."""
     options = {"name": names.weight_store, "namespace": names.namespace, "num_cpus": 0}
-    return ray.remote(WeightStore).options(**options, max_concurrency=1000).remote()
+    store = ray.remote(WeightStore).options(**options, max_concurrency=1000).remote()
+    return cast(ActorHandle, store)
 
 
 def find_weight_store(names: ServingNames) -> ActorHandle:
@@ -125,5 +144,11 @@ def find_weight_store(names: ServingNames) -> ActorHandle:
 
 def dead_replicas(replicas: Iterable[str]) -> list[str]:
     """Those of ``replicas`` whose actors have ended."""
-    alive = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    alive = live_actors()
     return [replica for replica in replicas if replica not in alive]
+
+
+def live_actors() -> set[str]:
+    """The names of all actors of the cluster that have one."""
+    actors = cast(list[dict[str, str]], list_named_actors(all_namespaces=True))
+    return {actor["name"] for actor in actors}

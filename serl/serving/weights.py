@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
@@ -17,6 +18,10 @@ from serl.serving.weight_store import WeightVersion, dead_replicas, find_weight_
 
 # How often a publisher that waits looks whether a silent replica still lives.
 _LIVENESS_INTERVAL_S = 0.5
+
+
+class WeightLoadError(RuntimeError):
+    """No replica could load the published weights; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class WeightPublisher:
 
         Names are those of the Hugging Face checkpoint. Replicas that die meanwhile are not waited for:
         whatever replaces them loads the newest weights before it serves. Raises TimeoutError, naming the
-        replicas that did not load the weights, and ValueError for a ``weights_seq_no`` that is not newer.
+        replicas that did not load the weights, WeightLoadError if all of them failed to, and ValueError for
+        a ``weights_seq_no`` that is not newer.
         """
         started = time.monotonic()
         deadline = started + self._timeout_s
@@ -61,6 +67,8 @@ class WeightPublisher:
         self._sender.transmit(deadline - time.monotonic())
         seconds_transport = time.monotonic() - started
         reports = self._wait_until_loaded(weights_seq_no, deadline)
+        if not reports:
+            self._raise_if_all_failed(weights_seq_no)
         snapshot = WeightVersion(weights_seq_no, self._sender.snapshot())
         self._ask(self._store.offer_snapshot.remote(snapshot))
         return BroadcastStats(
@@ -75,6 +83,13 @@ class WeightPublisher:
         """Frees what is held for the replicas; nothing can be published afterwards."""
         self._sender.close()
 
+    def _raise_if_all_failed(self, weights_seq_no: int) -> None:
+        failures = self._ask(self._store.failures.remote())
+        if failures:
+            self._ask(self._store.withdraw.remote())
+            said = "; ".join(f"{replica}: {error}" for replica, error in sorted(failures.items()))
+            raise WeightLoadError(f"no replica could load weights {weights_seq_no}: {said}")
+
     def _live_replicas(self) -> dict[str, int]:
         self._forget_dead(self._ask(self._store.replicas.remote()))
         return self._ask(self._store.replicas.remote())
@@ -86,7 +101,7 @@ class WeightPublisher:
     def _ask(self, answer: ray.ObjectRef) -> Any:
         try:
             return ray.get(answer, timeout=self._timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
+        except GetTimeoutError as error:
             raise TimeoutError(
                 f"the weight store {self._names.weight_store!r} did not answer within {self._timeout_s:g} s"
             ) from error

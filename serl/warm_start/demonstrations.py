@@ -31,8 +31,8 @@ class DemonstrationSettings:
     max_steps: int = 20
     history_length: int = 2
     random_action_share: float = 0.15
-    inadmissible_action_share: float = 0.04
-    hindsight_share: float = 0.18
+    inadmissible_action_share: float = 0.06
+    hindsight_share: float = 0.2
     search_order: str = "plausible"
 
 
@@ -73,7 +73,7 @@ class _Episode:
         self._observation, self._info = self._env.reset(options={"task_id": task.task_id})
         self._history: deque[Turn] = deque(maxlen=settings.history_length)
         self._num_turns = 0
-        self._seen_actions: list[str] = []
+        self._seen_actions: list[str] = list(self._info["admissible_actions"])
         self._searcher = Searcher(
             self._info["task_description"], rng, settings.random_action_share, settings.search_order
         )
@@ -96,8 +96,8 @@ class _Episode:
         """Takes the action; True if that ended the game."""
         self._history.append(Turn(self._observation, action))
         self._num_turns += 1
-        self._seen_actions = (self._seen_actions + self._info["admissible_actions"])[-100:]
         self._observation, _, done, _, self._info = self._env.step(action)
+        self._seen_actions = (self._seen_actions + self._info["admissible_actions"])[-100:]
         return done
 
     def _try_inadmissible_action(self) -> None:
@@ -106,10 +106,19 @@ class _Episode:
             self._act(action)
 
     def _inadmissible_action(self) -> str | None:
-        """An action that was admissible at another place or time, as policies tend to propose."""
-        admissible = set(self._info["admissible_actions"])
-        stale = [action for action in self._seen_actions if action not in admissible]
-        return self._rng.choice(stale) if stale else None
+        """What policies tend to propose: an action of another place or time, or with a thing not there."""
+        admissible = self._info["admissible_actions"]
+        places = [
+            action.removeprefix("go to ") for action in self._seen_actions if action.startswith("go to ")
+        ]
+        imagined = [
+            f"take {self._searcher.goal.object} {number} from {place}"
+            for place in places
+            for number in (1, 2)
+        ]
+        options = self._seen_actions if self._rng.random() < 0.5 else imagined
+        refused = [action for action in options if action not in admissible]
+        return self._rng.choice(refused) if refused else None
 
     def _messages(self) -> tuple[dict[str, str], ...]:
         parts = PromptParts(
@@ -136,9 +145,9 @@ class _Episode:
 
     def _action_to_try(self, chosen: str) -> str:
         draw = self._rng.random()
-        if draw < 0.45:
+        if draw < 0.4:
             return chosen
-        inadmissible = self._inadmissible_action() if draw < 0.6 else None
+        inadmissible = self._inadmissible_action() if draw < 0.7 else None
         return inadmissible or self._rng.choice(self._info["admissible_actions"])
 
 

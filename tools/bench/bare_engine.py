@@ -23,9 +23,10 @@ RecordedRequest = tuple[list[int], int]
 
 @dataclass(slots=True)
 class Replayed:
-    """What the engine did in the ``seconds`` of its steady state."""
+    """What the engine did in the ``seconds`` of its steady state, ``processor_seconds`` of its process."""
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     response_tokens: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -34,6 +35,10 @@ class Replayed:
     @property
     def response_tokens_per_s(self) -> float:
         return self.response_tokens / self.seconds
+
+    @property
+    def processor_ms_per_request(self) -> float:
+        return 1000.0 * self.processor_seconds / self.num_requests
 
     @property
     def cached_share(self) -> float:
@@ -69,7 +74,7 @@ class BareEngine:
         assert self._engine.reset_prefix_cache()
         progress = _Progress(deque(deque(session) for session in sessions if session))
         measured = Replayed()
-        started: float | None = None
+        started: tuple[float, float] | None = None
         deadline = time.perf_counter() + timeout_s
         for _ in range(min(num_in_flight, len(progress.waiting))):
             self._ask(progress.waiting.popleft(), progress, as_text)
@@ -81,9 +86,10 @@ class BareEngine:
             if now > deadline:
                 raise TimeoutError(f"{len(progress.owner)} requests not answered within {timeout_s:g} s")
             if started is None and progress.num_ended >= num_in_flight:
-                started = now
+                started = now, time.process_time()
             if started and progress.waiting:
-                measured.seconds = now - started
+                measured.seconds = now - started[0]
+                measured.processor_seconds = time.process_time() - started[1]
         return measured
 
     def _ask(self, session: deque[RecordedRequest], progress: _Progress, as_text: bool) -> None:

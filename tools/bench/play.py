@@ -20,6 +20,7 @@ from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
 from serl.types import Trajectory, TrajectoryGroup
+from tools.bench.processes import processor_seconds
 
 PLAY_TIMEOUT_S = 900.0
 _POLL_S = 0.05
@@ -27,10 +28,14 @@ _POLL_S = 0.05
 
 @dataclass(slots=True)
 class Played:
-    """What env runners did in ``seconds`` of a steady state; ``trajectories`` are those that ended then."""
+    """What env runners did in ``seconds`` of a steady state.
+
+    ``trajectories`` are those that ended then, ``processor_seconds`` are by kind of process.
+    """
 
     seconds: float = 0.0
     counters: Counter[str] = field(default_factory=Counter)
+    processor_seconds: Counter[str] = field(default_factory=Counter)
     trajectories: list[Trajectory] = field(default_factory=list)
 
     @property
@@ -40,6 +45,10 @@ class Played:
     @property
     def env_steps_per_s(self) -> float:
         return self.counters["env_steps"] / self.seconds
+
+    def processor_ms_per_step(self, *kinds: str) -> float:
+        """Processor time of processes of these kinds for each step of an episode."""
+        return 1000.0 * sum(self.processor_seconds[kind] for kind in kinds) / self.counters["env_steps"]
 
     @property
     def cached_share(self) -> float:
@@ -86,6 +95,7 @@ class Player:
         """
         self.keep_full(timeout_s=0.0)
         played = Played()
+        before = processor_seconds()
         started = time.perf_counter()
         while len(played.trajectories) < num_episodes:
             report = self.keep_full(_POLL_S)
@@ -93,6 +103,8 @@ class Player:
             played.counters.update(report.counters)
             played.seconds = time.perf_counter() - started
             _check_time(played.seconds, f"{num_episodes} episodes, {len(played.trajectories)} have ended")
+        played.processor_seconds = processor_seconds()
+        played.processor_seconds.subtract(before)
         return played
 
     def play_groups(self, num_groups: int) -> list[TrajectoryGroup]:

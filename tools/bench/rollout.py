@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from serl.train import ray_cluster
 from tools.bench.arguments import experiment_of, model_folder
 from tools.bench.bare_engine import Replayed, recorded_sessions, start_bare_engine
+from tools.bench.cluster import local_cluster
 from tools.bench.figures import Figures
 from tools.bench.play import PLAY_TIMEOUT_S, Played, Player, player_on_deployment
+from tools.bench.processes import CLUSTER, DRIVER, ENV_RUNNER, REPLICA
 
 GOAL = 0.95
 FLOOR = 0.85
@@ -28,9 +27,9 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
     played: list[Played] = []
     with_text: list[Replayed] = []
     ids_only: list[Replayed] = []
-    with tempfile.TemporaryDirectory() as folder, ray_cluster(experiment, address=None):
+    with local_cluster() as run_dir:
         bare = start_bare_engine(experiment, model_dir)
-        with player_on_deployment(experiment, model_dir, Path(folder)) as (player, _):
+        with player_on_deployment(experiment, model_dir, run_dir) as (player, _):
             figures.note(
                 f"{experiment.model.path}: {player.capacity} episodes at a time, {options.repetitions} "
                 f"repetitions of {_MEASURED_ROUNDS * player.capacity} measured episodes"
@@ -67,7 +66,18 @@ def _report(
     figures.add("env runners", [one.env_steps_per_s for one in played], "steps/s")
     figures.add("bare engine, stop strings as the runners'", bare, "tokens/s")
     figures.add("bare engine, ids alone", bare_ids, "tokens/s")
+    _report_processor_time(played, with_text, figures)
     figures.add("prompt tokens cached, env runners", [one.cached_share for one in played], "of all")
     figures.add("prompt tokens cached, bare engine", [one.cached_share for one in with_text], "of all")
     figures.add_ratio("env runners / bare engine", runners, bare, at_least=GOAL)
     figures.add_ratio("env runners / bare engine, ids alone", runners, bare_ids, at_least=FLOOR)
+
+
+def _report_processor_time(played: list[Played], replayed: list[Replayed], figures: Figures) -> None:
+    replica = [one.processor_ms_per_step(REPLICA) for one in played]
+    bare = [one.processor_ms_per_request for one in replayed]
+    for kind in (REPLICA, ENV_RUNNER, DRIVER, CLUSTER):
+        times = [one.processor_ms_per_step(kind) for one in played]
+        figures.add(f"processor time, {kind}", times, "ms/step")
+    figures.add("processor time, bare engine", bare, "ms/request")
+    figures.add_ratio("processor time: bare engine / replica", bare, replica)

@@ -54,6 +54,7 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._reloading = False
+        self._parameter_names: set[str] = set()
         self._engines: dict[str, WeightTransferEngine[Any, Any]] = {}
 
     def start_weight_update(self) -> None:
@@ -61,12 +62,15 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
             # Layers that the broken update had begun would mix its tensors with the new ones.
             finalize_layerwise_reload(self.model, self.model_config)
         self._reloading = True
+        # Before they are set aside: a tied output layer has no parameter of its own yet.
+        self._parameter_names = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         kind = update_info["kind"]
         if kind == "shared_memory":
-            self.model.load_weights(read_weights(update_info["path"]))  # type: ignore[operator]
+            loaded = self.model.load_weights(read_weights(update_info["path"]))  # type: ignore[operator]
+            self._check_complete(loaded)
         else:
             # These engines' own method also waits for the device, which CPU does not have.
             self._engine(kind).update_weights(update_info["info"])
@@ -102,6 +106,12 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
                 raise ValueError(f"no weight transfer of the kind {kind!r}")
             self._engines[kind] = engine(self.config, self.vllm_config, self.device, self.model)
         return self._engines[kind]
+
+    def _check_complete(self, loaded: set[str] | None) -> None:
+        """A parameter that no tensor filled would silently stay that of the old weights."""
+        missing = self._parameter_names - loaded if loaded is not None else set()
+        if missing:
+            raise ValueError(f"the update lacks weights for {', '.join(sorted(missing))}")
 
     def _pack_tied_head(self) -> None:
         """On CPU a tied output layer holds a packed copy of the embeddings, which no reload renews."""

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_helpers import (
+    learner_group,
+    local_learner,
+    reference_logprobs,
+    sampled_groups,
+    save_tiny_policy,
+)
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from serl.buffer.packing import plan_update
+from serl.learner.learner_group import LearnerError, SERLLearnerGroup
+from serl.learner.parallel import named_weights
+from serl.learner.samples import build_samples
+from serl.types import TrainingSample, TrajectoryGroup
+
+TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def groups(model_dir: Path) -> list[TrajectoryGroup]:
+    return sampled_groups(model_dir, [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0]])
+
+
+def update(group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0) -> dict[str, float]:
+    result = group.poll_update(group.start_update(groups, update_step), timeout_s=60.0)
+    assert result is not None
+    return result.metrics
+
+
+def weights(group: SERLLearnerGroup) -> dict[str, Tensor]:
+    policy = local_learner(group).policy
+    return {name: tensor.detach().clone() for name, tensor in named_weights(policy.model).items()}
+
+
+def samples_of(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0
+) -> list[TrainingSample]:
+    return build_samples(groups, group._experiment, group._encoder, update_step)[0]
+
+
+def gradients(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], micro_batch_tokens: int = 512
+) -> dict[str, Tensor]:
+    (plan,) = plan_update(
+        samples_of(group, groups),
+        num_learners=1,
+        num_minibatches=1,
+        num_epochs=1,
+        micro_batch_tokens=micro_batch_tokens,
+        seed=(0,),
+    )
+    return local_learner(group).gradients(plan, update_step=0)
+
+
+def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = float((actual[name] - tensor).abs().max())
+        assert error <= relative * float(tensor.abs().max()), f"{name}: {error}"
+
+
+def reference_gradients(model_dir: Path, samples: list[TrainingSample], num_tokens: int) -> dict[str, Tensor]:
+    """d/dθ of −Σ advantage · log π(token) / num_tokens, one plain forward pass a row."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    for sample in samples:
+        logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0]
+        logprobs = logits[len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        chosen = logprobs.gather(1, torch.tensor(sample.response_ids)[:, None])
+        (-sample.advantage * chosen.sum() / num_tokens).backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_the_gradient_on_fresh_samples_is_that_of_advantage_times_logprob(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir)
+    samples = samples_of(group, groups)
+    num_tokens = sum(len(sample.response_ids) for sample in samples)
+    expected = reference_gradients(model_dir, samples, num_tokens)
+    assert_all_close(gradients(group, groups), expected, relative=1e-4)
+
+
+def test_gradients_of_micro_batches_add_up_to_the_whole(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir)
+    whole = gradients(group, groups, micro_batch_tokens=10**6)
+    assert_all_close(gradients(group, groups, micro_batch_tokens=150), whole, relative=1e-5)
+
+
+def test_the_first_adamw_step_moves_every_weight_by_lr_against_its_gradient(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, learner={"lr": 1e-3, "grad_clip": 1e6})
+    before, gradient = weights(group), gradients(group, groups)
+    metrics = update(group, groups)
+    for name, after in weights(group).items():
+        expected = before[name] - 1e-3 * gradient[name] / (gradient[name].abs() + 1e-8)
+        torch.testing.assert_close(after, expected, atol=2e-5, rtol=0.0)
+    norm = torch.cat([tensor.flatten() for tensor in gradient.values()]).norm()
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_an_update_makes_rewarded_responses_likelier_and_others_less_likely(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = learner_group(model_dir, learner={"lr": 1e-3})
+    update(group, groups)
+    group.save(tmp_path, timeout_s=60.0)
+    change = {True: 0.0, False: 0.0}
+    for sample in samples_of(group, groups):
+        after = reference_logprobs(tmp_path / "policy", sample.prompt_ids, sample.response_ids)
+        if sample.advantage:
+            change[sample.advantage > 0] += sum(after) - sum(sample.old_logprobs)
+    assert change[True] > 0.1
+    assert change[False] < -0.1
+
+
+def test_groups_without_spread_change_nothing(model_dir: Path) -> None:
+    group = learner_group(model_dir)
+    before = weights(group)
+    metrics = update(group, sampled_groups(model_dir, [[0.0, 0.0], [10.0, 10.0]]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(group).items())
+    assert metrics["num_optimizer_steps"] == 0
+    assert metrics["num_rows_with_advantage"] == 0
+
+
+def test_rows_without_advantage_count_in_the_mean(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+    group = learner_group(model_dir)
+    alone, with_idle = gradients(group, groups[:1]), gradients(group, groups[:2])
+
+    def num_tokens(part: list[TrajectoryGroup]) -> int:
+        return sum(len(sample.response_ids) for sample in samples_of(group, part))
+
+    share = num_tokens(groups[:1]) / num_tokens(groups[:2])
+    assert_all_close(with_idle, {name: share * tensor for name, tensor in alone.items()}, relative=1e-4)
+
+
+def test_metrics_of_an_update_on_its_own_samples(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+    group = learner_group(model_dir)
+    metrics = update(group, groups)
+    assert metrics["sampler_logprob_gap_fresh"] < 1e-5
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["clip_fraction"] == 0.0
+    samples = samples_of(group, groups)
+    trained = [sample for sample in samples if sample.advantage]
+    assert metrics["num_trained_tokens"] == sum(sample.num_tokens for sample in trained)
+    weighted = sum(-sample.advantage * len(sample.response_ids) for sample in samples)
+    expected_loss = weighted / sum(len(sample.response_ids) for sample in samples)
+    assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
+    again = update(group, groups, update_step=1)
+    assert again["sampler_logprob_gap"] > 0.01
+    assert "sampler_logprob_gap_fresh" not in again  # nothing was sampled by version 1
+    assert again["approx_kl"] > 1e-4
+
+
+def test_epochs_and_minibatches_are_optimizer_steps(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+    group = learner_group(model_dir, learner={"num_epochs": 2, "num_minibatches": 3})
+    metrics = update(group, groups)
+    assert metrics["num_optimizer_steps"] == 6
+    samples = samples_of(group, groups)
+    assert metrics["num_trained_tokens"] == 2 * sum(s.num_tokens for s in samples if s.advantage)
+
+
+def test_the_learning_rate_warms_up(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+    group = learner_group(model_dir, learner={"lr": 1e-3, "lr_warmup_updates": 4})
+    assert [update(group, groups, step)["lr"] for step in (0, 1, 3, 9)] == pytest.approx(
+        [0.25e-3, 0.5e-3, 1e-3, 1e-3]
+    )
+
+
+def test_the_teacher_scores_action_tokens_under_its_own_prompt(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER)
+    metrics = update(group, groups)
+    deltas = []
+    for sample in samples_of(group, groups):
+        if sample.teacher_prompt_ids is not None:
+            taught = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids)
+            pairs = zip(taught, sample.old_logprobs, sample.action_mask, strict=True)
+            deltas += [teacher - student for teacher, student, action in pairs if action]
+    assert metrics["teacher_num_selected_tokens"] == len(deltas)
+    assert metrics["teacher_delta_mean"] == pytest.approx(sum(deltas) / len(deltas), abs=1e-4)
+    assert metrics["teacher_abs_delta_mean"] == pytest.approx(
+        sum(abs(delta) for delta in deltas) / len(deltas), abs=1e-4
+    )
+
+
+def test_the_teacher_weights_change_the_gradient_and_lambda_zero_does_not(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    plain = gradients(learner_group(model_dir), groups)
+    taught = gradients(learner_group(model_dir, hindsight=TEACHER), groups)
+    untaught = gradients(learner_group(model_dir, hindsight=TEACHER | {"mixing_lambda": 0.0}), groups)
+    assert_all_close(untaught, plain, relative=0.0)
+    assert any((taught[name] - tensor).abs().max() > 1e-3 for name, tensor in plain.items())
+
+
+def test_the_teacher_takes_the_policy_over_at_its_sync_interval(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER | {"teacher_sync_interval": 2})
+    learner = local_learner(group)
+
+    def teacher_weights() -> Tensor:
+        assert learner.teacher is not None
+        return torch.cat([weight.flatten() for weight in learner.teacher.parameters()]).clone()
+
+    def policy_weights() -> Tensor:
+        return torch.cat([weight.detach().flatten() for weight in learner.policy.parameters()]).clone()
+
+    first = policy_weights()
+    update(group, groups, 0)
+    assert torch.equal(teacher_weights(), first)
+    update(group, groups, 1)
+    assert torch.equal(teacher_weights(), first)
+    third = policy_weights()
+    update(group, groups, 2)
+    assert torch.equal(teacher_weights(), third)
+
+
+def test_the_teacher_is_gone_once_lambda_is_zero(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER | {"lambda_decay_steps": 2})
+    learner = local_learner(group)
+    assert update(group, groups, 0)["effective_lambda"] == 0.5
+    assert update(group, groups, 1)["effective_lambda"] == 0.25
+    assert learner.teacher is not None
+    metrics = update(group, groups, 2)
+    assert learner.teacher is None
+    assert metrics["effective_lambda"] == 0.0
+    assert not any(name.startswith("teacher_") for name in metrics)
+
+
+def test_a_run_continues_from_a_checkpoint_bit_for_bit(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "hindsight": TEACHER,
+        "learner": {"num_minibatches": 2, "lr_warmup_updates": 5},
+    }
+    original = learner_group(model_dir, **options)
+    update(original, groups, 0)
+    update(original, groups, 1)
+    original.save(tmp_path, timeout_s=60.0)
+    expected = update(original, groups, 2)
+
+    resumed = learner_group(model_dir, **options)
+    resumed.load(tmp_path, timeout_s=60.0)
+    metrics = update(resumed, groups, 2)
+    for name in ("loss", "grad_norm", "teacher_weight_mean", "lr", "entropy"):
+        assert metrics[name] == expected[name]
+    after = weights(original)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(resumed).items())
+
+
+def test_transformers_loads_the_saved_policy(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = learner_group(model_dir)
+    update(group, groups)
+    group.save(tmp_path, timeout_s=60.0)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+    for name, tensor in weights(group).items():
+        assert torch.equal(loaded[name], tensor)
+    assert torch.equal(loaded["lm_head.weight"], loaded["model.embed_tokens.weight"])
+    assert (tmp_path / "policy" / "chat_template.jinja").is_file()
+
+
+def test_a_big_policy_is_saved_in_pieces_with_an_index(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = learner_group(model_dir)
+    update(group, groups)
+    monkeypatch.setattr("serl.learner.state._MAX_SHARD_BYTES", 50_000)
+    group.save(tmp_path, timeout_s=60.0)
+    assert len(list((tmp_path / "policy").glob("model-*.safetensors"))) > 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights(group).items())
+    learner_group(model_dir).load(tmp_path, timeout_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda folder: (folder / "learner" / "learner.json").unlink(), "learner"),
+        (lambda folder: (folder / "policy" / "model.safetensors").write_bytes(b"nonsense"), "cannot be read"),
+        (lambda folder: (folder / "learner" / "exp_avg.safetensors").unlink(), "lacks"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    model_dir: Path,
+    groups: list[TrajectoryGroup],
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    complaint: str,
+) -> None:
+    group = learner_group(model_dir)
+    update(group, groups)
+    group.save(tmp_path, timeout_s=60.0)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=complaint):
+        group.load(tmp_path, timeout_s=60.0)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir)
+    before = weights(group)
+    broken = sampled_groups(model_dir, [[10.0, 0.0]])
+    broken[0].trajectories[0].steps[0].old_logprobs[0] = float("nan")
+    metrics = update(group, broken)
+    assert metrics["num_skipped_optimizer_steps"] == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(group).items())
+    assert update(group, groups)["num_skipped_optimizer_steps"] == 0
+    with pytest.raises(RuntimeError, match="in a row"):
+        for _ in range(5):
+            update(group, broken)
+
+
+def test_with_an_importance_cap_stale_samples_are_weighted_instead_of_clipped(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    stale = sampled_groups(model_dir, [[10.0, 0.0]])
+    for trajectory in stale[0].trajectories:
+        for step in trajectory.steps:
+            # The sampler found every token e times likelier than the learner does.
+            step.old_logprobs = [logprob + 1.0 for logprob in step.old_logprobs]
+    clipped = update(learner_group(model_dir), stale)
+    assert clipped["clip_fraction"] > 0.1
+    corrected = update(learner_group(model_dir, loss={"importance_cap": 2.0}), stale)
+    assert corrected["clip_fraction"] == 0.0
+    assert corrected["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert corrected["importance_weight_mean"] == pytest.approx(0.3679, abs=1e-3)  # exp(-1)
+    assert corrected["behaviour_kl"] == pytest.approx(1.0, abs=1e-3)
+    assert corrected["sampler_logprob_gap"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_bfloat16_computes_in_low_precision_on_float32_weights(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, model={"path": str(model_dir), "dtype": "bfloat16"})
+    metrics = update(group, groups)
+    assert 1e-4 < metrics["sampler_logprob_gap_fresh"] < 0.3
+    assert all(tensor.dtype == torch.float32 for tensor in weights(group).values())
+    published = dict(local_learner(group)._published_tensors())
+    assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
+
+
+def test_published_weights_have_the_names_of_the_checkpoint(model_dir: Path, tmp_path: Path) -> None:
+    untied = save_tiny_policy(tmp_path, tied=False)
+    for folder, has_head in ((model_dir, False), (untied, True)):
+        names = [name for name, _ in local_learner(learner_group(folder))._published_tensors()]
+        assert ("lm_head.weight" in names) == has_head
+        assert (
+            len(names)
+            == len(set(names))
+            == len(dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters()))
+        )
+
+
+def test_an_update_must_be_polled_to_its_end_before_the_next(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir)
+    handle = group.start_update(groups, 0)
+    with pytest.raises(LearnerError, match="update 0"):
+        group.start_update(groups, 1)
+    assert group.poll_update(handle, 1.0) is not None
+    with pytest.raises(LearnerError, match="not under way"):
+        group.poll_update(handle, 1.0)
+
+
+def test_the_saved_learner_file_is_plain_json(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER)
+    update(group, groups)
+    group.save(tmp_path, timeout_s=60.0)
+    record = json.loads((tmp_path / "learner" / "learner.json").read_text())
+    assert record == {"has_teacher": True, "num_optimizer_steps": 1, "num_consecutive_skipped": 0}
+    suffixes = {file.suffix for file in (tmp_path / "learner").iterdir()}
+    assert suffixes == {".json", ".safetensors"}

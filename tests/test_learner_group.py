@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy
+
+from serl.buffer.packing import plan_update
+from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle
+from serl.learner.samples import build_samples
+from serl.types import TrajectoryGroup
+
+START_S = 120.0
+TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def groups(model_dir: Path) -> list[TrajectoryGroup]:
+    rewards = [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0], [10.0, 0.0, 10.0]]
+    return sampled_groups(model_dir, rewards)
+
+
+@pytest.fixture(scope="module")
+def local(model_dir: Path) -> SERLLearnerGroup:
+    return learner_group(model_dir, hindsight=TEACHER)
+
+
+@pytest.fixture(scope="module")
+def two_learners(model_dir: Path, cluster: None) -> Iterator[SERLLearnerGroup]:
+    group = learner_group(model_dir, hindsight=TEACHER, learner={"num_learners": 2})
+    yield group
+    group.shutdown()
+
+
+def finished(group: SERLLearnerGroup, handle: UpdateHandle) -> dict[str, float]:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        result = group.poll_update(handle, timeout_s=0.5)
+        if result is not None:
+            return result.metrics
+    raise TimeoutError("the update did not finish")
+
+
+def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[dict[str, Any]]:
+    num_learners = max(1, len(group))
+    samples, _ = build_samples(groups, group._experiment, group._encoder, 0)
+    plans = plan_update(
+        samples,
+        num_learners=num_learners,
+        num_minibatches=1,
+        num_epochs=1,
+        micro_batch_tokens=200,
+        seed=(0,),
+    )
+    owners = [{sample.group_id for sample in plan.samples} for plan in plans]
+    assert sum(len(owned) for owned in owners) == 3  # the group without spread is nobody's
+    if group.is_local:
+        return [local_learner(group).gradients(plans[0], 0)]
+    calls = [worker.gradients.remote(plan, 0) for worker, plan in zip(group._workers, plans, strict=True)]
+    return ray.get(calls, timeout=START_S)
+
+
+def test_two_sharded_learners_compute_the_gradient_of_one(
+    local: SERLLearnerGroup, two_learners: SERLLearnerGroup, groups: list[TrajectoryGroup]
+) -> None:
+    (expected,) = gradients(local, groups)
+    for of_learner in gradients(two_learners, groups):
+        assert of_learner.keys() == expected.keys()
+        for name, tensor in expected.items():
+            error = float((of_learner[name] - tensor).abs().max())
+            assert error <= 1e-5 * float(tensor.abs().max()), f"{name}: {error}"
+
+
+def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(
+    local: SERLLearnerGroup,
+    two_learners: SERLLearnerGroup,
+    groups: list[TrajectoryGroup],
+    model_dir: Path,
+    tmp_path: Path,
+) -> None:
+    expected = finished(local, local.start_update(groups, 0))
+    metrics = finished(two_learners, two_learners.start_update(groups, 0))
+    compared = [
+        *("loss", "entropy", "grad_norm", "approx_kl", "sampler_logprob_gap_fresh", "num_trained_tokens"),
+        *("teacher_weight_mean", "teacher_num_selected_tokens", "teacher_abs_delta_mean"),
+        *("teacher_positive_weight_min", "teacher_negative_weight_max", "num_teacher_prompts"),
+    ]
+    for name in compared:
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+    two_learners.save(tmp_path, timeout_s=START_S)
+    alone = learner_group(model_dir, hindsight=TEACHER)
+    alone.load(tmp_path, timeout_s=START_S)
+    continued = finished(two_learners, two_learners.start_update(groups, 1))
+    resumed = finished(alone, alone.start_update(groups, 1))
+    for name in ("loss", "entropy", "grad_norm", "approx_kl", "teacher_weight_mean"):
+        assert resumed[name] == pytest.approx(continued[name], rel=1e-3, abs=1e-5), name
+
+    two_learners.load(tmp_path, timeout_s=START_S)
+    again = finished(two_learners, two_learners.start_update(groups, 1))
+    assert again["grad_norm"] == pytest.approx(continued["grad_norm"], rel=1e-5)
+
+
+def test_rllib_gets_no_weights_from_the_learners(two_learners: SERLLearnerGroup) -> None:
+    assert two_learners.get_state() == {"learner": {"rl_module": {}}}
+
+
+def test_a_learner_that_dies_during_an_update_fails_it_and_is_named(
+    two_learners: SERLLearnerGroup, groups: list[TrajectoryGroup]
+) -> None:
+    handle = two_learners.start_update(groups, 2)
+    ray.kill(two_learners._workers[1])
+    with pytest.raises(LearnerError, match="learner 1 failed in update 2"):
+        finished(two_learners, handle)
+
+
+def test_an_update_that_takes_too_long_fails_with_its_deadline(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, learner={"num_learners": 1, "update_timeout_s": 0.001})
+    try:
+        with pytest.raises(LearnerError, match="learner.update_timeout_s = 0.001 s"):
+            finished(group, group.start_update(groups, 0))
+        ray.kill(group._workers[0])
+        with pytest.raises(LearnerError, match="has not been polled"):
+            group.start_update(groups, 1)
+        with pytest.raises(LearnerError, match="learner 0 failed in save"):
+            group.save(model_dir / "nowhere", timeout_s=START_S)
+    finally:
+        group.shutdown()
+
+
+def test_weights_are_published_by_a_learner_that_knows_the_deployment_only(model_dir: Path) -> None:
+    with pytest.raises(RuntimeError, match="no policy deployment"):
+        learner_group(model_dir).publish_weights(1)
+    assert torch.get_num_threads() == 1

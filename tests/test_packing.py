@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from serl.buffer.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
+from serl.types import TrainingSample
+
+
+def sample(
+    group: str,
+    row: int,
+    advantage: float = 1.0,
+    prompt: int = 8,
+    response: int = 2,
+    teacher_prompt: int | None = None,
+) -> TrainingSample:
+    return TrainingSample(
+        group_id=group,
+        trajectory_id=f"{group}-{row}",
+        step_index=0,
+        prompt_ids=[1] * prompt,
+        response_ids=[2] * response,
+        old_logprobs=[-1.0] * response,
+        action_mask=[True] * response,
+        advantage=advantage,
+        weights_seq_no=0,
+        teacher_prompt_ids=None if teacher_prompt is None else [1] * teacher_prompt,
+    )
+
+
+def plan(samples: list[TrainingSample], num_learners: int = 1, **options: int) -> list[LearnerPlan]:
+    settings = {"num_minibatches": 1, "num_epochs": 1, "micro_batch_tokens": 40} | options
+    return plan_update(samples, num_learners=num_learners, seed=(7, 0), **settings)
+
+
+def trained_rows(learner: LearnerPlan, minibatch: Minibatch) -> list[str]:
+    return [learner.samples[row].trajectory_id for part in minibatch.micro_batches for row in part]
+
+
+def mixed_batch() -> list[TrainingSample]:
+    draw = random.Random(0)
+    return [
+        sample(
+            f"g{group}",
+            row,
+            advantage=0.0 if group == 2 else 1.0,
+            prompt=draw.randint(4, 14),
+            teacher_prompt=None if row % 3 == 0 else 18,
+        )
+        for group in range(5)
+        for row in range(6)
+    ]
+
+
+def test_a_group_is_never_split_over_learners():
+    plans = plan(mixed_batch(), num_learners=3)
+    owners = {}
+    for learner, part in enumerate(plans):
+        for row in part.samples:
+            assert owners.setdefault(row.group_id, learner) == learner
+    assert set(owners) == {"g0", "g1", "g3", "g4"}
+
+
+def test_shards_are_balanced_by_tokens():
+    heavy = [sample("heavy", row) for row in range(10)]
+    light = [sample("light", row) for row in range(6)]
+    lighter = [sample("lighter", row) for row in range(5)]
+    one, two = plan([*light, *heavy, *lighter], num_learners=2)
+    assert {row.group_id for row in one.samples} == {"heavy"}
+    assert {row.group_id for row in two.samples} == {"light", "lighter"}
+
+
+def test_every_row_with_an_advantage_is_trained_once_an_epoch_and_no_other():
+    samples = mixed_batch()
+    wanted = sorted(row.trajectory_id for row in samples if row.advantage != 0.0)
+    plans = plan(samples, num_learners=2, num_minibatches=4, num_epochs=2)
+    assert [len(learner.minibatches) for learner in plans] == [8, 8]
+    for epoch in (0, 1):
+        rows = [
+            trajectory_id
+            for learner in plans
+            for minibatch in learner.minibatches[4 * epoch : 4 * epoch + 4]
+            for trajectory_id in trained_rows(learner, minibatch)
+        ]
+        assert sorted(rows) == wanted
+
+
+def test_minibatches_and_denominators_do_not_depend_on_the_number_of_learners():
+    samples = mixed_batch()
+    (alone,) = plan(samples, num_learners=1, num_minibatches=3)
+    several = plan(samples, num_learners=3, num_minibatches=3)
+    for index, minibatch in enumerate(alone.minibatches):
+        together = [row for learner in several for row in trained_rows(learner, learner.minibatches[index])]
+        assert sorted(together) == sorted(trained_rows(alone, minibatch))
+        for learner in several:
+            other = learner.minibatches[index]
+            assert other.num_loss_tokens == minibatch.num_loss_tokens
+            assert other.num_sequences == minibatch.num_sequences
+            assert other.num_trained_tokens == minibatch.num_trained_tokens
+
+
+def test_rows_without_advantage_count_in_the_denominators_only():
+    samples = [sample("a", 0), sample("a", 1, advantage=0.0, response=5), sample("a", 2, response=3)]
+    (minibatch,) = plan(samples)[0].minibatches
+    assert minibatch.num_loss_tokens == 2 + 5 + 3
+    assert minibatch.num_sequences == 3
+    assert minibatch.num_trained_tokens == 2 + 3
+
+
+def test_a_batch_without_any_advantage_has_no_minibatch():
+    (learner,) = plan([sample("a", 0, advantage=0.0), sample("b", 0, advantage=0.0)])
+    assert learner.samples == []
+    assert learner.minibatches == ()
+
+
+def test_a_row_without_response_tokens_is_not_trained():
+    (learner,) = plan([sample("a", 0, response=0), sample("a", 1)])
+    assert [row.trajectory_id for row in learner.samples] == ["a-1"]
+
+
+def test_all_learners_make_the_same_number_of_forward_passes():
+    big = [sample("big", row, teacher_prompt=18) for row in range(9)]
+    small = [sample("small", row) for row in range(2)]
+    one, two = plan([*big, *small], num_learners=2, num_minibatches=2)
+    assert len(one.teacher_micro_batches) == len(two.teacher_micro_batches) == 5
+    assert two.teacher_micro_batches == ((),) * 5
+    assert len(one.micro_batches) == len(two.micro_batches)
+    for first, second in zip(one.minibatches, two.minibatches, strict=True):
+        assert len(first.micro_batches) == len(second.micro_batches)
+
+
+def test_only_rows_with_a_teacher_prompt_are_scored_by_the_teacher():
+    samples = [sample("a", row, teacher_prompt=9 if row in (1, 2) else None) for row in range(4)]
+    (learner,) = plan(samples)
+    assert sorted(row for part in learner.teacher_micro_batches for row in part) == [1, 2]
+
+
+def test_micro_batches_keep_the_token_budget_with_padding():
+    # 3 x 10 = 30; a fourth row of 11 would make 44.
+    assert pack_by_length([0, 1, 2, 3], [10, 11, 10, 10], 40) == [(0, 2, 3), (1,)]
+    assert pack_by_length([5], [100], 40) == [(5,)]
+    assert pack_by_length([], [], 40) == []
+
+
+def test_padding_is_little_for_a_batch_of_many_rows():
+    draw = random.Random(1)
+    lengths = [draw.randint(73, 130) for _ in range(900)]
+    parts = pack_by_length(range(900), lengths, 2048)
+    padded = sum(len(part) * max(lengths[row] for row in part) for part in parts)
+    assert padded <= 1.02 * sum(lengths)
+
+
+def test_random_minibatches_come_from_the_seed_and_have_nearly_equal_sizes():
+    parts = random_minibatches(10, 3, [1, 2])
+    assert sorted(len(part) for part in parts) == [3, 3, 4]
+    assert sorted(row for part in parts for row in part) == list(range(10))
+    assert parts == random_minibatches(10, 3, [1, 2])
+    assert parts != random_minibatches(10, 3, [1, 3])
+    assert [len(part) for part in random_minibatches(2, 5, [0])] == [1, 1]
+    assert random_minibatches(0, 5, [0]) == []
+
+
+def test_a_plan_needs_a_learner():
+    with pytest.raises(ValueError, match="num_learners"):
+        plan([sample("a", 0)], num_learners=0)
