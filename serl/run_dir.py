@@ -108,8 +108,11 @@ class MetricsWriter:
 
         for file in self._run_dir.glob("*.jsonl"):
             drop_lines_after(file, iteration)
+        # Event files are named after the second they began in: two of one second would be one file.
         self._board = SummaryWriter(
-            str(self._run_dir / "tensorboard"), purge_step=iteration + 1 if iteration else None
+            str(self._run_dir / "tensorboard"),
+            purge_step=iteration + 1 if iteration else None,
+            filename_suffix=f".{iteration:08d}",
         )
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:

@@ -24,9 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.client import PolicyClient, RequestRefused, Sampling
-from serl.serving.engine import LoadReport
+from serl.serving.engine import Deliver, LoadReport
+from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.names import ServingNames
 from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
+from serl.serving.streams import ClientStreams
 from serl.serving.transfer.shared_memory import claim_folder, release_folder, weights_folder
 from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
 from serl.serving.weights import WeightLoadError, WeightPublisher
@@ -283,7 +285,10 @@ def test_requests_of_one_turn_travel_together_and_each_gets_its_own_answer(deplo
         ]
         return await asyncio.gather(*calls)
 
-    for number, completion in enumerate(deployment.run(ask())):
+    retries = deployment.client.retries
+    completions = deployment.run(ask())
+    assert deployment.client.retries == retries
+    for number, completion in enumerate(completions):
         assert len(completion.token_ids) == 1 + number % 9
         assert largest_gap(deployment.policy, [number] * 3, completion) < 1e-3
 
@@ -424,6 +429,56 @@ def test_an_unknown_engine_argument_is_named(cluster: None, model_dir: Path, tmp
             wait_until_ready(names, START_TIMEOUT_S)
     finally:
         stop_serving(names)
+
+
+class AnswersOnDemand:
+    """Stands in for the engine's thread, which decides by itself when requests are finished."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, tuple[Request, Deliver]] = {}
+        self.aborted: list[str] = []
+
+    def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
+        self.open |= {f"r{request.key}": (request, deliver) for request in requests}
+        return [f"r{request.key}" for request in requests]
+
+    def abort(self, names: list[str]) -> None:
+        self.aborted += names
+
+    async def finish(self, *keys: int) -> None:
+        for key in keys:
+            request, deliver = self.open.pop(f"r{key}")
+            deliver([Answer(request.key, [1], [-0.5], "length", [(0, 1, 0)], 0)])
+        await asyncio.sleep(0)
+
+
+def test_a_stream_ends_with_the_last_answer_or_hands_over_to_the_next_call() -> None:
+    async def converse() -> None:
+        engine = AnswersOnDemand()
+        streams = ClientStreams(engine, "replica")
+        requests = [make_request(key, PROMPT, FREE) for key in range(4)]
+        first = streams.converse("client", requests[:3], [])
+        assert await anext(first) == Answers("replica", [])
+        await engine.finish(0)
+        assert [answer.key for answer in (await anext(first)).answers] == [0]
+        # These two finish while the message before is still on its way.
+        await engine.finish(1)
+        await engine.finish(2)
+        assert [answer.key for answer in (await anext(first)).answers] == [1, 2]
+        assert [message async for message in first] == []
+
+        second = streams.converse("client", requests[:2], [])
+        assert await anext(second) == Answers("replica", [])
+        await engine.finish(0)
+        third = streams.converse("client", requests[2:], [])
+        assert await anext(third) == Answers("replica", [])
+        assert [message.answers[0].key async for message in second] == [0]
+        await engine.finish(1, 2)
+        assert [answer.key for answer in (await anext(third)).answers] == [1, 2]
+        await third.aclose()
+        assert engine.aborted == ["r3"]
+
+    asyncio.run(converse())
 
 
 def test_replicas_are_as_many_as_the_open_requests_need() -> None:

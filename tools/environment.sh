@@ -84,6 +84,7 @@ install_torch() {
         fail_install
     fi
     echo "No CPU build of PyTorch on pip's indexes (PIP_EXTRA_INDEX_URL can add one); taking the default build."
+    needed_mib=9000
     grep -v '^torch==' "$1" >"$venv/pins.txt"
     pip_install --only-binary=:all: -c "$venv/pins.txt" "${pin%+cpu}" || fail_install
 }

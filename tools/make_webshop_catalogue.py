@@ -3,8 +3,8 @@
     python -m tools.make_webshop_catalogue --out catalogue.xz --seed 0
     python -m tools.make_webshop_catalogue --out FOLDER --products-per-kind 20
 
-A path that ends in .xz gets one file, any other becomes a folder for WEBSHOP_DATA. The same arguments give the
-same bytes.
+A path that ends in .xz gets one file, any other becomes a folder for WEBSHOP_DATA. The same arguments give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="a file ending in .xz, or a folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--products-per-kind", type=int, default=len(DIFFICULTIES), help="default %(default)s")
+    parser.add_argument(
+        "--products-per-kind", type=int, default=len(DIFFICULTIES), help="default %(default)s"
+    )
     options = parser.parse_args(arguments)
     if options.products_per_kind < 1:
         parser.error("--products-per-kind: ask for at least one product of each kind")

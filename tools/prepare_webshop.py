@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.webshop.catalogue import LoadReport, ProductReader
 from envs.webshop.data_files import (
     DATA_VARIABLE,
     DataFiles,
@@ -27,8 +28,7 @@ from envs.webshop.data_files import (
     read_mapping,
     stream_records,
 )
-from envs.webshop.catalogue import LoadReport, ProductReader
-from envs.webshop.nouns import FALLBACK, NOUNS_FILE, TitleNouns, write_nouns
+from envs.webshop.nouns import FALLBACK, NOUNS_FILE, TitleNouns, read_nouns, write_nouns
 from envs.webshop.packed import PACK_FOLDER, PackedCatalogue, write_pack
 from envs.webshop.reachability import reachable_on_own_product
 from envs.webshop.shop import Shop
@@ -63,10 +63,10 @@ def spacy_tagger(model: str) -> tuple[Tagger, str] | None:
 
 
 def title_nouns(files: DataFiles, model: str) -> TitleNouns:
-    """The nouns of all titles, or none if there is no tagger."""
+    """The nouns of all titles; without a tagger those of the file there is, or none."""
     tagger = spacy_tagger(model)
     if tagger is None:
-        return TitleNouns({}, FALLBACK)
+        return read_nouns(files.nouns) if files.nouns else TitleNouns({}, FALLBACK)
     tag, source = tagger
     reader = ProductReader(read_mapping(files.annotations), {})
     titles = ((product.title, product.asin) for product in reader.read(stream_records(files.products)))
@@ -76,7 +76,7 @@ def title_nouns(files: DataFiles, model: str) -> TitleNouns:
 def prepare_small(files: DataFiles, out: Path, model: str) -> int:
     """Writes the nouns, if there is a tagger; the exit status."""
     nouns = title_nouns(files, model)
-    if nouns.by_asin:
+    if nouns.source != FALLBACK:
         write_nouns(out / NOUNS_FILE, nouns)
         files = DataFiles(files.products, files.annotations, files.human, out / NOUNS_FILE)
     catalogue = load_catalogue(files)
@@ -120,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default=DATA_VARIABLE, help="folder of WebShop's files (default: $WEBSHOP_DATA)")
+    parser.add_argument(
+        "--data", default=DATA_VARIABLE, help="folder of WebShop's files (default: $WEBSHOP_DATA)"
+    )
     parser.add_argument("--catalogue", choices=("small", "full"), default="small")
     parser.add_argument("--out", type=Path, help="where to write (default: the data folder)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="spaCy model (default: %(default)s)")

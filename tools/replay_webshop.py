@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _record_case(path: Path, number: int, record: Any, shop: Shop) -> Case:
     for key, compare in kinds:
         if isinstance(record, dict) and key in record:
             name = str(record.get("name") or record.get("query") or number)
-            return f"{path.name} {name}", lambda: _guarded(path, number, lambda: compare(record, shop))
+            return f"{path.name} {name}", partial(_guarded, path, number, partial(compare, record, shop))
     raise RecordingError(f"Cannot read {path}, entry {number}: it is no episode, reward or search.")
 
 
@@ -159,7 +160,9 @@ def search_difference(record: Mapping[str, Any], shop: Shop) -> str | None:
     hits = shop.index.search(record["query"])
     found = [shop.product(hit.number).asin for hit in hits]
     if found != record["hits"]:
-        place = next((i for i, pair in enumerate(zip(found, record["hits"], strict=False)) if len(set(pair)) > 1), -1)
+        place = next(
+            (i for i, pair in enumerate(zip(found, record["hits"], strict=False)) if len(set(pair)) > 1), -1
+        )
         return f"hits differ from place {place} on: {found[:10]!r}, recorded were {record['hits'][:10]!r}"
     for hit, score in zip(hits, record.get("scores", ()), strict=False):
         if abs(hit.score - score) > SCORE_TOLERANCE:

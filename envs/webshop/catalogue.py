@@ -23,7 +23,7 @@ class LoadReport:
 
 
 class Catalogue(Protocol):
-    """Products 0 to N - 1. ``fingerprint`` changes with any product; ``noun_source`` says whose nouns they are."""
+    """Products 0 to N - 1. ``fingerprint`` changes with any of them."""
 
     fingerprint: str
     noun_source: str
@@ -68,7 +68,9 @@ class ProductReader:
             try:
                 product = read_product(record, self.annotations, self.human)
             except MalformedRecordError as error:
-                self.malformed.append(f"product {index} ({asin if isinstance(asin, str) else 'no asin'}): {error}")
+                self.malformed.append(
+                    f"product {index} ({asin if isinstance(asin, str) else 'no asin'}): {error}"
+                )
                 continue
             self._seen.add(product.asin)
             yield product

@@ -20,9 +20,11 @@ EMBEDDED_FILE = "catalogue.xz"
 EMBEDDED_FORMAT = "serl-webshop-catalogue/1"
 
 _CHUNK_CHARACTERS = 1 << 24
+_LONGEST_RECORD = 1 << 26
 _GET_THEM = (
-    "WebShop's setup.sh (github.com/princeton-nlp/WebShop) downloads the files; then `export WEBSHOP_DATA=FOLDER`, "
-    "or set env.args.data to the folder, or env.args.catalogue to 'embedded' for the products that ship with SERL"
+    "WebShop's setup.sh (github.com/princeton-nlp/WebShop) downloads the files; then `export "
+    "WEBSHOP_DATA=FOLDER`, or set env.args.data to the folder, or env.args.catalogue to 'embedded' for the "
+    "products that ship with SERL"
 )
 
 
@@ -44,7 +46,9 @@ def data_folder(data: str) -> Path:
     if data == DATA_VARIABLE:
         named = os.environ.get(DATA_VARIABLE)
         if not named:
-            raise FileNotFoundError(f"env.args.data is {DATA_VARIABLE!r} but that variable is not set: {_GET_THEM}")
+            raise FileNotFoundError(
+                f"env.args.data is {DATA_VARIABLE!r} but that variable is not set: {_GET_THEM}"
+            )
         data = named
     folder = Path(os.path.expandvars(data)).expanduser()
     if not folder.is_dir():
@@ -60,12 +64,17 @@ def find_files(folder: Path, catalogue: str) -> DataFiles:
     Raises FileNotFoundError for a missing file, ValueError where several would do.
     """
     small = catalogue == "small"
-    products = _find(folder, "items_shuffle_1000.json" if small else "items_shuffle.json", "items_shuffle_*.json", small)
-    annotations = _find(folder, "items_ins_v2_1000.json" if small else "items_ins_v2.json", "items_ins*.json", small)
-    for path, name in ((products, "products"), (annotations, "their attributes and instructions")):
-        if path is None:
-            raise FileNotFoundError(f"no file with the {name} of catalogue {catalogue!r} in {folder}: {_GET_THEM}")
-    assert products is not None and annotations is not None
+    products = _find(
+        folder, "items_shuffle_1000.json" if small else "items_shuffle.json", "items_shuffle_*.json", small
+    )
+    annotations = _find(
+        folder, "items_ins_v2_1000.json" if small else "items_ins_v2.json", "items_ins*.json", small
+    )
+    if products is None or annotations is None:
+        missing = "products" if products is None else "attributes and instructions of the products"
+        raise FileNotFoundError(
+            f"no file with the {missing} of catalogue {catalogue!r} in {folder}: {_GET_THEM}"
+        )
     human = _find(folder, "items_human_ins.json", "items_human_ins*.json", small)
     nouns = folder / NOUNS_FILE
     return DataFiles(products, annotations, human, nouns if nouns.is_file() else None)
@@ -82,12 +91,14 @@ def _find(folder: Path, name: str, pattern: str, other_names: bool) -> Path | No
 
 
 def load_catalogue(paths: DataFiles) -> InMemoryCatalogue:
-    """Reads a catalogue into memory. Raises ValueError, naming the file, for one that is not what it should be."""
+    """Reads a catalogue into memory. Raises ValueError, naming the file, for one of another shape."""
     reader = ProductReader(read_mapping(paths.annotations), read_mapping(paths.human) if paths.human else {})
     nouns = read_nouns(paths.nouns) if paths.nouns else TitleNouns({}, FALLBACK)
     products = list(reader.read(stream_records(paths.products)))
     if not products:
-        raise ValueError(f"{paths.products} holds no usable product; the first problem: {reader.malformed[:1]}")
+        raise ValueError(
+            f"{paths.products} holds no usable product; the first problem: {reader.malformed[:1]}"
+        )
     return InMemoryCatalogue(products, nouns, reader.report)
 
 
@@ -98,7 +109,9 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected an object with one entry per product")
+        raise ValueError(
+            f"{path} holds {type(content).__name__}, expected an object with one entry per product"
+        )
     return content
 
 
@@ -130,7 +143,7 @@ def _elements(text: IO[str]) -> Iterator[Any]:
             yield element
             position = end
             continue
-        more = text.read(_CHUNK_CHARACTERS)
+        more = text.read(_CHUNK_CHARACTERS) if len(buffer) - position < _LONGEST_RECORD else ""
         if not more:
             raise ValueError(f"it breaks off or is damaged at {buffer[position : position + 60]!r}")
         buffer, position = buffer[position:] + more, 0
@@ -144,7 +157,7 @@ def _skip(buffer: str, position: int) -> int:
 
 @cache
 def embedded_catalogue() -> InMemoryCatalogue:
-    """The generated products that ship with SERL, read once a process. Raises FileNotFoundError, ValueError."""
+    """The products that ship with SERL, read once a process. Raises FileNotFoundError, ValueError."""
     with as_file(files("envs.webshop") / "data" / EMBEDDED_FILE) as path:
         content = json.loads(lzma.decompress(path.read_bytes()))
     if content.get("format") != EMBEDDED_FORMAT:

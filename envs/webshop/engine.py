@@ -1,4 +1,5 @@
-"""One shopper in a shop: the pages and actions of the original WebShop text environment, without HTML or Java.
+"""One shopper in a shop: the pages and actions of the original WebShop text environment, without HTML or
+Java.
 
 Departures, all of them where the original would crash or depend on chance: queries that begin with ``<r>``,
 ``<a>``, ``<c>`` or ``<q>`` are ordinary text.
@@ -73,7 +74,7 @@ class Engine:
         return self._frame(0.0, False, True)
 
     def step(self, action: str) -> Frame:
-        """Takes ``search[words]``, possible on every page, or ``click[name]``; anything else changes nothing."""
+        """Takes ``search[words]``, on any page, or ``click[name]``; anything else changes nothing."""
         parsed = parse_action(action)
         if parsed is not None:
             name, argument = parsed
@@ -91,9 +92,7 @@ class Engine:
 
     def _frame(self, reward: float, done: bool, accepted: bool) -> Frame:
         page = self.page
-        return Frame(
-            page.observation(), reward, done, accepted, page.has_search_bar, tuple(self.clickables)
-        )
+        return Frame(page.observation(), reward, done, accepted, page.has_search_bar, tuple(self.clickables))
 
     def _click(self, name: str) -> tuple[float, bool]:
         """Carries out a click on ``name``; returns ``(reward, done)``."""
@@ -143,7 +142,7 @@ class Engine:
         self._show(page, f"search_results/{self._session}/{'+'.join(keywords)}/{result_page}")
 
     def _open_item(self, name: str) -> None:
-        """The page of a product clicked, of one with an option chosen, or, after a sub-page, of the same again."""
+        """The page of the product clicked, or, after a choice or a sub-page, of the same one again."""
         clicked = self.clickables[name]
         if clicked.kind is Kind.PRODUCT:
             self.asin = clicked.text

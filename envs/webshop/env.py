@@ -22,9 +22,9 @@ class WebshopEnv(TextEnv):
     """Buys one thing at a time; ``find_goal`` gives the goal of a task id, or raises KeyError.
 
     The episode ends with the first purchase. Its score (0 to 1) is ``info["metrics"]["task_score"]``; it is a
-    success if the score is 1. Reward is ``success_reward`` for a success (``binary``), or that times the score
-    (``score``), else 0. There is no limit of steps: that is the caller's. A search is valid on every page, as
-    in the original, but offered only where there is a search bar.
+    success if the score is 1. Reward is ``success_reward`` for a success (``binary``), or that times the
+    score (``score``), else 0. There is no limit of steps: that is the caller's. A search is valid on every
+    page, as in the original, but offered only where there is a search bar.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class WebshopEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
         task_id = (options or {}).get("task_id")
         if not isinstance(task_id, str):
             raise KeyError("reset needs options={'task_id': ...}")

@@ -22,7 +22,8 @@ def feedback(engine: Engine, action: str, frame: Frame, seen: str, chosen_before
     name, argument = parse_action(action) or ("", "")
     if name == "search":
         num_found = len(engine.shop.search(argument))
-        return f"The search worked: {num_found} products found." if num_found else "The search found no product."
+        found = "1 product" if num_found == 1 else f"{num_found} products"
+        return f"The search worked: {found} found." if num_found else "The search found no product."
     for option, value in engine.options.items():
         if value == argument:
             if chosen_before.get(option) == value:

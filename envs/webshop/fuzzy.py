@@ -1,8 +1,9 @@
 """How alike two texts are: the token-set ratio of thefuzz 0.22, in percent.
 
-Each text is its set of words (letters and digits, lower case; the characters U+0080 to U+00FF vanish, anything
-else separates). With S the shared words, A and B the rest of either side, each in ascending order and joined
-by spaces, the ratio is the best indel similarity among S, S+A and S+B; 100 if one side has no rest.
+Each text is its set of words (letters and digits, lower case; the characters U+0080 to U+00FF vanish,
+anything else separates). With S the shared words, A and B the rest of either side, each in ascending order
+and joined by spaces, the ratio is the best indel similarity among S, S+A and S+B; 100 if one side has no
+rest.
 """
 
 from __future__ import annotations

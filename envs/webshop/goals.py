@@ -136,7 +136,15 @@ def _weighted(goals: list[Goal], frequencies: Counter[str]) -> list[Goal]:
         for attributes in {goal.attributes for goal in goals}
     }
     return [
-        Goal(g.goal_id, g.asin, g.instruction_text, g.attributes, g.price_upper, g.options, weights[g.attributes])
+        Goal(
+            g.goal_id,
+            g.asin,
+            g.instruction_text,
+            g.attributes,
+            g.price_upper,
+            g.options,
+            weights[g.attributes],
+        )
         for g in goals
     ]
 

@@ -63,7 +63,9 @@ def build_index(texts: Iterable[str], ids: Sequence[str]) -> SearchIndex:
     """
     postings = _read(texts)
     if len(postings.lengths) != len(ids) or not ids:
-        raise ValueError(f"an index needs texts and as many ids: {len(postings.lengths)} texts, {len(ids)} ids")
+        raise ValueError(
+            f"an index needs texts and as many ids: {len(postings.lengths)} texts, {len(ids)} ids"
+        )
     terms = sorted(postings.term_numbers, key=str.encode)
     rank_of_term = np.empty(len(terms), np.int32)
     rank_of_term[[postings.term_numbers[term] for term in terms]] = np.arange(len(terms), dtype=np.int32)
@@ -124,7 +126,9 @@ def _by_term(
     inverse_norms = _inverse_norms(np.array(postings.lengths, np.int32))
     counts = np.zeros(len(rank_of_term), np.int64)
     for block in postings.blocks:
-        counts += np.bincount(rank_of_term[np.array(block.terms)], minlength=len(counts)) if block.terms else 0
+        counts += (
+            np.bincount(rank_of_term[np.array(block.terms)], minlength=len(counts)) if block.terms else 0
+        )
     ends = np.cumsum(counts)
     cursor = ends - counts
     documents = np.empty(int(counts.sum()), np.int32)

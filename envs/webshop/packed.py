@@ -61,9 +61,11 @@ class PackedCatalogue:
             self._line_ends, self._asins, self._asin_order, self._prices, *instructed = (
                 np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays
             )
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (KeyError, ValueError, TypeError, OSError, EOFError) as error:
             raise PackError(f"{folder} is not a prepared catalogue: {error!r}") from error
-        if not len(self._line_ends) == len(self._asins) == len(self._prices) or self._line_ends[-1] != len(self._lines):
+        if not len(self._line_ends) == len(self._asins) == len(self._prices) or self._line_ends[-1] != len(
+            self._lines
+        ):
             raise PackError(f"{folder} is not a prepared catalogue: its files do not fit each other")
         self._instructed = {False: instructed[0], True: instructed[1]}
         self._folder = folder
@@ -89,8 +91,11 @@ class PackedCatalogue:
         return ((int(number), self._read(int(number)).product) for number in self._instructed[human])
 
     def open_index(self) -> SearchIndex:
-        """The search index of the catalogue, mapped into memory."""
-        return open_index(self._folder / _INDEX)
+        """The search index of the catalogue, mapped into memory. Raises PackError."""
+        try:
+            return open_index(self._folder / _INDEX)
+        except (ValueError, OSError, EOFError) as error:
+            raise PackError(f"{self._folder} has no readable search index: {error!r}") from error
 
     def _read(self, number: int) -> TitledProduct:
         start = int(self._line_ends[number - 1]) if number else 0
@@ -98,7 +103,8 @@ class PackedCatalogue:
 
 
 def write_pack(files: DataFiles, nouns: TitleNouns, folder: Path) -> LoadReport:
-    """Reads WebShop's files one product at a time and writes the catalogue in ``folder``; says what it left out.
+    """Reads WebShop's files one product at a time and writes the catalogue in ``folder``; says what it left
+    out.
 
     Raises ValueError, naming the file, for one that is not what it should be.
     """
@@ -107,7 +113,7 @@ def write_pack(files: DataFiles, nouns: TitleNouns, folder: Path) -> LoadReport:
     reader = ProductReader(read_mapping(files.annotations), read_mapping(files.human) if files.human else {})
     writer = _PackWriter(folder)
     products = reader.read(stream_records(files.products))
-    # The writer notes each asin while the index reads its text, so both lists have the same length at the end.
+    # The writer notes each asin while the index reads its text: as many of one as of the other at the end.
     index = build_index(writer.write(products, nouns), writer.asins)
     save_index(index, folder / _INDEX)
     writer.save_arrays()

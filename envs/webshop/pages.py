@@ -1,7 +1,7 @@
 """The pages of the shop as their visible texts, and the two ways in which the original shows them as text.
 
-A page is the list of its texts in document order. The original renders HTML and parses it again; what that does
-to a text is done here too: white space alone becomes one blank, or nothing where it holds a line break.
+A page is the list of its texts in document order. The original renders HTML and parses it again; what that
+does to a text is done here too: white space alone becomes one blank, or nothing where it holds a line break.
 """
 
 from __future__ import annotations
@@ -145,7 +145,12 @@ def done_page(asin: str, options: Mapping[str, str], reward: float) -> Page:
         tuple(
             Text(text)
             for text in (
-                *("Thank you for shopping with us!", "Your code: ", "None", " (Paste it in your MTurk interface.)"),
+                *(
+                    "Thank you for shopping with us!",
+                    "Your code: ",
+                    "None",
+                    " (Paste it in your MTurk interface.)",
+                ),
                 *("Purchased", "asin", asin, "options", options_json, "attrs", "None", "category", "None"),
                 *("query", "None", "product category", "None"),
                 *("Target", "asin", "options", "attrs", "price upper", "instuction text", "category"),

@@ -9,9 +9,9 @@ from envs.base import PromptParts
 from envs.webshop.pages import SEPARATOR
 
 _INTRODUCTION = (
-    "You shop in an online store that is described in text. Every turn shows what to buy, your latest turns and "
-    "the page you are on; you answer with one action. Search for products, open one, choose the options asked "
-    "for, check that it fits, and buy it. What you have chosen on a product's page does not show there."
+    "You shop in an online store that is described in text. Every turn shows what to buy, your latest turns "
+    "and the page you are on; you answer with one action. Search for products, open one, choose the options "
+    "asked for, check that it fits, and buy it. What you have chosen on a product's page does not show there."
 )
 _ACTION_FORMS = (
     "Actions: search[words] looks for products, from any page; click[name] presses a button, opens a product "
@@ -19,7 +19,8 @@ _ACTION_FORMS = (
 )
 _ADMISSIBLE = "Choose one of the admissible actions; a search is with words of your own."
 _ANSWER_FORMAT = (
-    "Think briefly, then act, in exactly this form:\n<think>your reasoning</think><action>your action</action>"
+    "Think briefly, then act, in exactly this form:\n"
+    "<think>your reasoning</think><action>your action</action>"
 )
 _MAX_QUOTED_ACTION = 120
 _HISTORY_SHARE = 4
@@ -106,11 +107,11 @@ def shorten(action: str) -> str:
 
 
 _SEPARATOR_TOKENS = estimate_tokens(SEPARATOR)
-_SHORTEST_CUT = 8
+_SHORTEST_CUT = 12
 
 
 def _common_length(lengths: Sequence[int], total: int) -> int:
-    """The largest length to which all longer ones can be cut so that the sum is at most ``total``; 0 if none."""
+    """The largest length to which all longer ones can be cut so that the sum is at most ``total``, or 0."""
     ordered = sorted(lengths)
     shorter = 0
     for index, length in enumerate(ordered):

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class WebshopArguments(BaseModel):
     """``env.args`` of the environment ``webshop``.
 
-    ``catalogue``: ``embedded`` (the generated products that ship with SERL), or WebShop's own ``small`` (1,000
-    products) or ``full`` one (1.18 million; made ready once by `tools.prepare_webshop`).
+    ``catalogue``: ``embedded`` (the generated products that ship with SERL), or WebShop's own ``small``
+    (1,000 products) or ``full`` one (1.18 million; made ready once by `tools.prepare_webshop`).
     ``data``: for those two, the folder with WebShop's files, or ``WEBSHOP_DATA`` (the folder that environment
     variable names).
     ``human_goals``: goals written by people instead of synthetic ones over all options.
@@ -79,8 +79,8 @@ class WebshopProvider:
     def task_set(self, split: str) -> TaskSet:
         """The goals of ``split`` in the original's order.
 
-        Raises ValueError for a split the protocol does not have, for splits that overlap, for one without goals
-        and, if ``strict``, for malformed products; FileNotFoundError without data.
+        Raises ValueError for a split the protocol does not have, for splits that overlap, for one without
+        goals and, if ``strict``, for malformed products; FileNotFoundError without data.
         """
         splits = self._splits
         if split not in splits:
@@ -103,7 +103,9 @@ class WebshopProvider:
         return TaskSet(
             name=f"webshop/{split}",
             tasks=tuple(Task(goal.goal_id, self._category(goal)) for goal in goals),
-            content_hash=manifest_hash([(g.goal_id, goal_fingerprint(g, catalogue.fingerprint)) for g in goals]),
+            content_hash=manifest_hash(
+                [(g.goal_id, goal_fingerprint(g, catalogue.fingerprint)) for g in goals]
+            ),
             skipped=catalogue.report.malformed,
         )
 
@@ -151,7 +153,7 @@ class WebshopProvider:
         files = find_files(folder, arguments.catalogue)
         if arguments.human_goals and files.human is None:
             raise FileNotFoundError(
-                f"env.args.human_goals needs items_human_ins.json in {folder}: WebShop's setup.sh downloads it"
+                f"env.args.human_goals needs items_human_ins.json in {folder}; WebShop's setup.sh gets it"
             )
         return lambda: load_catalogue(files)
 
@@ -163,7 +165,7 @@ class WebshopProvider:
         for problem in malformed:
             logger.warning("webshop: skipped %s", problem)
         logger.info(
-            "webshop: %d products, %d malformed and skipped, %d left out as in the original, title nouns from %s",
+            "webshop: %d products, %d malformed and skipped, %d left out as originally, title nouns from %s",
             *(len(catalogue), len(malformed), catalogue.report.num_left_out, catalogue.noun_source),
         )
         if catalogue.noun_source == FALLBACK:
@@ -176,7 +178,9 @@ class WebshopProvider:
     def _splits(self) -> dict[str, tuple[Goal, ...]]:
         goals = self.shop.goals(self.arguments.human_goals)
         if goals.num_without_attributes:
-            logger.info("webshop: %d instructions without attributes make no goal", goals.num_without_attributes)
+            logger.info(
+                "webshop: %d instructions without attributes make no goal", goals.num_without_attributes
+            )
         limit = self.arguments.max_options
         splits = split_goals(goals.goals, self.arguments.protocol)
         return {
@@ -194,5 +198,5 @@ class WebshopProvider:
 
 
 def make_provider(args: dict[str, Any]) -> WebshopProvider:
-    """Builds the provider from ``env.args``; raises ValueError for wrong ones, FileNotFoundError without data."""
+    """Builds the provider from ``env.args``; raises ValueError, or FileNotFoundError without data."""
     return WebshopProvider(parse_arguments(WebshopArguments, args))

@@ -27,7 +27,8 @@ def reachable_on_own_product(goal: Goal, shop: Shop) -> bool:
 
 
 def choice_for(goal: Goal, product: Product) -> dict[str, str] | None:
-    """Option values of ``product``, by option name, that match all the goal's options; None if there are none.
+    """Option values of ``product``, by option name, that match all the goal's options; None if there are
+    none.
 
     Values that match the same options are alike, so few combinations are left of even many values.
     """

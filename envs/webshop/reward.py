@@ -1,8 +1,8 @@
 """What a purchase is worth: type × (attributes + options + price) / number of things asked for.
 
-Attributes and option values are compared by `token_set_ratio` above 85. Of a colour only its first basic colour
-counts, where there is one; in synthetic goals, whose options come as (name, value) pairs, only if name or value
-is exactly that colour. Product types are compared by query, category and the nouns of the titles.
+Attributes and option values are compared by `token_set_ratio` above 85. Of a colour only its first basic
+colour counts, where there is one; in synthetic goals, whose options come as (name, value) pairs, only if name
+or value is exactly that colour. Product types are compared by query, category and the nouns of the titles.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from envs.webshop.products import Product
 MATCH_ABOVE = 85
 
 _BASIC_COLOURS = tuple(
-    """alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel
-    camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry
-    cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey
-    heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight
-    mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow
-    red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal
-    tiger turquoise violet walnut wheat white wine yellow""".split()
+    """alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy
+    camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral
+    cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass
+    gray green grey heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon
+    mauve merlot midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter
+    pink plum purple rainbow red rose royal rust sand sapphire seashell silver skull slate steel stone
+    stonewash sunflower tan taupe teal tiger turquoise violet walnut wheat white wine yellow""".split()
 )
 
 
@@ -47,7 +47,7 @@ class TypeMatch:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score of a purchase, 0 to 1, and what it is made of. Counts are of the goal's attributes and options."""
+    """The score of a purchase, 0 to 1, and what it is made of; counts are of what the goal asks for."""
 
     total: float
     type_match: TypeMatch
@@ -118,7 +118,7 @@ def match_types(bought: TitledProduct, wanted: TitledProduct) -> TypeMatch:
 
 
 def count_attributes(wanted: Sequence[str], product: Product) -> int:
-    """How many of the ``wanted`` attributes ``product`` has, by its own attributes or word for word in its texts."""
+    """How many of the ``wanted`` attributes ``product`` has, as its own or word for word in its texts."""
     return sum(_has_attribute(attribute, product) for attribute in wanted)
 
 
@@ -133,7 +133,9 @@ def count_options(wanted: Mapping[str, str] | Sequence[str], chosen: Iterable[st
 
 def option_texts(wanted: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
     """The wanted options as they are compared."""
-    return tuple(_option_text(option) for option in (wanted.items() if isinstance(wanted, Mapping) else wanted))
+    return tuple(
+        _option_text(option) for option in (wanted.items() if isinstance(wanted, Mapping) else wanted)
+    )
 
 
 def basic_colour(text: str) -> str:

@@ -5,8 +5,8 @@ float32 as Lucene computes it. The arrays of an index may be memory-mapped: then
 them and loading costs nothing.
 
 Source of the formula: Robertson and Zaragoza, "The probabilistic relevance framework: BM25 and beyond", 2009.
-Postings are skipped as in Turtle and Flood, "Query evaluation: strategies and optimizations", 1995 (MaxScore):
-exact, only faster.
+Postings are skipped as in Turtle and Flood, "Query evaluation: strategies and optimizations", 1995
+(MaxScore): exact, only faster.
 """
 
 from __future__ import annotations
@@ -219,5 +219,5 @@ def save_index(index: SearchIndex, folder: Path) -> None:
 
 
 def open_index(folder: Path) -> SearchIndex:
-    """Maps the arrays of a saved index into memory. Raises FileNotFoundError, or ValueError if damaged."""
+    """Maps the arrays of a saved index into memory. Raises OSError, or ValueError or EOFError if damaged."""
     return SearchIndex(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS})

@@ -26,7 +26,9 @@ class Shop:
     draw their limits from what follows.
     """
 
-    def __init__(self, catalogue: Catalogue, index: SearchIndex, prices: Sequence[float], stream: random.Random):
+    def __init__(
+        self, catalogue: Catalogue, index: SearchIndex, prices: Sequence[float], stream: random.Random
+    ):
         if not len(catalogue) == index.num_documents == len(prices):
             raise ValueError(
                 f"{len(catalogue)} products, {index.num_documents} in the search index, {len(prices)} prices"
@@ -38,7 +40,9 @@ class Shop:
         self._search = lru_cache(maxsize=_CACHED_SEARCHES)(self._search_index)
 
     @classmethod
-    def open(cls, catalogue: Catalogue, index: SearchIndex | None = None, price_seed: int = PRICE_SEED) -> Shop:
+    def open(
+        cls, catalogue: Catalogue, index: SearchIndex | None = None, price_seed: int = PRICE_SEED
+    ) -> Shop:
         """Draws the prices and, unless it is given, builds the search index."""
         stream = random.Random(price_seed)
         prices = array("d", sampled_prices(catalogue.pricings(), stream))
@@ -48,7 +52,7 @@ class Shop:
         return cls(catalogue, index, prices, stream)
 
     def with_prices(self, prices: Mapping[str, float]) -> Shop:
-        """The same shop with other prices, in dollars, for the products named by asin; KeyError if unknown."""
+        """The same shop with other prices, in dollars, for some products by asin; KeyError if unknown."""
         changed = array("d", self.prices)
         for asin, price in prices.items():
             changed[self.catalogue.number_of(asin)] = price

@@ -1,8 +1,8 @@
 """Which goals are for training and which are not.
 
-``disjoint``: by product, so that no product of one split is a goal of another; a product's split depends on its
-asin alone. ``original`` and ``verl_agent``: by position in the original's order of goals, as those codebases cut
-it; there a product may have goals in several splits.
+``disjoint``: by product, so that no product of one split is a goal of another; a product's split depends on
+its asin alone. ``original`` and ``verl_agent``: by position in the original's order of goals, as those
+codebases cut it; there a product may have goals in several splits.
 """
 
 from __future__ import annotations

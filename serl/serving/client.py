@@ -81,7 +81,7 @@ class PolicyClient:
 
     def _get_handle(self) -> DeploymentHandle[Any]:
         if self._handle is None:
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
             handle = serve.get_deployment_handle(self._names.deployment, self._names.application)
             # On the caller's loop: a thread of its own for the router doubles the cost of a call.
             handle._init(_run_router_in_separate_loop=False)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class PolicyReplica:
 
     async def generate(
         self, client_id: str, requests: list[Request], abandoned: list[int]
-    ) -> AsyncIterator[Answers]:
+    ) -> AsyncGenerator[Answers, None]:
         """See `ClientStreams.converse`."""
         async for answers in self._streams.converse(client_id, requests, abandoned):
             yield answers

@@ -78,13 +78,14 @@ class EngineThread:
 
         Returns the engine's names of the requests, which `abort` takes.
         """
-        keys = [str(next(self._numbers)) for _ in requests]
-        self._inbox.put(lambda: self._add(keys, requests, deliver))
-        return keys
+        names = [str(next(self._numbers)) for _ in requests]
+        self._inbox.put(lambda: self._add(names, requests, deliver))
+        return names
 
-    def abort(self, keys: list[str]) -> None:
-        """Forgets the requests ``keys``; their answers are not delivered."""
-        self._inbox.put(lambda: self._abort(keys))
+    def abort(self, names: list[str]) -> None:
+        """Forgets the requests ``names``; their answers are not delivered."""
+        if names:
+            self._inbox.put(lambda: self._abort(names))
 
     def load_weights(self, update: dict[str, Any], weights_seq_no: int) -> Future[LoadReport]:
         """Between two steps: pauses all requests, loads the weights, resumes.
@@ -161,31 +162,31 @@ class EngineThread:
         self._inbox.put(run)
         return future
 
-    def _add(self, keys: list[str], requests: list[Request], deliver: Deliver) -> None:
+    def _add(self, names: list[str], requests: list[Request], deliver: Deliver) -> None:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
 
         refusals = []
-        for key, request in zip(keys, requests, strict=True):
+        for name, request in zip(names, requests, strict=True):
             try:
-                internal_key = self._engine.add_request(
-                    key, tokens_input(request.prompt_ids), _sampling_params(request)
+                internal_name = self._engine.add_request(
+                    name, tokens_input(request.prompt_ids), _sampling_params(request)
                 )
             except (VLLMClientError, ValueError) as error:
                 refusals.append(refused(request, str(error)))
                 continue
             # Nobody reads the texts of the tokens; decoding each beside its log-probability takes a
             # sixth of a small model's time.
-            state = self._engine.output_processor.request_states[internal_key]
+            state = self._engine.output_processor.request_states[internal_name]
             assert state.logprobs_processor is not None
             state.logprobs_processor.tokenizer = None
-            self._pending[key] = _Pending(request.key, deliver)
+            self._pending[name] = _Pending(request.key, deliver)
         if refusals:
             self._counters["refused_requests"] += len(refusals)
             deliver(refusals)
 
-    def _abort(self, keys: list[str]) -> None:
-        known = [key for key in keys if self._pending.pop(key, None) is not None]
+    def _abort(self, names: list[str]) -> None:
+        known = [name for name in names if self._pending.pop(name, None) is not None]
         self._counters["aborted_requests"] += len(known)
         self._engine.abort_request(known)
 
@@ -239,7 +240,7 @@ class EngineThread:
             # Steps that an asynchronous scheduler has already sent to the device.
             self._deliver(self._engine.step())
         # Without clearing, later tokens would attend to keys and values of the old weights.
-        self._core.pause_scheduler(mode="keep", clear_cache=True)
+        self._core.pause_scheduler(mode="keep", clear_cache=False)
 
     def _transfer(self, update: dict[str, Any]) -> None:
         self._engine.collective_rpc("start_weight_update")

@@ -7,21 +7,37 @@ whatever finished in one step of the engine goes to a client in one message, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from serl.serving.engine import EngineThread
+from serl.serving.engine import Deliver
 from serl.serving.messages import Answer, Answers, Request
 
-_Messages = asyncio.Queue[list[Answer] | None]
+
+class Engine(Protocol):
+    """What `EngineThread` does for the streams."""
+
+    def submit(self, requests: list[Request], deliver: Deliver) -> list[str]: ...
+
+    def abort(self, names: list[str]) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """``finished`` waits to be sent; after ``superseded`` nothing more will come."""
+
+    finished: list[Answer] = field(default_factory=list)
+    superseded: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False, slots=True)
 class _Client:
-    """``open_requests``: the client's number of a request and the engine's name of it. None ends a stream."""
+    """``open_requests``: the client's number of a request and the engine's name of it."""
 
     loop: asyncio.AbstractEventLoop
-    newest_stream: _Messages
+    newest: _Stream
     open_requests: dict[int, str] = field(default_factory=dict)
 
     def deliver(self, answers: list[Answer]) -> None:
@@ -31,51 +47,53 @@ class _Client:
     def _receive(self, answers: list[Answer]) -> None:
         for answer in answers:
             self.open_requests.pop(answer.key, None)
-        self.newest_stream.put_nowait(answers)
+        self.newest.finished += answers
+        self.newest.changed.set()
 
 
 class ClientStreams:
     """Runs on one asyncio loop; ``replica`` is what clients call this replica."""
 
-    def __init__(self, engine: EngineThread, replica: str) -> None:
+    def __init__(self, engine: Engine, replica: str) -> None:
         self._engine = engine
         self._replica = replica
         self._clients: dict[str, _Client] = {}
 
     async def converse(
         self, client_id: str, requests: list[Request], abandoned: list[int]
-    ) -> AsyncIterator[Answers]:
+    ) -> AsyncGenerator[Answers, None]:
         """Yields answers to ``requests`` and to older ones of the client until its next call or the last.
 
         ``abandoned`` are numbers of requests that the client no longer waits for. If the client goes away
         its requests are aborted.
         """
-        yield Answers(self._replica, [])
         client, stream = self._take_over(client_id)
-        self._abandon(client, abandoned)
-        names = self._engine.submit(requests, client.deliver)
-        client.open_requests.update(zip((request.key for request in requests), names, strict=True))
-        ended = not client.open_requests
         try:
-            while not ended:
-                answers = await stream.get()
-                ended = answers is None
-                if answers is not None:
-                    yield Answers(self._replica, answers)
-                ended = ended or (client.newest_stream is stream and not client.open_requests)
+            self._abandon(client, abandoned)
+            names = self._engine.submit(requests, client.deliver)
+            client.open_requests.update(zip((request.key for request in requests), names, strict=True))
+            yield Answers(self._replica, [])
+            while stream.finished or (client.open_requests and not stream.superseded):
+                if stream.finished:
+                    finished, stream.finished = stream.finished, []
+                    yield Answers(self._replica, finished)
+                else:
+                    stream.changed.clear()
+                    await stream.changed.wait()
         finally:
-            if client.newest_stream is stream:
+            if client.newest is stream:
                 self._engine.abort(list(client.open_requests.values()))
                 del self._clients[client_id]
 
-    def _take_over(self, client_id: str) -> tuple[_Client, _Messages]:
-        stream: _Messages = asyncio.Queue()
+    def _take_over(self, client_id: str) -> tuple[_Client, _Stream]:
+        stream = _Stream()
         client = self._clients.get(client_id)
         if client is None:
             client = self._clients[client_id] = _Client(asyncio.get_running_loop(), stream)
         else:
-            client.newest_stream.put_nowait(None)
-            client.newest_stream = stream
+            client.newest.superseded = True
+            client.newest.changed.set()
+            client.newest = stream
         return client, stream
 
     def _abandon(self, client: _Client, abandoned: list[int]) -> None:

@@ -1,8 +1,9 @@
-"""Makes up a catalogue in WebShop's own file layouts, with goals from easy to hard, the same for the same seed.
+"""Makes up a catalogue in WebShop's own file layouts, with goals from easy to hard, the same for the same
+seed.
 
-Easy products ask for one attribute and have nothing to choose; hard ones ask for three attributes, two options
-and often cost more than their neighbours, so that the price limit matters. Products of a kind are alike except
-for brand, attributes, options and price, as in a real shop.
+Easy products ask for one attribute and have nothing to choose; hard ones ask for three attributes, two
+options and often cost more than their neighbours, so that the price limit matters. Products of a kind are
+alike except for brand, attributes, options and price, as in a real shop.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _HUMAN_FORMS = (
 
 @dataclass(slots=True)
 class GeneratedCatalogue:
-    """What WebShop has in files: product records, and by asin attributes and instructions, people's, and nouns."""
+    """WebShop's files: product records, and by asin attributes and instructions, people's, and nouns."""
 
     items: list[dict[str, Any]]
     items_ins: dict[str, dict[str, Any]]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webshop_helpers import SHARED
+
+from envs.webshop.engine import Engine
+from envs.webshop.oracle import plan
+from tools.make_webshop_catalogue import main as make_catalogue
+from tools.replay import main as replay_main
+from tools.replay_webshop import open_shop
+
+
+def replay(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.delenv("WEBSHOP_DATA", raising=False)
+    monkeypatch.setattr("sys.argv", ["replay", "webshop", *map(str, arguments)])
+    return replay_main()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared WebShop recordings are not beside the project")
+def test_all_recordings_of_the_original_engine_replay_without_a_difference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((SHARED / "fixtures").glob("*.json"))
+    assert replay(monkeypatch, *files, "--data", SHARED) == 0
+    # 3 episodes, 300 rewards, 103 searches, and the goals, unreachable goals and prices of seed 0
+    assert capsys.readouterr().out == "409 passed, 0 failed\n"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "webshop"
+    assert make_catalogue(["--out", str(folder), "--products-per-kind", "1"]) == 0
+    return folder
+
+
+def recorded_episode(data: Path) -> dict[str, Any]:
+    shop = open_shop(data)
+    goal = shop.goals(human=False).goals[0]
+    assert isinstance(goal.options, dict)
+    engine = Engine(shop, goal, "3")
+    episode: dict[str, Any] = {
+        "name": "bought",
+        "session": 3,
+        "goal": {
+            "asin": goal.asin,
+            "instruction_text": goal.instruction_text,
+            "attributes": list(goal.attributes),
+            "price_upper": goal.price_upper,
+            "goal_options": goal.options,
+        },
+        "reset": {"observation": engine.reset().observation, "url": engine.url},
+        "steps": [],
+    }
+    for action in plan(shop, goal):
+        frame = engine.step(action)
+        step = {
+            "action": action,
+            "reward": frame.reward,
+            "done": frame.done,
+            "observation": frame.observation,
+        }
+        episode["steps"].append(step)
+    return episode | {"purchased_asin": goal.asin, "reward": 1.0, "sampled_price": shop.prices[0]}
+
+
+def test_replay_counts_and_shows_the_first_difference(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = recorded_episode(data)
+    bad = json.loads(json.dumps(good)) | {"name": "other"}
+    bad["steps"][1]["reward"] = 0.5
+    search = {"query": "tea", "hits": [], "scores": []}
+    (tmp_path / "episodes.json").write_text(json.dumps([good, bad]))
+    (tmp_path / "searches.json").write_text(json.dumps([search]))
+    status = replay(monkeypatch, tmp_path / "episodes.json", tmp_path / "searches.json", "--data", data)
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert (status, last) == (1, "1 passed, 2 failed")
+    assert (
+        first.startswith("FAILED episodes.json other: step 1, action 'click[") and "recorded was 0.5" in first
+    )
+    assert second.startswith("FAILED searches.json tea: hits differ")
+
+
+def test_replay_says_in_one_sentence_what_cannot_be_read(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {
+        "broken.json": ("[{", "it is not JSON"),
+        "empty.json": ("[]", "it holds no recordings"),
+        "strange.json": ('[{"what": 1}]', "entry 0: it is no episode, reward or search"),
+        "asin.json": ('[{"buy": "B1", "goal": {"asin": "B1"}}]', "entry 0: "),
+    }
+    for name, (content, words) in contents.items():
+        (tmp_path / name).write_text(content)
+        assert replay(monkeypatch, tmp_path / name, "--data", data) == 2
+        assert words in capsys.readouterr().err
+    assert replay(monkeypatch, tmp_path / "none.json", "--data", data) == 2
+    assert replay(monkeypatch, tmp_path / "none.json", "--data", tmp_path) == 2
+    assert replay(monkeypatch, tmp_path / "none.json") == 2
+    assert "set WEBSHOP_DATA" in capsys.readouterr().err
