@@ -136,10 +136,8 @@ def _run(
     # These import torch, for which nothing above should wait.
     from serl.algorithm import TrainingInterrupted
     from serl.console import Console
-    from serl.driver_log import log_to_file
     from serl.train import evaluate_checkpoint, train
 
-    log_to_file(run_dir.logs / "driver.log")
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
     try:
@@ -159,12 +157,13 @@ def _run(
 def stop_on_signal() -> threading.Event:
     """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
     stop = threading.Event()
+    terminal = os.dup(2)  # standard error itself goes to a file while the cluster starts and stops
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
-        os.write(2, b"\nstopping: saving a checkpoint; once more to stop at once\n")
+        os.write(terminal, b"\nstopping: saving a checkpoint; once more to stop at once\n")
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,12 +64,15 @@ def running_algorithm(
 
 
 def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
+    stop_handler = signal.getsignal(signal.SIGTERM)
     if address is None:
         context = ray.init(
             include_dashboard=experiment.cluster.dashboard, dashboard_host="127.0.0.1", log_to_driver=False
         )
     else:
         context = ray.init(address=address, log_to_driver=False)
+    # Ray puts its own handler in the place of the one that saves a checkpoint.
+    signal.signal(signal.SIGTERM, stop_handler)
     log_to_file(driver_log)
     logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
 

