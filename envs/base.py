@@ -78,7 +78,9 @@ class TextEnv(gymnasium.Env[str, str]):
     ``reset(options={"task_id": ...}, seed=...)`` starts the task; ``step(action)`` takes one action.
     Both return an ``info`` with the keys ``admissible_actions`` (list of str), ``task_description`` (str),
     ``task_type`` (str), ``success`` (bool), ``action_valid`` (bool: the action was admissible) and
-    ``feedback`` (str or None: the environment's comment on the last action, for hindsight). The reward of
+    ``feedback`` (str or None: the environment's comment on the last action, for hindsight). It may have
+    ``metrics`` (numbers by name, such as a task score; those of an episode's last step are reported as
+    means over episodes). The reward of
     a step is what the environment gives; the cost of an invalid action is the env runner's business.
     Raises KeyError for an unknown task, RuntimeError for a step after the end.
 

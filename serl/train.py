@@ -72,7 +72,8 @@ def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Pa
     else:
         context = ray.init(address=address, log_to_driver=False)
     # Ray puts its own handler in the place of the one that saves a checkpoint.
-    signal.signal(signal.SIGTERM, stop_handler)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop_handler)
     log_to_file(driver_log)
     logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
 

@@ -62,13 +62,15 @@ def make_policy(seed: int) -> LlamaForCausalLM:
         )
     )
     with torch.no_grad():
-        policy.model.embed_tokens.weight.normal_(0.0, 0.3)
-        # A direction that only the end token points against: no response ends before a test wants it to.
+        for name, parameter in policy.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0.0, 0.3 if "embed" in name else 0.15)
+            # A direction that no layer touches and only the end token points against: no response ends
+            # before a test wants it to.
+            if "o_proj" in name or "down_proj" in name:
+                parameter[0] = 0.0
         policy.model.embed_tokens.weight[:, 0] = 3.0
         policy.model.embed_tokens.weight[END, 0] = -3.0
-        for name, parameter in policy.named_parameters():
-            if "norm" not in name and "embed" not in name:
-                parameter.normal_(0.0, 0.15)
     return policy.eval()
 
 

@@ -1,6 +1,6 @@
 """Trains the tiny policy that ships with SERL: behaviour cloning of a searcher on the embedded games.
 
-    python -m tools.warm_start --out policies/my_policy --episodes 2700
+    python -m tools.warm_start --out policies/my_policy --episodes 2400
 
 It takes a few minutes on one core. The result is a Hugging Face folder; name it as ``model.path``.
 """

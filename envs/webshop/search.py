@@ -91,7 +91,7 @@ class SearchIndex:
         scores = np.zeros(self.num_documents)
         if self.num_documents < _PRUNED_FROM:
             for posting in postings:
-                scores[posting.documents] += posting.contributions()
+                posting.add_all_to(scores)
             candidates = np.flatnonzero(scores)
         else:
             candidates = _accumulate(postings, scores, max_hits)
@@ -148,9 +148,11 @@ class _Postings:
     weight: np.float32
     peak: float
 
-    def contributions(self) -> NDArray[np.float32]:
-        """What the term adds to the score of each of its documents; Lucene's w - w / (1 + f / norm)."""
-        return self.weight - self.weight / self.saturation
+    def add_all_to(self, scores: NDArray[np.float64]) -> None:
+        """Adds to the scores of all documents of the term: w - w / (1 + f / norm), as Lucene puts it."""
+        contributions = self.weight - self.weight / self.saturation
+        # `add.at` is three times as fast as `+=` on picked elements, but only with these two types.
+        np.add.at(scores, self.documents.astype(np.intp), contributions.astype(np.float64))
 
     def of(self, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
         """What the term adds to the score of each of ``candidates``."""
@@ -162,7 +164,7 @@ class _Postings:
     def add_to(self, scores: NDArray[np.float64], candidates: NDArray[np.int32]) -> None:
         """Adds to the scores of ``candidates``, and perhaps of others."""
         if len(candidates) * _LOOKUP_COST > len(self.documents):
-            scores[self.documents] += self.contributions()
+            self.add_all_to(scores)
         else:
             scores[candidates] += self.of(candidates)
 
@@ -182,7 +184,7 @@ def _accumulate(postings: list[_Postings], scores: NDArray[np.float64], max_hits
             threshold = max(threshold, _probe(pool, scores, left, max_hits))
             if threshold > rest[number] * (1 + _ROUNDING):
                 break
-        scores[left[0].documents] += left[0].contributions()
+        left[0].add_all_to(scores)
         if max_hits <= len(left[0].documents) < (len(pool) or math.inf):
             pool = left[0].documents
         number += 1

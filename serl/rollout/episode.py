@@ -226,6 +226,7 @@ def _trajectory(
         seconds=seconds,
         environment_seconds=environment_seconds,
         metrics={
+            **progress.info.get("metrics", {}),
             "generation_seconds": progress.generation_seconds,
             "dropped_history_turns": float(progress.num_dropped_turns),
         },

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import zlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -61,6 +62,11 @@ class PolicyReplica:
         ray.get(self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S)
         self._follower = threading.Thread(target=self._follow_weights, name="weights", daemon=True)
         self._follower.start()
+        logger.info(
+            "serving weights %d; the start took %.1f processor seconds",
+            report.weights_seq_no,
+            time.process_time(),
+        )
 
     async def generate(
         self, client_id: str, requests: list[Request], abandoned: list[int]

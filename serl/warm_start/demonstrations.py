@@ -27,8 +27,8 @@ from serl.hindsight.evidence import Evidence, StepEvidence
 class DemonstrationSettings:
     """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``."""
 
-    num_episodes: int = 5400
-    max_steps: int = 20
+    num_episodes: int = 2400
+    max_steps: int = 15
     history_length: int = 2
     random_action_share: float = 0.15
     inadmissible_action_share: float = 0.06

@@ -21,7 +21,7 @@ from serl.warm_start.tokenizer import END, PAD, token_id
 class PanelSettings:
     """``history_length`` and ``max_steps`` as in the env runner's config."""
 
-    max_steps: int = 20
+    max_steps: int = 15
     history_length: int = 2
     temperature: float = 1.0
     max_response_length: int = 24

@@ -1,8 +1,9 @@
 """A byte-level BPE tokenizer whose phrases are single tokens, so that a tiny policy's prompts stay short.
 
 Fixed wording (the system message, the labels of the prompt, the engine's stock phrases) becomes added tokens;
-what is left between them is split into words, a name and its number staying together (`` shelf 1``), and BPE
-learns these from game texts. None of the phrases is special: decoding keeps them.
+what is left between them is split into words and numbers, which BPE learns from game texts. A thing's name is
+a token of its own, apart from its number: what a task names is found by the very same token.
+None of the phrases is special: decoding keeps them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
-_WORDS = r" ?[A-Za-z]+ \d+| ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
+_WORDS = r" ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
 _PROMPT_LABELS = (
     "Task:",
     "\nTurns so far:",
