@@ -80,8 +80,8 @@ class TextEnv(gymnasium.Env[str, str]):
     ``task_type`` (str), ``success`` (bool), ``action_valid`` (bool: the action was admissible) and
     ``feedback`` (str or None: the environment's comment on the last action, for hindsight). It may have
     ``metrics`` (numbers by name, such as a task score; those of an episode's last step are reported as
-    means over episodes). The reward of
-    a step is what the environment gives; the cost of an invalid action is the env runner's business.
+    means over episodes). The reward of a step is what the environment gives; the cost of an invalid action
+    is the env runner's business.
     Raises KeyError for an unknown task, RuntimeError for a step after the end.
 
     ``blocking``: a call takes long enough (over a millisecond) to hold up other episodes of the process;

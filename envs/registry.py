@@ -44,8 +44,9 @@ def _factory(name: str) -> Callable[[dict[str, Any]], EnvProvider]:
                 return point.load()
         target = name
     if not re.fullmatch(r"[\w.]+:\w+", target):
+        known = ", ".join(environment_names())
         raise UnknownEnvironmentError(
-            f"unknown environment {name!r}; known: {', '.join(environment_names())}, or package.module:factory"
+            f"unknown environment {name!r}; known: {known}, or package.module:factory"
         )
     module_name, _, attribute = target.partition(":")
     try:

@@ -40,6 +40,10 @@ class CausalLMModule(TorchRLModule):
         self.shares_prefix = self.layout == "padded" and _can_share_prefix(self.model)
         self._predictor_positions: Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predictors)
+        last_mlp = _last_dense_mlp(self.model)
+        if last_mlp is not None:
+            last_mlp.register_forward_pre_hook(self._keep_predictors)
+            last_mlp.register_forward_hook(self._put_predictors_back)
 
     @property
     def model_dir(self) -> Path:
@@ -76,11 +80,19 @@ class CausalLMModule(TorchRLModule):
         return cache
 
     def _keep_predictors(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Lets the LM head see only hidden states that predict a scored token."""
+        """Lets a module see only the hidden states that predict a scored token, [N, width]."""
         if self._predictor_positions is None:
             return arguments
         (hidden,) = arguments
+        self._hidden_shape = hidden.shape
         return (hidden.flatten(0, 1)[self._predictor_positions],)
+
+    def _put_predictors_back(self, mlp: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The last layer's MLP output in its full shape; nobody reads the other positions, which are 0."""
+        if self._predictor_positions is None:
+            return output
+        whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
+        return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
 
 
 def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[str, Tensor]:
@@ -90,6 +102,18 @@ def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[st
     with torch.no_grad():
         entropies = -(distribution.exp() * distribution).sum(dim=-1)
     return {"logprobs": logprobs, "entropies": entropies}
+
+
+def _last_dense_mlp(model: Any) -> nn.Module | None:
+    """The MLP after the last attention: from there on every position is on its own.
+
+    None where a second look is needed: experts are routed over all tokens, and checkpointed layers run again.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None or model.is_gradient_checkpointing:
+        return None
+    mlp = getattr(layers[-1], "mlp", None)
+    return mlp if mlp is not None and not any("expert" in name for name, _ in mlp.named_modules()) else None
 
 
 def _variable_length_arguments(batch: TokenBatch) -> dict[str, Any]:

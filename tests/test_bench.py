@@ -1,0 +1,78 @@
+"""What can be said of the benchmarks without measuring anything worth a figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.bench.__main__ import main
+from tools.bench.figures import Figure, Figures, shown
+
+
+def test_the_env_benchmark_prints_ratios_and_writes_all_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "figures.json"
+    assert main(["env", "--games", "2", "--steps", "3", "--repetitions", "2", "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("bench env: ")
+    assert lines[-1].startswith("summary env: ") and "native step / goal " in lines[-1]
+    figures = {figure["name"]: figure for figure in json.loads(file.read_text())["figures"]}
+    step, share = figures["native step"], figures["native step / goal"]
+    assert len(step["values"]) == 2 and step["at_most"] == 0.1
+    assert share["median"] == pytest.approx(step["median"] / 0.1)
+    assert 0 < figures["native episode of a loaded game"]["median"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["speed"],
+        ["env", "--games", "0"],
+        ["env", "--steps", "many"],
+        ["rollout", "--repetitions", "-1"],
+        ["startup", "--games", "3"],
+    ],
+)
+def test_wrong_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "python -m tools.bench" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["env", "--data", str(tmp_path)]) == 2
+    assert "no ALFWorld games" in capsys.readouterr().err
+    assert main(["env", "--games", "1000000"]) == 2
+    assert "1000000 games are asked for" in capsys.readouterr().err
+
+
+def test_a_median_is_held_against_its_goal():
+    assert "goal >= 0.95 met" in Figure("rate", "x", (0.5, 0.96, 0.99), at_least=0.95).line()
+    assert "goal >= 0.95 MISSED" in Figure("rate", "x", (0.94, 0.9, 0.99), at_least=0.95).line()
+    assert "goal <= 1.2 met" in Figure("cost", "x", (1.2,), at_most=1.2).line()
+    assert "goal <= 1.2 MISSED" in Figure("cost", "x", (1.1, 1.5), at_most=1.2).line()
+    assert Figure("size", "MB", (2.0, 1.0, 4.0)).line().split() == ["size", "2", "MB", "(1", "to", "4)"]
+
+
+def test_the_last_line_holds_the_ratios_of_pairs(capsys: pytest.CaptureFixture[str]):
+    figures = Figures("pairs")
+    figures.add("left", [2.0, 9.0], "s")
+    figures.add_ratio("left / right", [2.0, 9.0], [1.0, 3.0], at_most=3.0)
+    figures.summarise()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("summary pairs: left / right 2.5 (goal <= 3 met); load ")
+
+
+def test_figures_show_three_digits_and_all_before_the_point():
+    assert [shown(value) for value in (1234.56, 100.0, 99.49, 0.012345, 0.0)] == [
+        "1235",
+        "100",
+        "99.5",
+        "0.0123",
+        "0",
+    ]

@@ -1,0 +1,127 @@
+"""Panels, batch metrics, checkpoints' folders and the curve's mean, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from envs.base import Task
+from serl.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    latest_checkpoint,
+    list_checkpoints,
+    read_algorithm_state,
+    remove_old_checkpoints,
+    write_algorithm_state,
+)
+from serl.evaluation import panel_result, wilson_interval
+from serl.metrics import batch_metrics
+from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+from tools.curve import moving_mean
+
+
+def _step(version: int, valid: bool = True) -> Step:
+    return Step(
+        prompt_ids=[1, 2, 3, 4],
+        response_ids=[5, 6],
+        old_logprobs=[-0.1, -0.2],
+        action_mask=[False, True],
+        version_spans=(VersionSpan(0, 2, version),),
+        finish_reason="stop",
+        messages=({"role": "user", "content": "look"},),
+        response_text="<action>look</action>",
+        anchor="a room",
+        action="look",
+        action_valid=valid,
+        feedback=None,
+        next_observation="a room",
+        num_cached_tokens=1,
+    )
+
+
+def _trajectory(member: int, steps: list[Step], success: bool, task_type: str = "find") -> Trajectory:
+    return Trajectory(
+        trajectory_id=f"g0-{member}",
+        group_id="g0",
+        member=member,
+        task=Task("t0", task_type),
+        steps=steps,
+        reward=10.0 if success else 0.0,
+        success=success,
+        end_reason="success" if success else "max_steps",
+        metrics={"task_score": float(member)},
+    )
+
+
+def test_five_of_ten_successes_have_wilsons_interval() -> None:
+    rate = wilson_interval(5, 10)
+    assert rate.rate == 0.5
+    # (0.5 + 1.920729 / 10) / 1.3841459 = 0.5, half width 1.959964 / 1.3841459 · √(0.025 + 0.0096036)
+    assert rate.low == pytest.approx(0.236593, abs=1e-6)
+    assert rate.high == pytest.approx(0.763407, abs=1e-6)
+
+
+def test_no_success_still_has_a_wide_interval_and_no_task_has_all_of_it() -> None:
+    none = wilson_interval(0, 10)
+    assert (none.low, none.high) == (0.0, pytest.approx(0.277533, abs=1e-6))
+    assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0.0, 1.0)
+
+
+def test_a_task_without_an_episode_counts_as_a_failure_of_the_panel() -> None:
+    played = [_trajectory(0, [_step(3)], True), _trajectory(1, [_step(3, valid=False)] * 3, False, "heat")]
+    result = panel_result(played, num_tasks=4, weights_seq_no=3, seconds=2.0)
+    assert (result.overall.successes, result.overall.count, result.unfinished) == (1, 4, 2)
+    assert {name: rate.count for name, rate in result.by_task_type.items()} == {"find": 1, "heat": 1}
+    assert result.mean_steps == 2.0
+    assert result.invalid_action_rate == 0.75
+
+
+def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:
+    group = TrajectoryGroup(
+        "g0",
+        Task("t0", "find"),
+        [
+            _trajectory(0, [_step(4)], True),
+            _trajectory(1, [_step(3, valid=False), _step(4), _step(5)], False),
+        ],
+    )
+    metrics = batch_metrics([group], weights_seq_no=5)
+    assert metrics["rollout/success"] == 0.5
+    assert metrics["rollout/invalid_action_rate"] == 0.25
+    assert metrics["rollout/prefix_cache_hit_rate"] == 0.25
+    assert metrics["rollout/action_token_share"] == 0.5
+    assert metrics["rollout/groups_with_spread"] == 1.0
+    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.5, 2.0)
+    assert metrics["batch/tokens"] == 24.0
+    assert metrics["episode/task_score"] == 0.5
+
+
+def test_only_complete_checkpoints_count_and_the_oldest_go(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for iteration in (1, 2, 3):
+        folder = checkpoint_path(checkpoints, iteration)
+        folder.mkdir(parents=True)
+        if iteration != 3:
+            write_algorithm_state(folder, {"iteration": iteration})
+    (checkpoints / "iteration_000004.partial").mkdir()
+    assert latest_checkpoint(tmp_path).name == "iteration_000002"
+    remove_old_checkpoints(checkpoints, keep=1)
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["iteration_000002"]
+    assert not (checkpoints / "iteration_000004.partial").exists()
+
+
+def test_a_folder_without_a_readable_state_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        read_algorithm_state(tmp_path)
+    (tmp_path / "algorithm.json").write_text(json.dumps({"iteration": 1})[:-2])
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        read_algorithm_state(tmp_path)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        latest_checkpoint(tmp_path)
+
+
+def test_the_curve_averages_over_the_last_values_only() -> None:
+    assert moving_mean([1.0, 3.0, 5.0, 7.0], window=2) == [1.0, 2.0, 4.0, 6.0]
