@@ -69,6 +69,19 @@ def test_only_marked_tokens_are_scored(model_dir: Path) -> None:
     torch.testing.assert_close(module(batch)["logprobs"].detach(), expected, atol=2e-5, rtol=1e-5)
 
 
+def test_what_follows_the_last_attention_is_computed_for_predictors_only(model_dir: Path) -> None:
+    module = build_module(model_dir)
+    shapes: dict[str, list[int]] = {}
+    layers, head = module.model.get_decoder().layers, module.model.get_output_embeddings()
+    for name, part in (("first", layers[0].mlp), ("last", layers[-1].mlp), ("head", head)):
+        part.register_forward_pre_hook(
+            lambda _, arguments, name=name: shapes.update({name: list(arguments[0].shape)})
+        )
+    batch = make_token_batch([[5, 6, 7], [8, 9]], [[1, 2], [3]], None, layout="padded", share_prefix=False)
+    module(batch)
+    assert shapes == {"first": [2, 5, 32], "last": [3, 32], "head": [3, 32]}
+
+
 def test_gradients_flow_through_the_shared_prefix(model_dir: Path) -> None:
     prompts, responses = sequences(shared=24, seed=3)
     gradients = []

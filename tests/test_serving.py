@@ -29,6 +29,7 @@ from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.names import ServingNames
 from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
 from serl.serving.streams import ClientStreams
+from serl.serving.transfer import make_sender
 from serl.serving.transfer.shared_memory import claim_folder, release_folder, weights_folder
 from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
 from serl.serving.weights import WeightLoadError, WeightPublisher
@@ -416,6 +417,19 @@ def test_a_replica_that_does_not_load_in_time_is_named(cluster: None) -> None:
     finally:
         release_folder(names.application)
     assert find_weight_store(names) is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the transfer works here")
+@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
+def test_a_transfer_between_gpus_needs_a_gpu(transfer: Any) -> None:
+    with pytest.raises(ValueError, match=f"serving.weight_transfer={transfer} sends from the learner's GPU"):
+        make_sender(transfer, "serl-nowhere")
+
+
+def test_more_workers_than_gpus_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    wrong = experiment(num_gpus_per_replica=1, tensor_parallel_size=2)
+    with pytest.raises(ValueError, match="serving.tensor_parallel_size=2 needs as many GPUs"):
+        start_serving(wrong, str(model_dir), str(tmp_path), "refused")
 
 
 def test_waiting_for_a_deployment_that_does_not_come_has_a_deadline(deployment: Deployment) -> None:

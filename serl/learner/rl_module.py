@@ -55,7 +55,7 @@ class CausalLMModule(TorchRLModule):
 
         Returns float32 [N]: ``logprobs``, natural log-probs at the sampling temperature, and ``entropies`` of
         the distributions they were drawn from, in nats and without gradient. Logits exist only for the
-        scored tokens.
+        scored tokens, and so do the outputs of the last layer's MLP.
         """
         arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
         if "prefix_ids" in batch:
@@ -79,7 +79,7 @@ class CausalLMModule(TorchRLModule):
         cache.batch_repeat_interleave(num_rows)
         return cache
 
-    def _keep_predictors(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _keep_predictors(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Lets a module see only the hidden states that predict a scored token, [N, width]."""
         if self._predictor_positions is None:
             return arguments
@@ -107,7 +107,8 @@ def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[st
 def _last_dense_mlp(model: Any) -> nn.Module | None:
     """The MLP after the last attention: from there on every position is on its own.
 
-    None where a second look is needed: experts are routed over all tokens, and checkpointed layers run again.
+    None for experts, which may look at all tokens at once, and for checkpointed layers, which run again when
+    the positions are forgotten.
     """
     layers = getattr(model.get_decoder(), "layers", None)
     if layers is None or model.is_gradient_checkpointing:

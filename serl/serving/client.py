@@ -60,8 +60,9 @@ class PolicyClient:
         """The engines' counters, summed over the replicas that live now, and ``num_replicas``.
 
         ``prompt_tokens``, ``cached_tokens``, ``generated_tokens``, ``finished_requests``,
-        ``refused_requests``, ``aborted_requests`` since each replica's start; ``running_requests`` and
-        ``waiting_requests`` now. ``weights_seq_no`` is the smallest. Raises TimeoutError.
+        ``refused_requests``, ``aborted_requests``, ``engine_steps`` since each replica's start;
+        ``running_requests`` and ``waiting_requests`` now. ``weights_seq_no`` is the smallest. Raises
+        TimeoutError.
         """
         response = self._get_handle().broadcast("statistics")
         replicas = await response.results_async(timeout_s=_STATISTICS_TIMEOUT_S)

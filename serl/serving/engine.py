@@ -45,7 +45,7 @@ class _Pending:
 
 
 class EngineThread:
-    """Runs ``build()``'s engine until `stop`.
+    """Runs ``build()``'s engine for as long as the process lives.
 
     ``on_death`` is called in the engine's thread, with the exception, if a step or an update breaks the
     engine; no request is answered afterwards. `wait_until_built` raises what ``build`` raised.
@@ -58,11 +58,9 @@ class EngineThread:
         self._built: Future[None] = Future()
         self._pending: dict[str, _Pending] = {}
         self._numbers = itertools.count()
-        self._stopping = False
         self._counters: Counter[str] = Counter()
         self.weights_seq_no = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def wait_until_built(self, timeout_s: float) -> None:
         """Returns when the engine can be used; raises what building it raised, or TimeoutError."""
@@ -112,18 +110,11 @@ class EngineThread:
             "finished_requests": self._counters["finished_requests"],
             "refused_requests": self._counters["refused_requests"],
             "aborted_requests": self._counters["aborted_requests"],
+            "engine_steps": self._counters["engine_steps"],
             "running_requests": len(scheduler.running),
             "waiting_requests": len(scheduler.waiting),
             "weights_seq_no": self.weights_seq_no,
         }
-
-    def stop(self, timeout_s: float) -> None:
-        """Ends the thread; unanswered requests stay so. Raises TimeoutError if it does not end."""
-        self._stopping = True
-        self._inbox.put(lambda: None)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise TimeoutError(f"waited {timeout_s:g} s for the engine's thread to finish its step")
 
     def _run(self) -> None:
         try:
@@ -135,9 +126,10 @@ class EngineThread:
             return
         self._built.set_result(None)
         try:
-            while not self._stopping:
+            while True:
                 self._take_inbox()
                 if self._engine.has_unfinished_requests():
+                    self._counters["engine_steps"] += 1
                     self._deliver(self._engine.step())
         except BaseException as error:
             logger.exception("the engine broke")

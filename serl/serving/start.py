@@ -15,7 +15,7 @@ from serl.config import ExperimentConfig
 from serl.config.sections import ServingSection
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
-from serl.serving.engine_options import replica_environment
+from serl.serving.engine_options import replica_environment, runs_on_gpu
 from serl.serving.names import ServingNames
 from serl.serving.transfer.shared_memory import claim_folder, release_folder
 from serl.serving.weight_store import create_weight_store
@@ -43,9 +43,15 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     """Deploys the policy in ``model_dir`` (weights_seq_no 0) and returns without waiting for it.
 
     Ray must be initialised. ``instance`` tells deployments of one cluster and host apart. The engines' logs
-    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running.
+    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running and ValueError for
+    fewer GPUs a replica than ``serving.tensor_parallel_size``.
     """
     serving = experiment.serving
+    if runs_on_gpu(serving) and serving.num_gpus_per_replica < serving.tensor_parallel_size:
+        raise ValueError(
+            f"serving.tensor_parallel_size={serving.tensor_parallel_size} needs as many GPUs a replica; "
+            f"serving.num_gpus_per_replica is {serving.num_gpus_per_replica:g}"
+        )
     names = ServingNames(
         application=f"serl-{instance}",
         deployment=DEPLOYMENT,

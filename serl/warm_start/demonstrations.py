@@ -1,10 +1,10 @@
 """Demonstrations for behaviour cloning: prompts as an env runner would render them, responses of a searcher.
 
-Every state is labelled with what the searcher would do, while some of the actions that are carried out are
-random (as in DAgger, arXiv 1011.0686) or not admissible, so that the policy learns to recover. A share of
-the demonstrations also shows hindsight about one action tried in that state, rendered as for the teacher:
-the label is that action if it brought the task nearer, and the searcher's choice if not. So the policy
-learns to read hindsight before it becomes its own teacher.
+Every state is labelled with what the searcher does; some of its actions are random, and some others that are
+carried out are not admissible and no label (as in DAgger, arXiv 1011.0686), so that the policy learns to
+recover. A share of the demonstrations also shows hindsight about one action tried in that state, rendered as
+for the teacher: the label is that action if it brought the task nearer, and the searcher's choice if not. So
+the policy learns to read hindsight before it becomes its own teacher.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from serl.hindsight.evidence import Evidence, StepEvidence
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSettings:
-    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``."""
+    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``.
+
+    With ``imitate_random_actions`` the searcher's random actions are labels too: the policy learns to wander
+    now and then, which reinforcement learning can take away again.
+    """
 
     num_episodes: int = 2400
     max_steps: int = 15
     history_length: int = 2
-    random_action_share: float = 0.15
+    random_action_share: float = 0.2
+    imitate_random_actions: bool = True
     inadmissible_action_share: float = 0.06
     hindsight_share: float = 0.2
     search_order: str = "plausible"
@@ -85,9 +90,10 @@ class _Episode:
                 self._try_inadmissible_action()
             admissible = self._info["admissible_actions"]
             thought, action = self._searcher.act(real_observation, admissible)
-            if not self._searcher.last_action_was_random:
+            wanders = self._searcher.last_action_was_random
+            if not wanders or self._settings.imitate_random_actions:
                 yield Demonstration(self._messages(), response_text(thought, action))
-                if self._rng.random() < self._settings.hindsight_share:
+                if not wanders and self._rng.random() < self._settings.hindsight_share:
                     yield self._with_hindsight(thought, action)
             if self._act(action):
                 return

@@ -38,8 +38,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
                 own.append(_train(_with(experiment, max_staleness), model_dir, run_dir, options.iterations))
     figures.note(
         f"{experiment.model.path}: batches of {experiment.training.groups_per_batch} groups of "
-        f"{experiment.training.group_size}; {options.repetitions} runs each, of {options.iterations} iterations "
-        f"after {_RAMP_UP_ITERATIONS} unmeasured ones"
+        f"{experiment.training.group_size}; {options.repetitions} runs each, of "
+        f"{options.iterations} iterations after {_RAMP_UP_ITERATIONS} unmeasured ones"
     )
     for max_staleness, own in runs.items():
         name = f"max_staleness {max_staleness}"

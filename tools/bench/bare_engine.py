@@ -63,7 +63,11 @@ class BareEngine:
         self._engine: Any = build_engine(experiment, model_dir, experiment.seed)
 
     def replay(
-        self, sessions: Sequence[Sequence[RecordedRequest]], num_in_flight: int, as_text: bool, timeout_s: float
+        self,
+        sessions: Sequence[Sequence[RecordedRequest]],
+        num_in_flight: int,
+        as_text: bool,
+        timeout_s: float,
     ) -> Replayed:
         """Asks ``(prompt ids, response length)`` requests, those of a session one after another.
 
@@ -139,6 +143,5 @@ def recorded_sessions(trajectories: Sequence[Trajectory]) -> list[list[RecordedR
 def start_bare_engine(experiment: ExperimentConfig, model_dir: Path) -> Any:
     """A `BareEngine` in a process of its own, with a replica's environment; it ends with its handle."""
     environment = {"env_vars": replica_environment(experiment.serving)}
-    return ray.remote(BareEngine).options(num_cpus=0, runtime_env=environment).remote(
-        experiment, str(model_dir)
-    )
+    actor = ray.remote(BareEngine).options(num_cpus=0, runtime_env=environment)
+    return actor.remote(experiment, str(model_dir))

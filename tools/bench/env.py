@@ -48,7 +48,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
     source = _open(options.data)
     has_textworld = _has_textworld(source, figures)
     figures.note(
-        f"{options.games} games of {options.data}, {options.steps} steps each, {options.repetitions} repetitions"
+        f"{options.games} games of {options.data}, {options.steps} steps each, "
+        f"{options.repetitions} repetitions"
     )
     # First: later episodes would grow into memory that earlier ones have left.
     _report_memory(source, options, figures, has_textworld)

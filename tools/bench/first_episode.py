@@ -79,7 +79,7 @@ def main() -> int:
     watch.around(SERLConfig, "build_learner_group", "learners begin", "learners end")
     watch.around(serl.algorithm, "wait_until_ready", "replica alone begins", "replica ends")
 
-    def progress(console: Console, progress: Progress) -> None:
+    def progress(self: Console, progress: Progress) -> None:
         if progress.episodes and FIRST_EPISODE not in watch.moments:
             watch.note(FIRST_EPISODE)
             Path(file).write_text(json.dumps(watch.moments), encoding="utf-8")

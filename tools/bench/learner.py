@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
     with local_cluster() as run_dir:
         groups = _played(serl, model_dir, run_dir)
         bare = _BarePasses(serl, model_dir, groups)
-        learners = {name: _learner(experiment, model_dir) for name, experiment in (("serl", serl), ("grpo", grpo))}
+        learners = {"serl": _learner(serl, model_dir), "grpo": _learner(grpo, model_dir)}
         updates = {name: _Updates() for name in learners}
         # The first turn is not measured: memory is asked for, libraries warm up.
         for update_step in range(1 + options.repetitions):
@@ -57,8 +57,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
             for name, learner in learners.items():
                 _update(learner, groups, update_step, updates[name] if update_step else None)
     figures.note(
-        f"{serl.model.path}: {len(groups)} groups of {serl.training.group_size}, {bare.num_rows} rows with an "
-        f"advantage, {bare.num_tokens} tokens in {bare.num_micro_batches} micro-batches of up to "
+        f"{serl.model.path}: {len(groups)} groups of {serl.training.group_size}, {bare.num_rows} rows with "
+        f"an advantage, {bare.num_tokens} tokens in {bare.num_micro_batches} micro-batches of up to "
         f"{serl.learner.micro_batch_tokens}; {options.repetitions} updates"
     )
     _report(bare, updates["grpo"], updates["serl"], figures)
@@ -119,7 +119,7 @@ class _BarePasses:
         self.num_rows = sum(len(batch) for batch in batches)
         self.num_tokens = sum(sample.num_tokens for batch in batches for sample in batch)
         if not self.num_tokens:
-            raise BenchmarkInputError("no row of the played groups has an advantage: there is nothing to learn")
+            raise BenchmarkInputError("no row of the played groups has an advantage")
         self._tensors = [_padded(batch) for batch in batches]
         self.seconds: list[float] = []
 

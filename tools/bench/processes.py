@@ -26,8 +26,8 @@ def processor_seconds() -> Counter[str]:
             spent = _seconds(process)
         except psutil.NoSuchProcess:
             continue
-        kind = next((kind for start, kind in _ACTORS.items() if title and title[0].startswith(start)), CLUSTER)
-        seconds[kind] += spent  # pyright: ignore[reportArgumentType]
+        kinds = (kind for start, kind in _ACTORS.items() if title and title[0].startswith(start))
+        seconds[next(kinds, CLUSTER)] += spent  # pyright: ignore[reportArgumentType]
     return seconds
 
 
