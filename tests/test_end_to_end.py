@@ -30,7 +30,7 @@ _SMALL = (
     "evaluation.at_start=false",
     "checkpoint.interval=1",
     "checkpoint.keep=5",
-    "learner.lr=0.003",
+    "learner.lr=0.001",
 )
 
 
@@ -121,7 +121,8 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path: Path) -> None:
     )
     deadline = time.monotonic() + 300.0
     while not list(tmp_path.glob("*/checkpoints/iteration_000002")):
-        assert time.monotonic() < deadline and process.poll() is None, "the second iteration did not end"
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the second iteration did not end"
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = _finish(process, timeout_s=120.0)

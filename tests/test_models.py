@@ -92,7 +92,7 @@ def write_gguf(path: Path, policy: Path) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     tokens += ["ab", *(f"<|unused{index}|>" for index in range(config.vocab_size - len(tokens) - 1))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -103,6 +103,7 @@ def write_gguf(path: Path, policy: Path) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.named_parameters():
         target = names.get_name(name, try_suffixes=(".weight",))
+        assert target is not None
         values = tensor.detach().numpy().astype(np.float32)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads

@@ -18,9 +18,6 @@ from serl.learner.teacher import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrainingSample, Trajectory, TrajectoryGroup
 
-# Discounted returns serve step-level estimators; those of the configuration use the trajectory's return.
-_GAMMA = 1.0
-
 
 def build_samples(
     groups: Sequence[TrajectoryGroup], config: ExperimentConfig, encoder: PromptEncoder, update_step: int
@@ -59,7 +56,7 @@ def build_samples(
 def _advantages(
     groups: Sequence[TrajectoryGroup], config: ExperimentConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    rows = StepRows.from_groups(groups, gamma=_GAMMA)
+    rows = StepRows.from_groups(groups, gamma=config.advantage.gamma)
     invalid = torch.tensor(
         [not step.action_valid for group in groups for t in group.trajectories for step in t.steps]
     )
