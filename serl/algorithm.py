@@ -276,7 +276,7 @@ class SERL(Algorithm):
             self._sampler.requeue(task)
 
     def _check_not_stopped(self, waiting_for: str) -> None:
-        """Not asked during an update: learners that have begun one are ahead of the counters until its end."""
+        """Not called during an update, when the learners are ahead of the counters."""
         if self.should_stop():
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
 
