@@ -4,159 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import fcntl
-import os
 import threading
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from serving_helpers import (
+    CLOSE_ACTION,
+    END,
+    FREE,
+    MAX_MODEL_LEN,
+    PROMPT,
+    START_TIMEOUT_S,
+    Deployment,
+    byte_id,
+    experiment,
+    largest_gap,
+    make_policy,
+    make_repeating_policy,
+    reference_logprobs,
+    save_tokenizer,
+    wait_until,
+)
 
-from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
-from serl.serving.autoscaling import replicas_for_open_requests
-from serl.serving.client import PolicyClient, RequestRefused, Sampling
-from serl.serving.engine import Deliver, LoadReport
-from serl.serving.messages import Answer, Answers, Request, make_request
+from serl.serving.client import PolicyClient, RequestRefused
+from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
-from serl.serving.streams import ClientStreams
 from serl.serving.transfer import make_sender
-from serl.serving.transfer.shared_memory import claim_folder, release_folder, weights_folder
+from serl.serving.transfer.shared_memory import release_folder, weights_folder
 from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
 from serl.serving.weights import WeightLoadError, WeightPublisher
 from serl.types import Completion
-
-T = TypeVar("T")
-State = dict[str, torch.Tensor]
-
-VOCAB_SIZE = 260
-END = 256
-CLOSE_ACTION = 257
-MAX_MODEL_LEN = 256
-PROMPT = list(range(40, 80))
-START_TIMEOUT_S = 300.0
-FREE = Sampling(temperature=1.0, top_p=1.0, max_tokens=12, stop=(), seed=None)
-
-
-def make_policy(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    policy = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=MAX_MODEL_LEN,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=END,
-        )
-    )
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "norm" not in name:
-                parameter.normal_(0.0, 0.3 if "embed" in name else 0.15)
-            # A direction that no layer touches and only the end token points against: no response ends
-            # before a test wants it to.
-            if "o_proj" in name or "down_proj" in name:
-                parameter[0] = 0.0
-        policy.model.embed_tokens.weight[:, 0] = 3.0
-        policy.model.embed_tokens.weight[END, 0] = -3.0
-    return policy.eval()
-
-
-def make_repeating_policy() -> LlamaForCausalLM:
-    """Says its last token again and again: layers add nothing, and each embedding matches itself best."""
-    policy = make_policy(99)
-    with torch.no_grad():
-        policy.model.embed_tokens.weight.normal_(0.0, 2.0)
-        for name, parameter in policy.named_parameters():
-            if "o_proj" in name or "down_proj" in name:
-                parameter.zero_()
-    return policy
-
-
-def save_tokenizer(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "</action>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    assert fast.convert_tokens_to_ids(["<|end|>", "</action>"]) == [END, CLOSE_ACTION]
-    fast.save_pretrained(folder)
-
-
-def byte_id(text: str) -> int:
-    """The token of one printable ASCII character."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet()).index(text)
-
-
-def reference_logprobs(
-    policy: LlamaForCausalLM, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0
-) -> torch.Tensor:
-    with torch.no_grad():
-        logits = policy(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    return logprobs.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
-
-
-def largest_gap(
-    policy: LlamaForCausalLM, prompt_ids: list[int], completion: Completion, temperature: float = 1.0
-) -> float:
-    expected = reference_logprobs(policy, prompt_ids, completion.token_ids, temperature)
-    return float((torch.tensor(completion.logprobs) - expected).abs().max())
-
-
-@dataclasses.dataclass
-class Deployment:
-    """A running deployment, a client of it on its own loop, and what it serves."""
-
-    names: ServingNames
-    client: PolicyClient
-    publisher: WeightPublisher
-    loop: asyncio.AbstractEventLoop
-    policy: LlamaForCausalLM
-    weights_seq_no: int = 0
-
-    def run(self, awaitable: Awaitable[T], timeout_s: float = 120.0) -> T:
-        async def wait() -> T:
-            return await awaitable
-
-        return asyncio.run_coroutine_threadsafe(wait(), self.loop).result(timeout_s)
-
-    def generate(self, prompt_ids: list[int], sampling: Sampling = FREE) -> Completion:
-        return self.run(self.client.generate(prompt_ids, sampling, "session", 60.0))
-
-    def publish(self, policy: LlamaForCausalLM) -> Any:
-        self.weights_seq_no += 1
-        stats = self.publisher.publish(policy.named_parameters(), self.weights_seq_no)
-        self.policy = policy
-        return stats
-
-    def statistics(self) -> dict[str, int]:
-        return self.run(self.client.statistics())
-
-
-def experiment(**serving: Any) -> ExperimentConfig:
-    return ExperimentConfig(
-        name="serving-test",
-        model=ModelSection(path="unused", max_model_len=MAX_MODEL_LEN),
-        rollout=RolloutSection(stop=()),
-        serving=ServingSection(
-            kv_cache_gib=0.1, max_num_seqs=64, max_num_batched_tokens=512, num_cpus_per_replica=0, **serving
-        ),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,13 +95,6 @@ def kill_replica(names: ServingNames) -> str:
     (name,) = replica_actors(names)
     ray.kill(ray.get_actor(name, namespace="serve"))
     return name
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.05)
 
 
 def test_logprobs_of_sampled_tokens_are_those_of_transformers(deployment: Deployment) -> None:
@@ -446,86 +323,3 @@ def test_an_unknown_engine_argument_is_named(cluster: None, model_dir: Path, tmp
             wait_until_ready(names, START_TIMEOUT_S)
     finally:
         stop_serving(names)
-
-
-class AnswersOnDemand:
-    """Stands in for the engine's thread, which decides by itself when requests are finished."""
-
-    def __init__(self) -> None:
-        self.open: dict[str, tuple[Request, Deliver]] = {}
-        self.aborted: list[str] = []
-
-    def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
-        self.open |= {f"r{request.key}": (request, deliver) for request in requests}
-        return [f"r{request.key}" for request in requests]
-
-    def abort(self, names: list[str]) -> None:
-        self.aborted += names
-
-    async def finish(self, *keys: int) -> None:
-        for key in keys:
-            request, deliver = self.open.pop(f"r{key}")
-            deliver([Answer(request.key, [1], [-0.5], "length", [(0, 1, 0)], 0)])
-        await asyncio.sleep(0)
-
-
-def test_a_stream_ends_with_the_last_answer_or_hands_over_to_the_next_call() -> None:
-    async def converse() -> None:
-        engine = AnswersOnDemand()
-        streams = ClientStreams(engine, "replica")
-        requests = [make_request(key, PROMPT, FREE) for key in range(4)]
-        first = streams.converse("client", requests[:3], [])
-        assert await anext(first) == Answers("replica", [])
-        await engine.finish(0)
-        assert [answer.key for answer in (await anext(first)).answers] == [0]
-        # These two finish while the message before is still on its way.
-        await engine.finish(1)
-        await engine.finish(2)
-        assert [answer.key for answer in (await anext(first)).answers] == [1, 2]
-        assert [message async for message in first] == []
-
-        second = streams.converse("client", requests[:2], [])
-        assert await anext(second) == Answers("replica", [])
-        await engine.finish(0)
-        third = streams.converse("client", requests[2:], [])
-        assert await anext(third) == Answers("replica", [])
-        assert [message.answers[0].key async for message in second] == [0]
-        await engine.finish(1, 2)
-        assert [answer.key for answer in (await anext(third)).answers] == [1, 2]
-        await third.aclose()
-        assert engine.aborted == ["r3"]
-
-    asyncio.run(converse())
-
-
-def test_replicas_are_as_many_as_the_open_requests_need() -> None:
-    config = SimpleNamespace(target_ongoing_requests=64.0)
-    busy = {"open_requests": {"first": 100.0, "second": 92.0}}
-    context: Any = SimpleNamespace(aggregated_metrics=busy, config=config, target_num_replicas=2)
-    assert replicas_for_open_requests(context) == (3.0, {})
-    context.aggregated_metrics = {}
-    assert replicas_for_open_requests(context) == (2, {})
-
-
-def test_weights_of_killed_runs_are_removed_and_those_of_live_ones_stay() -> None:
-    name = uuid.uuid4().hex[:8]
-    stale, live = weights_folder(f"serl-stale-{name}"), weights_folder(f"serl-live-{name}")
-    for folder in (stale, live):
-        folder.mkdir()
-        (folder / "00000001.safetensors").write_bytes(b"weights")
-        (folder / "lock").touch()
-    lock = os.open(live / "lock", os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    application = f"serl-new-{name}"
-    try:
-        assert claim_folder(application) >= 1
-        assert weights_folder(application).is_dir() and live.is_dir() and not stale.exists()
-        with pytest.raises(FileExistsError, match=application):
-            claim_folder(application)
-    finally:
-        release_folder(application)
-        os.close(lock)
-        assert not weights_folder(application).exists()
-        claim_folder(application)
-        release_folder(application)
-    assert not live.exists()
