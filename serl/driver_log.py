@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -27,15 +27,16 @@ def log_to_file(file: Path) -> None:
 
 
 @contextmanager
-def stderr_to_file(file: Path) -> Iterator[None]:
-    """What C++ and child processes write to standard error meanwhile goes to ``file``."""
+def output_to_file(file: Path) -> Iterator[None]:
+    """What Ray prints and what C++ and child processes write to standard error meanwhile goes to ``file``."""
     sys.stderr.flush()
     console = os.dup(2)
     with file.open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(console, 2)
-        os.close(console)
+        try:
+            with redirect_stdout(log):
+                yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(console, 2)
+            os.close(console)

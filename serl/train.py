@@ -20,7 +20,7 @@ from serl.algorithm_config import SERLConfig
 from serl.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
 from serl.config import ExperimentConfig
 from serl.console import Console
-from serl.driver_log import log_to_file, stderr_to_file
+from serl.driver_log import log_to_file, output_to_file
 from serl.evaluation import PanelResult, SuccessRate
 from serl.models.resolve import resolve_model
 from serl.run_dir import RunDir
@@ -46,7 +46,7 @@ def running_algorithm(
     driver_log = run_dir.logs / "driver.log"
     algorithm: SERL | None = None
     try:
-        with stderr_to_file(driver_log):
+        with output_to_file(driver_log):
             _start_ray(experiment, address, driver_log)
             built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
         assert isinstance(built, SERL)
@@ -55,7 +55,7 @@ def running_algorithm(
         algorithm.on_progress = console.progress
         yield algorithm
     finally:
-        with stderr_to_file(driver_log):
+        with output_to_file(driver_log):
             if algorithm is not None:
                 algorithm.stop()
             if address is None and ray.is_initialized():

@@ -28,8 +28,9 @@ def test_an_incomplete_folder_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_nothing_lists_what_could_be_given() -> None:
-    with pytest.raises(ModelPathError, match="embedded:NAME or wheel:PACKAGE"):
-        resolve_model("/no/such/folder")
+    for path in ("/no/such/folder", "./folder", "../folder"):
+        with pytest.raises(ModelPathError, match="no such folder.*embedded:NAME or wheel:PACKAGE"):
+            resolve_model(path)
 
 
 def test_an_unknown_embedded_policy_lists_the_known_ones() -> None:

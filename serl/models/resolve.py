@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 EMBEDDED_POLICIES = Path(__file__).resolve().parents[1] / "policies"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
