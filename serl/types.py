@@ -131,8 +131,8 @@ class TrainingSample:
     """One step as a learner trains on it.
 
     ``advantage`` is the group-relative advantage of every response token of the step.
-    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1);
-    the teacher scores the very same ``response_ids`` after it.
+    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1) and ``context``
+    the text of that evidence; the teacher scores the very same ``response_ids`` after it.
     """
 
     group_id: str
@@ -145,7 +145,30 @@ class TrainingSample:
     advantage: float
     weights_seq_no: int
     teacher_prompt_ids: list[int] | None = None
+    context: str | None = None
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(slots=True, frozen=True)
+class TeacherRecord:
+    """What the learner made of one step, for people to look at; nothing is computed from it.
+
+    ``advantage`` is the step's own, ``token_advantages`` those that entered the loss. ``context`` is the text
+    that the teacher read beside the prompt (None: no evidence). The other lists have one entry per response
+    token, None where the teacher weighed none: ``weights``; ``deltas``, the gap they come from before
+    centring; and its two parts, None as a whole where the teacher was not scored without the context:
+    ``feedback_effects`` = log π_T(a | context) − log π_T(a), ``drifts`` = log π_T(a) − log π_S(a).
+    """
+
+    trajectory_id: str
+    step_index: int
+    advantage: float
+    token_advantages: list[float]
+    context: str | None
+    weights: list[float | None]
+    deltas: list[float | None]
+    feedback_effects: list[float | None] | None
+    drifts: list[float | None] | None
