@@ -241,6 +241,11 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
             "learner.num_gpus_per_learner",
         ),
         (["learner.num_learners=17"], "learner.num_learners", "training.groups_per_batch"),
+        (
+            ["learner.lr_schedule=linear", "learner.lr_warmup_updates=150"],
+            "learner.lr_warmup_updates",
+            "training.num_iterations",
+        ),
         (["model.attention=flash_attention_2"], "model.attention", "learner.num_gpus_per_learner"),
         (["model.attention=flash_attention_2"], "model.attention", "model.dtype"),
         (["hindsight.sources=[]"], "hindsight.sources", "hindsight.enabled"),

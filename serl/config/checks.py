@@ -96,6 +96,11 @@ def _learners(config: ExperimentConfig) -> Iterator[str]:
             f"learner.num_learners = {learner.num_learners} contradicts training.groups_per_batch = "
             f"{config.training.groups_per_batch}: groups are never split, so some learner would get none"
         )
+    if learner.lr_schedule == "linear" and learner.lr_warmup_updates >= config.training.num_iterations:
+        yield (
+            f"learner.lr_warmup_updates = {learner.lr_warmup_updates} contradicts training.num_iterations = "
+            f"{config.training.num_iterations}: the linear schedule would end before its warmup does"
+        )
     if model.attention.startswith("flash_attention") and learner.num_gpus_per_learner == 0:
         yield (
             f"model.attention = {model.attention} contradicts learner.num_gpus_per_learner = 0: "

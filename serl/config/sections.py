@@ -144,7 +144,8 @@ class HindsightSection(Section):
 
 
 class LearnerSection(Section):
-    """Learners and the optimizer."""
+    """Learners and the optimizer. ``lr_schedule``: after the warmup ``lr`` stays, or falls in a straight line
+    to 0 after ``training.num_iterations`` updates."""
 
     num_learners: int = Field(default=0, ge=0)
     num_cpus_per_learner: float = Field(default=1.0, ge=0.0)
@@ -152,6 +153,7 @@ class LearnerSection(Section):
     num_threads: PositiveInt = 1
     lr: PositiveFloat = 1e-6
     lr_warmup_updates: int = Field(default=0, ge=0)
+    lr_schedule: Literal["constant", "linear"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0.0)
     grad_clip: PositiveFloat = 1.0

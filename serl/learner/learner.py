@@ -103,7 +103,8 @@ class SERLLearner(TorchLearner):
         Raises NonFiniteGradientsError when optimizer steps keep having to be skipped.
         """
         report = LearnerReport()
-        lr = learning_rate(self._experiment.learner, update_step)
+        num_updates = self._experiment.training.num_iterations
+        lr = learning_rate(self._experiment.learner, update_step, num_updates)
         grad_norms: list[float] = []
         with report.timed("update"):
             targets = self._targets(plan, update_step, report)
