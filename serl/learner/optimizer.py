@@ -29,7 +29,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: LearnerSection)
 def learning_rate(settings: LearnerSection, update_step: int, num_updates: int) -> float:
     """The learning rate of update ``update_step`` (0, 1, …) of ``num_updates``.
 
-    It rises in a straight line to ``lr`` over the warmup. After it, it is constant, or with the linear schedule
+    It rises in a straight line to ``lr`` over the warmup. Then it is constant, or with the linear schedule it
     falls by equal amounts and would be 0 at update ``num_updates``, which is not made any more.
     """
     warmup = settings.lr_warmup_updates
