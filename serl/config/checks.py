@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
+from serl.hindsight.judge_request import judge_mode, judged_sources
 from serl.hindsight.sources import source_names
 
 
@@ -18,6 +20,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *_weight_transfer(config),
         *_learners(config),
         *_hindsight(config),
+        *_judge(config),
         *_evaluation(config),
     ]
 
@@ -118,6 +121,49 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
         if source not in source_names():
             hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"
             yield f"hindsight.sources has {source!r}: no such source{hint}"
+
+
+def _judge(config: ExperimentConfig) -> Iterator[str]:
+    hindsight, judge = config.hindsight, config.hindsight.judge
+    judged = judged_sources(hindsight.sources)
+    if not hindsight.enabled or not judged:
+        return
+    if len(judged) > 1:
+        yield (
+            f"hindsight.sources has {judged[0]}, which contradicts {judged[1]} beside it in hindsight.sources: "
+            "a trajectory is judged once"
+        )
+    if judge.model is None or judge.base_url is None:
+        yield (
+            f"hindsight.sources has {judge_mode(hindsight.sources)}, which contradicts hindsight.judge.model = "
+            f"{judge.model or 'null'} with hindsight.judge.base_url = {judge.base_url or 'null'}: "
+            "there is no judge to ask; set both"
+        )
+    if judge.base_url is not None and (problem := _endpoint_problem(judge.base_url)):
+        yield f"hindsight.judge.base_url: {problem}"
+    if judge.reasoning_max_tokens < judge.max_tokens:
+        yield (
+            f"hindsight.judge.reasoning_max_tokens = {judge.reasoning_max_tokens} contradicts "
+            f"hindsight.judge.max_tokens = {judge.max_tokens}: the second request must allow as many or more"
+        )
+    if judge.max_wait_s >= config.training.iteration_timeout_s:
+        yield (
+            f"hindsight.judge.max_wait_s = {judge.max_wait_s:g} contradicts training.iteration_timeout_s = "
+            f"{config.training.iteration_timeout_s:g}: the iteration would time out before it stops waiting"
+        )
+
+
+def _endpoint_problem(base_url: str) -> str | None:
+    """The value is not quoted: it may hold a password."""
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    else:
+        if "@" in parts.netloc or parts.query:
+            return "must hold neither user, password nor query; a key belongs in the variable of api_key_env"
+    return None if usable else "must be an address such as https://host/v1"
 
 
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:
