@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
-from serl.hindsight.judge_request import judge_mode, judged_sources
+from serl.hindsight.judge_request import judged_sources
 from serl.hindsight.sources import source_names
 
 
@@ -130,15 +130,13 @@ def _judge(config: ExperimentConfig) -> Iterator[str]:
         return
     if len(judged) > 1:
         yield (
-            f"hindsight.sources has {judged[0]}, which contradicts {judged[1]} beside it in hindsight.sources: "
+            f"hindsight.sources has {judged[0]}, which contradicts {judged[1]} beside it: "
             "a trajectory is judged once"
         )
     if judge.model is None or judge.base_url is None:
-        yield (
-            f"hindsight.sources has {judge_mode(hindsight.sources)}, which contradicts hindsight.judge.model = "
-            f"{judge.model or 'null'} with hindsight.judge.base_url = {judge.base_url or 'null'}: "
-            "there is no judge to ask; set both"
-        )
+        keys = ("hindsight.judge.model", judge.model), ("hindsight.judge.base_url", judge.base_url)
+        values = " and ".join(f"{key} = {'null' if value is None else '…'}" for key, value in keys)
+        yield f"hindsight.sources has {judged[0]}, which contradicts {values}: a judge needs both"
     if judge.base_url is not None and (problem := _endpoint_problem(judge.base_url)):
         yield f"hindsight.judge.base_url: {problem}"
     if judge.reasoning_max_tokens < judge.max_tokens:

@@ -55,7 +55,7 @@ class JudgeClient:
     async def ask(self, messages: Messages) -> Judgement:
         """The judge's answer to ``messages``, from the cache if the same was answered before.
 
-        An endpoint that fails, or that answers nothing usable, is no exception but a `Judgement` without text.
+        Whatever the endpoint does, nothing is raised: where no usable answer came the text is None.
         """
         key = answer_key(messages, self._settings)
         lock = self._same_request.setdefault(key, asyncio.Lock())

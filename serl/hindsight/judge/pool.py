@@ -24,7 +24,7 @@ from serl.hindsight.evidence import GroupView
 from serl.hindsight.judge.answers import Judgement
 from serl.hindsight.judge.cache import AnswerCache
 from serl.hindsight.judge.endpoint import JudgeError, api_key
-from serl.hindsight.judge_request import judge_mode, judge_request
+from serl.hindsight.judge_request import JudgeMode, judge_mode, judge_request
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.learner.samples import evidence_options, trajectories_with_advantage
 from serl.types import TrajectoryGroup
@@ -48,7 +48,9 @@ class JudgePool:
     def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
         self._experiment = experiment
         self._settings = experiment.hindsight.judge
-        self._mode = judge_mode(experiment.hindsight.sources) if experiment.hindsight.enabled else None
+        self._mode: JudgeMode | None = None
+        if experiment.hindsight.enabled:
+            self._mode = judge_mode(experiment.hindsight.sources)
         self._answers_file = run_dir / "judge" / "answers.jsonl"
         self._loop: _LoopThread | None = None
         self._client: JudgeClient | None = None
