@@ -11,8 +11,8 @@
       checkpoints/        serl.checkpoint
       logs/               engines and servers
 
-Every line of a ``.jsonl`` file directly in the folder has an "iteration"; a run that is resumed at iteration N
-drops the lines of later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
+Every line of a ``.jsonl`` file directly in the folder has an "iteration"; a run that is resumed at
+iteration N drops the lines of later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
 """
 
 from __future__ import annotations
