@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -9,6 +10,8 @@ from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
 from serl.hindsight.judge_request import judged_sources
 from serl.hindsight.sources import source_names
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 def check_config(config: ExperimentConfig) -> list[str]:
@@ -126,6 +129,12 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
 def _judge(config: ExperimentConfig) -> Iterator[str]:
     hindsight, judge = config.hindsight, config.hindsight.judge
     judged = judged_sources(hindsight.sources)
+    if judge.api_key_env is not None and not _VARIABLE.fullmatch(judge.api_key_env):
+        # What was given is not quoted: it may be the key.
+        yield (
+            "hindsight.judge.api_key_env: must be the name of the environment variable that holds the key, "
+            "in capitals, digits and '_'"
+        )
     if not hindsight.enabled or not judged:
         return
     if len(judged) > 1:

@@ -130,7 +130,7 @@ class JudgeSection(Section):
     base_url: str | None = None
     model: str | None = None
     fallback_model: str | None = None
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: str | None = None
     timeout_s: PositiveFloat = 60.0
     max_retries: int = Field(default=3, ge=0)
     retry_delay_s: PositiveFloat = 1.0
