@@ -6,12 +6,13 @@
       metrics.jsonl       one object a write: "iteration", "time" (Unix seconds) and the metrics
       trajectories.jsonl  sampled trajectories, one object each (`trajectory_record`)
       panels.jsonl        evaluation panels (written by serl.train)
+      judge/answers.jsonl what a judge answered (serl.hindsight.judge.cache)
       tensorboard/        the same metrics as curves
       checkpoints/        serl.checkpoint
       logs/               engines and servers
 
-Every line of a ``.jsonl`` file has an "iteration"; a run that is resumed at iteration N drops the lines of
-later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
+Every line of a ``.jsonl`` file directly in the folder has an "iteration"; a run that is resumed at
+iteration N drops the lines of later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
 """
 
 from __future__ import annotations

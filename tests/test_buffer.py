@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from buffer_helpers import buffer, group_of, trajectory
 
 from envs.base import Task
 from serl.buffer.group_buffer import AdmissionError, GroupBuffer
-from serl.types import Assignment
+from serl.types import Assignment, TrajectoryGroup
 
 
 def admit(target: GroupBuffer, weights_seq_no: int, *group_ids: str) -> None:
@@ -264,3 +265,42 @@ def test_a_restored_buffer_hands_out_the_tasks_that_no_learner_had_and_admits_a_
     assert restored.take_discarded_tasks() == [Task("task of b"), Task("task of c")]
     assert restored.num_admissible(1) == 3
     assert restored.metrics()["groups_taken"] == 1
+
+
+def test_a_trajectory_that_completes_a_group_that_stays_returns_the_group():
+    groups = buffer(groups_per_batch=2, max_staleness=0, filtered=1)
+    admit(groups, 0, "a", "b")
+    first, second = group_of("a")
+    assert groups.add(trajectory(first, reward=10.0)) is None
+    group = groups.add(trajectory(second))
+    assert group is not None and [t.member for t in group.trajectories] == [0, 1]
+    assert groups.add(trajectory(second)) is None
+    first, second = group_of("b")
+    groups.add(trajectory(first))
+    assert groups.add(trajectory(second)) is None, "filtered for lack of spread"
+
+
+def test_complete_groups_are_taken_in_batches_in_the_order_of_admission():
+    groups = buffer(groups_per_batch=2, max_staleness=1)
+    admit(groups, 0, *"abcd")
+    for name in "dcab":
+        complete(groups, name)
+        if name == "c":
+            assert (groups.num_batches_before("c"), groups.num_batches_before("d")) == (0, 0)
+    assert [groups.num_batches_before(name) for name in "abcd"] == [0, 0, 1, 1]
+
+
+def test_a_batch_that_is_not_ready_stays_in_the_buffer():
+    groups = buffer()
+    admit(groups, 0, "a")
+    complete(groups, "a")
+    offered: list[str] = []
+
+    def is_ready(batch: Sequence[TrajectoryGroup]) -> bool:
+        offered.extend(group.group_id for group in batch)
+        return len(offered) == 2
+
+    assert groups.take_batch(0, is_ready) is None
+    assert groups.owns("a")
+    assert [group.group_id for group in groups.take_batch(0, is_ready) or []] == ["a"]
+    assert offered == ["a", "a"] and not groups.owns("a")

@@ -14,6 +14,11 @@ from serl.run_dir import config_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("**/*.yaml"))
+JUDGED = (
+    "hindsight.mode=judge_current_traj",
+    "hindsight.judge.model=judge",
+    "hindsight.judge.base_url=https://localhost/v1",
+)
 MINIMAL = "name: test\nmodel:\n  path: embedded:tiny_alfworld\n"
 
 
@@ -254,6 +259,26 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
             "hindsight.mode",
             "hindsight.granularity",
         ),
+        (["hindsight.mode=judge_current_traj"], "hindsight.judge.model", "hindsight.judge.base_url"),
+        ([*JUDGED, "hindsight.judge.model=null"], "hindsight.judge.model", "hindsight.sources"),
+        (
+            [*JUDGED, "hindsight.judge.max_tokens=5000"],
+            "hindsight.judge.reasoning_max_tokens",
+            "hindsight.judge.max_tokens",
+        ),
+        (
+            [*JUDGED, "training.iteration_timeout_s=30"],
+            "hindsight.judge.max_wait_s",
+            "training.iteration_timeout_s",
+        ),
+        (
+            [
+                *JUDGED[1:],
+                "hindsight.sources=[judge_current_traj, judge_current_traj_on_successful_sample]",
+            ],
+            "judge_current_traj",
+            "judge_current_traj_on_successful_sample",
+        ),
         (["evaluation.split=train"], "evaluation.split", "env.train_split"),
     ],
 )
@@ -269,3 +294,35 @@ def test_a_dual_clip_below_one_is_refused_and_zero_turns_it_off(tmp_path: Path):
         tmp_path, MINIMAL, "loss.dual_clip=0.5"
     )
     assert load_experiment(write(tmp_path, MINIMAL), ["loss.dual_clip=0"]).loss.dual_clip == 0.0
+
+
+def test_a_judge_needs_nothing_where_nothing_is_judged(tmp_path: Path):
+    load_experiment(
+        write(tmp_path, MINIMAL), ["hindsight.judge.model=judge", "hindsight.judge.max_wait_s=9999"]
+    )
+    load_experiment(
+        write(tmp_path, MINIMAL), ["hindsight.mode=judge_current_traj", "hindsight.enabled=false"]
+    )
+    judged = [*JUDGED[1:], "hindsight.sources=[judge_current_traj, immediate_feedback]"]
+    assert load_experiment(write(tmp_path, MINIMAL), judged).hindsight.judge.model == "judge"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1", "http://host:99999/v1"],
+)
+def test_a_judges_address_must_be_one(address: str, tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, *JUDGED, f"hindsight.judge.base_url='{address}'")
+    assert "hindsight.judge.base_url: must be an address such as https://host/v1" in text
+
+
+@pytest.mark.parametrize("address", ["https://me:SECRET@host/v1", "https://host/v1?key=SECRET"])
+def test_a_key_in_the_judges_address_is_refused_and_not_quoted(address: str, tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, *JUDGED, f"hindsight.judge.base_url='{address}'")
+    assert "a key belongs in the variable of api_key_env" in text and "SECRET" not in text
+
+
+def test_a_key_instead_of_a_variables_name_is_refused(tmp_path: Path):
+    for key in ("sk-proj-1234", "gsk_a1B2"):
+        text = problem_of(tmp_path, MINIMAL, f"hindsight.judge.api_key_env={key}")
+        assert "hindsight.judge.api_key_env: must be the name of the env" in text and key not in text

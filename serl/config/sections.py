@@ -116,6 +116,34 @@ class LossSection(Section):
     importance_cap: float | None = Field(default=None, gt=0.0)
 
 
+class JudgeSection(Section):
+    """The model that reviews trajectories, behind any OpenAI-compatible endpoint; read where
+    ``hindsight.sources`` has a judged source.
+
+    ``api_key_env`` names the environment variable that holds the key (null: none is sent). ``fallback_model``
+    is asked where ``model`` gave nothing usable. A failed request is sent again ``max_retries`` times, after
+    ``retry_delay_s``, then twice that, and so on. ``reasoning_max_tokens`` is the limit of one more request
+    where reasoning used up ``max_tokens``. ``max_wait_s`` bounds how long a batch waits for answers.
+    ``include_feedback``: the judge is told the trajectory's last feedback. ``strict``: a trajectory without
+    a usable answer fails the run. ``cache`` keeps answers in the run directory for a resumed run."""
+
+    base_url: str | None = None
+    model: str | None = None
+    fallback_model: str | None = None
+    api_key_env: str | None = None
+    timeout_s: PositiveFloat = 60.0
+    max_retries: int = Field(default=3, ge=0)
+    retry_delay_s: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 512
+    reasoning_max_tokens: PositiveInt = 4096
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_concurrent_requests: PositiveInt = 16
+    max_wait_s: PositiveFloat = 60.0
+    include_feedback: bool = True
+    strict: bool = False
+    cache: bool = True
+
+
 class HindsightSection(Section):
     """The teacher: what it sees beside the student, and how much it may change an advantage.
 
@@ -141,6 +169,7 @@ class HindsightSection(Section):
     max_trajectory_steps: int = Field(default=0, ge=0)
     max_future_steps: int = Field(default=0, ge=0)
     anchor_similarity: float | None = Field(default=None, gt=0.0, le=1.0)
+    judge: JudgeSection = JudgeSection()
 
 
 class LearnerSection(Section):

@@ -8,7 +8,7 @@ the first failure of any of them is a `LearnerError`: the trial fails and resume
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,22 @@ class SERLLearnerGroup(LearnerGroup):
         self._encoder = PromptEncoder.load(config.model_dir)
         self._in_flight: UpdateHandle | None = None
 
-    def start_update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> UpdateHandle:
+    def start_update(
+        self,
+        groups: Sequence[TrajectoryGroup],
+        update_step: int,
+        judge_texts: Mapping[str, str] | None = None,
+    ) -> UpdateHandle:
         """Starts training on ``groups``; returns at once with remote learners, at the end with a local one.
 
-        ``update_step`` counts the updates before this one. Raises LearnerError unless every learner is alive
-        and idle.
+        ``update_step`` counts the updates before this one; ``judge_texts``: what a judge said, by trajectory
+        id. Raises LearnerError unless every learner is alive and idle.
         """
         if self._in_flight is not None:
             raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
         self._check_idle()
         started = time.monotonic()
-        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step)
+        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step, judge_texts)
         settings = self._experiment.learner
         plans = plan_update(
             samples,

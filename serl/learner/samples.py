@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,11 @@ from serl.types import Step, TrainingSample, Trajectory, TrajectoryGroup
 
 
 def build_samples(
-    groups: Sequence[TrajectoryGroup], config: ExperimentConfig, encoder: PromptEncoder, update_step: int
+    groups: Sequence[TrajectoryGroup],
+    config: ExperimentConfig,
+    encoder: PromptEncoder,
+    update_step: int,
+    judge_texts: Mapping[str, str] | None = None,
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """One sample per step of ``groups``, group by group, and the metrics of the batch.
 
@@ -29,7 +33,8 @@ def build_samples(
     Rows of a group without spread have advantage 0: nobody computes them, but they stay in the list because
     the loss is a mean over all rows of the batch (see `serl.buffer.packing`).
 
-    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt.
+    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt;
+    ``judge_texts``, by trajectory id, is what judged sources draw on.
     Metrics: those of `group_advantages`, ``num_rows``, ``num_rows_with_advantage``, and while λ is positive
     ``num_teacher_prompts``, ``num_contexts_shortened`` and ``num_contexts_too_long``.
     """
@@ -49,8 +54,25 @@ def build_samples(
     metrics["num_rows"] = float(len(samples))
     metrics["num_rows_with_advantage"] = float(sum(sample.advantage != 0.0 for sample in samples))
     if teacher_lambda(config.hindsight, update_step) > 0.0:
-        metrics |= _add_teacher_prompts(samples, groups, config, encoder)
+        metrics |= _add_teacher_prompts(samples, groups, config, encoder, judge_texts or {})
     return samples, metrics
+
+
+def trajectories_with_advantage(group: TrajectoryGroup, config: ExperimentConfig) -> list[Trajectory]:
+    """The trajectories of ``group`` that have a row with an advantage: evidence about others is not read.
+
+    A group that differs from others only (``reinforce_pp_baseline``) counts as one without advantage.
+    """
+    owners = [trajectory for trajectory in group.trajectories for _ in trajectory.steps]
+    if not owners:
+        return []
+    advantages, _ = _advantages([group], config)
+    taught = {
+        owner.trajectory_id
+        for owner, advantage in zip(owners, advantages.tolist(), strict=True)
+        if advantage != 0.0
+    }
+    return [trajectory for trajectory in group.trajectories if trajectory.trajectory_id in taught]
 
 
 def _advantages(
@@ -96,13 +118,14 @@ def _add_teacher_prompts(
     groups: Sequence[TrajectoryGroup],
     config: ExperimentConfig,
     encoder: PromptEncoder,
+    judge_texts: Mapping[str, str],
 ) -> dict[str, float]:
     mode = _mode(config)
     limit = config.hindsight.max_context_length
     counts = _PromptCounts()
     rows = iter(samples)
     for group in groups:
-        view = GroupView(trajectories=group.trajectories, options=_evidence_options(config))
+        view = GroupView(group.trajectories, evidence_options(config), judge_texts)
         own = [next(rows) for trajectory in group.trajectories for _ in trajectory.steps]
         if all(sample.advantage == 0.0 for sample in own):
             continue
@@ -158,7 +181,7 @@ def _mode(config: ExperimentConfig) -> HindsightMode:
     return HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
 
 
-def _evidence_options(config: ExperimentConfig) -> EvidenceOptions:
+def evidence_options(config: ExperimentConfig) -> EvidenceOptions:
     hindsight = config.hindsight
     return EvidenceOptions(
         trajectory_format=hindsight.trajectory_format,
