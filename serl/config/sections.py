@@ -107,10 +107,10 @@ class AdvantageSection(Section):
 
 
 class LossSection(Section):
-    """The policy loss, and what is added to it. ``aggregation: seq-mean-token-sum-norm`` is Dr.GRPO's: token
-    sums over ``rollout.max_response_length``. Added are ``kl_coefficient`` times the KL to the policy that the
-    run began with (0: no such policy in memory) and, taken off, ``entropy_coefficient`` times the entropy,
-    both aggregated like the loss over all rows: those without an advantage are computed too then."""
+    """The policy loss. ``aggregation: seq-mean-token-sum-norm`` is Dr.GRPO's: token sums over
+    ``rollout.max_response_length``. Two terms may be added, aggregated like the loss over all rows, so that
+    rows without an advantage are computed too: ``kl_coefficient`` times the KL to the policy that the run
+    began with (0: no such policy in memory), and minus ``entropy_coefficient`` times the entropy."""
 
     name: Literal["ppo_clip", "gspo"] = "ppo_clip"
     aggregation: Literal[

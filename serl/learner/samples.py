@@ -15,6 +15,7 @@ from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
 from serl.hindsight.modes import HindsightMode, hindsight_mode
+from serl.hindsight.sources import evidence_source
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.teacher import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
@@ -155,7 +156,7 @@ def _add_teacher_prompts(
             elif known:
                 limit = config.hindsight.max_context_length
                 _add_teacher_prompt(sample, step, known, encoder, limit, counts)
-    return counts.metrics(mode.sources)
+    return counts.metrics([evidence_source(name).name for name in mode.sources])
 
 
 def _add_teacher_prompt(
