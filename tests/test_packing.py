@@ -160,6 +160,18 @@ def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
     assert len({len(learner.context_free_micro_batches) for learner in plans}) == 1
 
 
+def test_rows_with_one_teacher_prompt_come_together_where_it_saves_enough():
+    samples = [sample("a", row, teacher_prompt=8) for row in range(7)]
+    for row in (1, 3, 6):
+        samples[row].teacher_prompt_ids = [9] * 8
+    samples[5].teacher_prompt_ids = [3] * 8
+    (learner,) = plan(samples, micro_batch_tokens=40)
+    assert learner.teacher_micro_batches == ((0, 2, 4), (1, 3, 6), (5,))
+    assert all(len(part) * (8 + 2) <= 40 for part in learner.teacher_micro_batches)
+    (learner,) = plan(samples, micro_batch_tokens=1000)  # 16 tokens saved are less than an eighth
+    assert learner.teacher_micro_batches == (tuple(range(7)),)
+
+
 def test_micro_batches_keep_the_token_budget_with_padding():
     # 3 x 10 = 30; a fourth row of 11 would make 44.
     assert pack_by_length([0, 1, 2, 3], [10, 11, 10, 10], 40) == [(0, 2, 3), (1,)]

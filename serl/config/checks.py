@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
-from serl.hindsight.sources import evidence_source, source_names
+from serl.hindsight.sources import UnknownSourceError, evidence_source, source_names
 
 
 def check_config(config: ExperimentConfig) -> list[str]:
@@ -122,11 +122,11 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
     for source in hindsight.sources:
         try:
             evidence_source(source)
-        except ImportError as error:
-            yield f"hindsight.sources has {source!r}: {error}"
-        except ValueError:
+        except UnknownSourceError:
             hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"
             yield f"hindsight.sources has {source!r}: no such source{hint}"
+        except (ImportError, ValueError) as error:  # the module is missing, or registers a name that is taken
+            yield f"hindsight.sources has {source!r}: {error}"
 
 
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:
