@@ -220,6 +220,26 @@ def test_groups_without_reward_spread_are_filtered_and_others_take_their_place()
     assert metrics["filtered_mean_steps"] == pytest.approx(((3 + 7) / 2 + 1) / 2)
 
 
+def test_filtering_tells_the_length_of_episodes_removed_and_kept():
+    target = buffer(groups_per_batch=1, max_staleness=0, filtered=4)
+    for group_id, rewards, lengths in (("lost", (0.0, 0.0), (9, 9)), ("mixed", (0.0, 10.0), (5, 2))):
+        admit(target, 0, group_id)
+        for assignment, reward, num_steps in zip(group_of(group_id), rewards, lengths, strict=True):
+            target.add(trajectory(assignment, reward=reward, num_steps=num_steps))
+    assert taken_ids(target, 0) == ["mixed"]
+    metrics = target.metrics()
+    assert (metrics["filtered_mean_steps"], metrics["kept_mean_steps"]) == (9.0, 3.5)
+
+
+def test_rewards_by_length_have_spread_where_successes_differ_in_length():
+    for normalize_by_length, kept in ((False, False), (True, True)):
+        target = GroupBuffer(2, 1, 0, True, 4, normalize_by_length=normalize_by_length)
+        admit(target, 0, "won")
+        for assignment, num_steps in zip(group_of("won"), (3, 7), strict=True):
+            target.add(trajectory(assignment, reward=10.0, num_steps=num_steps))
+        assert target.owns("won") == kept
+
+
 def test_filtering_never_starves_the_learners():
     target = buffer(groups_per_batch=2, max_staleness=0, filtered=3)
     for number in range(5):

@@ -221,6 +221,26 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
     assert "no such source; did you mean 'next_observation'?" in text
 
 
+def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_source_for_config.py").write_text(
+        "from serl.hindsight.sources import CandidateTries, register_source\n"
+        "@register_source('echo', title='Echo', tries=CandidateTries.BEST_AND_WORST)\n"
+        "def echo(attempt, group):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = "hindsight.sources=[own_source_for_config:echo]"
+    experiment = load_experiment(write(tmp_path, MINIMAL), [sources])
+    assert experiment.hindsight.sources == ("own_source_for_config:echo",)
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[own_source_for_config:discovery]")
+    assert "'own_source_for_config:discovery': no such source" in text
+    (tmp_path / "taken_source_for_config.py").write_text((tmp_path / "own_source_for_config.py").read_text())
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[taken_source_for_config:echo]")
+    assert "'echo' exists already" in text
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[no_such_module_at_all:echo]")
+    assert "No module named 'no_such_module_at_all'" in text
+
+
 @pytest.mark.parametrize(
     ("overrides", "first", "second"),
     [
@@ -279,6 +299,7 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
             "judge_current_traj",
             "judge_current_traj_on_successful_sample",
         ),
+        (["loss.name=gspo"], "loss.name", "loss.aggregation"),
         (["evaluation.split=train"], "evaluation.split", "env.train_split"),
     ],
 )

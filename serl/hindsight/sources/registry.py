@@ -8,11 +8,13 @@ To add one, in any module that gets imported:
         ...
         return Evidence(text=...)
 
-and name it in the config's ``hindsight.sources``.
+and name it in the config's ``hindsight.sources``: ``recovery`` if something imports the module anyway, else
+``my_package.my_module:recovery``.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +22,10 @@ from enum import Enum
 from serl.hindsight.evidence import Evidence, GroupView, Try
 
 Collect = Callable[[Try, GroupView], Evidence | None]
+
+
+class UnknownSourceError(ValueError):
+    """No evidence source has the name."""
 
 
 class CandidateTries(Enum):
@@ -61,7 +67,13 @@ def source_names() -> list[str]:
 
 
 def evidence_source(name: str) -> EvidenceSource:
-    """Raises ValueError for an unknown name."""
-    if name not in _SOURCES:
-        raise ValueError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
-    return _SOURCES[name]
+    """The source ``name``; of ``module:name``, the module is imported first.
+
+    Raises UnknownSourceError, and what importing the module raises.
+    """
+    module, _, own = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if own not in _SOURCES:
+        raise UnknownSourceError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
+    return _SOURCES[own]
