@@ -79,7 +79,7 @@ def test_two_iterations_write_metrics_panels_trajectories_and_checkpoints(
         "iteration_000001",
         "iteration_000002",
     ]
-    assert (run_dir / "trajectories.jsonl").read_text().count("\n") == 4
+    assert (run_dir / "trajectories.jsonl").read_text().count("\n") == 16
     assert len([line for line in console.splitlines() if line.startswith("[")]) == 2
     assert len(console.splitlines()) < 25, "the console shows more than its own lines"
 
