@@ -23,7 +23,7 @@ from serl.console import Console
 from serl.driver_log import log_to_file, output_to_file
 from serl.evaluation import PanelResult, SuccessRate
 from serl.models.resolve import resolve_model
-from serl.records import TRAJECTORIES, TrajectoryWriter, trajectories_to_record
+from serl.records import TRAJECTORIES, TrajectoryWriter
 from serl.rollout.prompt import PromptEncoder
 from serl.run_dir import RunDir
 
@@ -179,19 +179,14 @@ class _Run:
     def record(self) -> dict[str, float]:
         """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""
         was_full = self.records.full
-        logging_section = self.experiment.logging
-        recorded = trajectories_to_record(
-            self.algorithm.last_batch,
-            self.algorithm.iteration,
-            logging_section.trajectories_per_iteration,
-            logging_section.trajectories_interval,
+        algorithm, limit = self.algorithm, self.experiment.logging.max_trajectories_mib
+        metrics = self.records.write(
+            algorithm.iteration, algorithm.last_recorded, algorithm.last_teacher_records
         )
-        metrics = self.records.write(self.algorithm.iteration, recorded, [])
         if self.records.full and not was_full:
             self.console.note(
-                f"{TRAJECTORIES} is full (logging.max_trajectories_mib = "
-                f"{logging_section.max_trajectories_mib:g}): trajectories from iteration "
-                f"{self.algorithm.iteration} on are counted, not recorded"
+                f"{TRAJECTORIES} is full (logging.max_trajectories_mib = {limit:g}): trajectories from "
+                f"iteration {algorithm.iteration} on are counted, not recorded"
             )
         return metrics
 
