@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.samples import build_samples
 from serl.rollout.prompt import PromptEncoder
 from serl.serving.weights import BroadcastStats
-from serl.types import TrajectoryGroup
+from serl.types import TeacherRecord, TrajectoryGroup
 
 _PING_TIMEOUT_S = 30.0
 
@@ -50,6 +50,7 @@ class UpdateResult:
 
     update_step: int
     metrics: dict[str, float]
+    teacher_records: list[TeacherRecord] = field(default_factory=list)
 
 
 class SERLLearnerGroup(LearnerGroup):
@@ -68,7 +69,9 @@ class SERLLearnerGroup(LearnerGroup):
         self._encoder = PromptEncoder.load(config.model_dir)
         self._in_flight: UpdateHandle | None = None
 
-    def start_update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> UpdateHandle:
+    def start_update(
+        self, groups: Sequence[TrajectoryGroup], update_step: int, recorded: frozenset[str] = frozenset()
+    ) -> UpdateHandle:
         """Starts training on ``groups``; returns at once with remote learners, at the end with a local one.
 
         ``update_step`` counts the updates before this one. Raises LearnerError unless every learner is alive
