@@ -84,7 +84,7 @@ function fillIterations() {
   for (const row of state.matching) counts.set(row.iteration, (counts.get(row.iteration) ?? 0) + 1);
   byId("iteration").replaceChildren(
     ...[...counts].map(([iteration, count]) =>
-      element("option", { value: iteration }, `iteration ${iteration} · ${count} trajector${count === 1 ? "y" : "ies"}`)),
+      element("option", { value: iteration }, `iteration ${iteration} (${count})`)),
   );
 }
 

@@ -33,6 +33,7 @@ def write_page(file: Path, title: str, summary: dict[str, Any], trajectories: It
     )
     parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script}
     before, after = _asset("page.html").split("{{DATA}}")
+    # A folder's name may hold bytes that are no text; written as an escape they are valid in JSON.
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as opened:
         opened.write(_filled(before, parts))
         opened.write(_data("summary-data", json.dumps(summary, ensure_ascii=False, allow_nan=False)))

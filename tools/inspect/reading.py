@@ -75,7 +75,7 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
     with file.open("rb") as opened:
         for number, line in enumerate(opened, start=1):
             if line.strip():
-                yield f"{file.name} line {number}", line
+                yield f"{file.name} line {number}", line.rstrip(b"\r\n")
 
 
 def _first_error(error: ValidationError) -> str:

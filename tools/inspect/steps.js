@@ -162,10 +162,10 @@ function splitPart(step, bounds) {
       element("span", {}, "Δ of each weighed token:"),
       element("span", {}, element("i", { class: "effect" }), "feedback effect"),
       element("span", {}, element("i", { class: "drift" }), "teacher–student drift"),
-      element("span", {}, `half a bar's height is ${plain(reach)}`),
+      element("span", {}, `bars reach from −${plain(reach)} to +${plain(reach)}`),
     );
   }
-  return labelled(key, element("div", { class: "split" }, ...cells));
+  return labelled(key, element("div", { class: "split", role: "group", "aria-label": "Δ in its parts" }, ...cells));
 }
 
 function tableRow(step, position) {
@@ -258,6 +258,7 @@ function tipContent(step, position, bounds) {
     rows.push(
       ["advantage of the step", signed(teacher.advantage, 4)],
       ["advantage of the token", signed(teacher.token_advantages[position], 4)],
+      ["factor on it", teacher.advantage ? plain(teacher.token_advantages[position] / teacher.advantage, 4) : "–"],
       ["teacher weight", plain(teacher.weights[position], 4) + (clipped ? ` (${clipped} bound)` : "")],
       ["Δ", signed(teacher.deltas[position], 4)],
       ["  feedback effect", signed(teacher.feedback_effects?.[position], 4)],
