@@ -49,8 +49,9 @@ class TeacherPart(Record):
 class StepRecord(Record):
     """One turn. ``messages`` are the prompt as ``{"role", "content"}``; the response follows token by token.
 
-    ``tokens`` has the text that each sampled id adds to the response: together they are ``response``. A token
-    that adds none is "" there, and ``special_tokens`` names it by its position if it is a special one.
+    ``tokens`` has the text that each sampled id adds to the response: together they are ``response``. It is
+    "" for the later tokens of a character spread over several, and for tokens without any text, such as the
+    end of a turn, which ``special_tokens`` names by their position.
     ``old_logprobs`` (natural, at the sampling temperature), ``action_mask`` (1: part of the action) and the
     lists of ``teacher`` have one entry per token too. ``version_spans`` has ``[start, end, weights_seq_no]``
     for the tokens [start, end) sampled under those weights. ``teacher`` is null if the learner reported
@@ -173,16 +174,16 @@ def _step_record(step: Step, teacher: TeacherRecord | None, tokenizer: Any) -> S
 def _token_texts(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[str], dict[int, str]]:
     """What each id adds to the text, a character spread over tokens with the first; and special tokens."""
     text, offsets = token_offsets(token_ids, tokenizer)
-    special = set(tokenizer.all_special_ids)
     pieces: list[str] = []
     reached = 0
     for start, end in offsets:
         pieces.append(text[max(start, reached) : end])
         reached = max(reached, end)
+    # Only tokens without text have empty spans; an id beyond the vocabulary has no name either.
     names = {
-        position: tokenizer.convert_ids_to_tokens(token_id)
-        for position, token_id in enumerate(token_ids)
-        if token_id in special
+        position: tokenizer.convert_ids_to_tokens(token_ids[position]) or f"<id {token_ids[position]}>"
+        for position, (start, end) in enumerate(offsets)
+        if start == end
     }
     return pieces, names
 

@@ -93,6 +93,8 @@ class RunSummary:
             ("environment", str(_section(self._config, "env").get("name", ""))),
             ("evidence", str(evidence) if hindsight.get("enabled", True) else "teacher off"),
             ("baseline", str(hindsight.get("baseline", ""))),
+            ("Δ centred by", str(hindsight.get("center", "none")).replace("none", "")),
+            ("weights", "shuffled" if hindsight.get("shuffle") else ""),
             ("recorded", f"{len(self.trajectories):,} trajectories, {self.num_steps:,} steps"),
         ]
         return [(name, value) for name, value in facts if value]
