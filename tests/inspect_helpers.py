@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from serl.evaluation import wilson_interval
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
 from serl.records import TRAJECTORIES, StepRecord, TeacherPart, TrajectoryRecord
@@ -157,11 +159,8 @@ def write_run(folder: Path, records: list[TrajectoryRecord], *extra_lines: str) 
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     panels = [
-        {
-            "iteration": iteration,
-            "overall": {"rate": rate, "low": rate - 0.07, "high": rate + 0.07, "count": 192},
-        }
-        for iteration, rate in ((0, 0.31), (last, 0.62))
+        {"iteration": iteration, "overall": asdict(wilson_interval(successes, 192))}
+        for iteration, successes in ((0, 48), (last, 120))
     ]
     (folder / "panels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in panels))
     return folder

@@ -62,6 +62,9 @@ def test_the_page_holds_every_trajectory_and_asks_the_network_for_nothing(
     page = (run_dir / "inspect.html").read_text(encoding="utf-8")
     summary = embedded(page, "summary-data")
     assert [row["id"] for row in summary["trajectories"]] == [record.trajectory_id for record in records]
+    # 48 and 120 of 192 tasks, before and after.
+    assert [row[:2] + row[4:] for row in summary["panels"]] == [[0, 0.25, 192], [2, 0.625, 192]]
+    assert all(low < rate < high for _, rate, low, high, _ in summary["panels"])
     assert embedded(page, "trajectory-7") == json.loads(records[7].model_dump_json())
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(|fetch\(|XMLHttpRequest", page)
     said = capsys.readouterr()

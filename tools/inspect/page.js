@@ -120,13 +120,15 @@ function showGroups() {
   for (const row of state.matching.filter((one) => one.iteration === state.current.iteration)) {
     groups.set(row.group_id, [...(groups.get(row.group_id) ?? []), row]);
   }
-  byId("groups").replaceChildren(...[...groups].map(([id, rows]) => element(
-    "section", { class: "group" },
-    element("h3", {}, rows[0].task_type || id,
-      element("span", {}, `${rows.filter((row) => row.success).length} of ${rows.length} solved`)),
-    element("p", { title: `${id}: ${rows[0].task_id}` }, `${id} · ${rows[0].task_id}`),
-    element("div", { class: "members" }, ...rows.map(memberButton)),
-  )));
+  byId("groups").replaceChildren(...[...groups].map(([id, rows]) => {
+    const solved = `${rows.filter((row) => row.success).length} of ${rows.length} solved`;
+    return element(
+      "section", { class: "group", title: rows[0].task_id },
+      element("h3", {}, rows[0].task_type || rows[0].task_id),
+      element("p", {}, `${solved} · ${id} · ${rows[0].task_id}`),
+      element("div", { class: "members" }, ...rows.map(memberButton)),
+    );
+  }));
   byId("iteration").value = state.current.iteration;
   const select = byId("iteration");
   byId("previous-iteration").disabled = select.selectedIndex <= 0;

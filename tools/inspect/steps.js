@@ -223,10 +223,10 @@ function stepCard(step, index, asked, bounds) {
         labelled("Response", responsePart(step, index, bounds)),
         labelled("The environment answered", words(step.next_observation)),
         step.feedback === null ? null : labelled("Feedback", words(step.feedback)),
+        splitPart(step, bounds),
       ),
       labelled("Evidence the teacher saw", evidencePart(step, asked)),
     ),
-    splitPart(step, bounds),
     lazyDetails("All tokens as a table", () => tokenTable(step)),
   );
 }
@@ -241,7 +241,8 @@ function trajectoryHead(record, lambda) {
   if (record.weights_seq_no !== null) chips.push(chip(`oldest weights v${record.weights_seq_no}`));
   if (lambda !== null) chips.push(chip(`λ ${plain(lambda)}`));
   chips.push(chip(`${record.seconds} s`));
-  const task = record.task_type ? `${record.task_type} · ${record.task_id}` : record.task_id;
+  const named = record.task_id.startsWith(record.task_type);
+  const task = named ? record.task_id : `${record.task_type} · ${record.task_id}`;
   return element("div", { class: "head" }, element("h2", {}, task), element("div", { class: "chips" }, ...chips));
 }
 

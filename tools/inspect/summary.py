@@ -168,11 +168,13 @@ def _weight_bounds(config: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _panel(row: dict[str, Any]) -> tuple[int, float, float, float, int] | None:
+    """Iteration, rate, its interval and the number of tasks; None if the row lacks one or has no task."""
     overall = row.get("overall")
-    names = ("rate", "low", "high", "count")
+    names = ("successes", "count", "low", "high")
     if not isinstance(overall, dict) or any(overall.get(name) is None for name in names):
         return None
-    return row["iteration"], overall["rate"], overall["low"], overall["high"], overall["count"]
+    successes, count, low, high = (overall[name] for name in names)
+    return (row["iteration"], successes / count, low, high, count) if count else None
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
