@@ -34,9 +34,10 @@ from serl.evaluation import PanelResult, panel_result
 from serl.hindsight.judge.pool import JudgePool
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.metrics import batch_metrics
+from serl.records import trajectories_to_record
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
-from serl.types import Assignment, Trajectory, TrajectoryGroup
+from serl.types import Assignment, TeacherRecord, Trajectory, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class SERL(Algorithm):
     """Asynchronous group-relative policy optimisation with selective hindsight distillation.
 
     Config: `SERLConfig.from_experiment`. Before the first `train()` a caller may set ``should_stop``
-    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``.
+    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``. After it, ``last_recorded`` are
+    the trajectories to be looked at and ``last_teacher_records`` what the learner made of their steps.
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -107,7 +109,8 @@ class SERL(Algorithm):
         self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
         self.iteration_metrics: dict[str, float] = {}
-        self.last_batch: list[TrajectoryGroup] = []
+        self.last_recorded: list[Trajectory] = []
+        self.last_teacher_records: list[TeacherRecord] = []
 
     @property
     def weights_seq_no(self) -> int:
@@ -137,8 +140,7 @@ class SERL(Algorithm):
                 self._requeue_discarded()
                 if batch is not None:
                     waited_for_batch = time.monotonic() - started
-                    texts = self._judge.take(batch, self._weights_seq_no, self._buffer.owns)
-                    update = self._learners.start_update(batch, self._weights_seq_no, texts), batch
+                    update = self._start_update(batch), batch
             else:
                 result = self._learners.poll_update(update[0], timeout_s=_POLL_S)
             self._show_progress(counters, started, "rollout" if update is None else "update")
@@ -146,7 +148,7 @@ class SERL(Algorithm):
         broadcast = self._learners.publish_weights(self._weights_seq_no + 1)
         metrics = batch_metrics(update[1], self._weights_seq_no)
         self._weights_seq_no += 1
-        self.last_batch = update[1]
+        self.last_teacher_records = result.teacher_records
         seconds = time.monotonic() - started
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
         metrics |= {f"buffer/{name}": value for name, value in self._buffer.metrics().items()}
@@ -160,6 +162,18 @@ class SERL(Algorithm):
         self.iteration_metrics = metrics
         for name, value in metrics.items():
             self.metrics.log_value(tuple(name.split("/")), value, window=1)
+
+    def _start_update(self, batch: list[TrajectoryGroup]) -> UpdateHandle:
+        settings = self.experiment.logging
+        self.last_recorded = trajectories_to_record(
+            batch,
+            self._weights_seq_no + 1,
+            settings.trajectories_per_iteration,
+            settings.trajectories_interval,
+        )
+        recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
+        texts = self._judge.take(batch, self._weights_seq_no, self._buffer.owns)
+        return self._learners.start_update(batch, self._weights_seq_no, texts, recorded)
 
     def evaluate_panel(self) -> PanelResult:
         """Plays the evaluation panel, every task once, on the weights being served.

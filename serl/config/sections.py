@@ -246,9 +246,14 @@ class ClusterSection(Section):
 
 
 class LoggingSection(Section):
-    """What a run directory records beside metrics."""
+    """What a run directory records beside metrics.
 
-    trajectories_per_iteration: int = Field(default=2, ge=0)
+    Trajectories to look at (`python -m tools.inspect`): ``trajectories_per_iteration`` (0: none) at every
+    ``trajectories_interval``-th iteration, until the file has ``max_trajectories_mib`` MiB."""
+
+    trajectories_per_iteration: int = Field(default=8, ge=0)
+    trajectories_interval: PositiveInt = 1
+    max_trajectories_mib: PositiveFloat = 64.0
     progress_bar: bool = True
 
 
