@@ -182,6 +182,8 @@ def test_the_kind_of_evidence_is_read_from_what_training_renders():
     candidate = Candidate("look", 1, 1, 10.0, ("success", 10.0), ("success", 10.0), (about,))
     assert kind(StepEvidence(candidates=(candidate,))) == "anchor + next_observation"
     assert kind(StepEvidence(feedback_pairs=(FeedbackPair("look", "ok"),))) == "anchor"
+    own = "Hindsight: …\n\n## How another attempt went on\n## not a title"
+    assert evidence_kind(teacher(context=own), 0.3) == "How another attempt went on"
     assert evidence_kind(teacher(context="something else"), 0.3) == "other evidence"
 
 

@@ -26,12 +26,14 @@ def evidence_kind(teacher: TeacherPart, effective_lambda: float | None) -> str:
     if teacher.context is None:
         return NO_EVIDENCE
     names = _source_of_title()
-    found = [names.get(match["own"] or match["tried"]) for match in _HEADING.finditer(teacher.context)]
-    # A set that keeps the order; headings that quoted text brings along name no source.
-    sources = list(dict.fromkeys(name for name in found if name is not None))
+    titles = [match["own"] or match["tried"] for match in _HEADING.finditer(teacher.context)]
+    sources = [names[title] for title in titles if title in names]
     if _ANCHOR_HEADING.search(teacher.context):
         sources.insert(0, "anchor")
-    return " + ".join(sources) or "other evidence"
+    elif titles and titles[0] not in names:
+        # A source of the user's own, which is not imported here. Later headings may be those of quoted text.
+        sources.insert(0, titles[0])
+    return " + ".join(dict.fromkeys(sources)) or "other evidence"
 
 
 @cache
