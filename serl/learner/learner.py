@@ -311,7 +311,7 @@ class SERLLearner(TorchLearner):
         weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
         log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
         report.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
-        report.sums["entropy"] += float(scored["entropies"].sum()) * weight
+        report.sums["entropy"] += float(scored["entropies"].detach().sum()) * weight
 
     def _token_batch(self, plan: LearnerPlan, rows: MicroBatch) -> TokenBatch:
         """The tensors of ``rows``; of a one-token dummy for an empty micro-batch."""
