@@ -62,7 +62,7 @@ class _Representatives:
         for cluster in self._within_bound(text):
             matcher = self._matchers[cluster]
             longest = common_subsequence(text, self._positions[cluster], len(matcher.b))
-            if longest * 2 < self._similarity * (len(text) + len(matcher.b)):
+            if 2.0 * longest / (len(text) + len(matcher.b)) < self._similarity:
                 continue
             matcher.set_seq1(text)
             if matcher.ratio() >= self._similarity:
