@@ -269,6 +269,7 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "hindsight.mode",
             "hindsight.granularity",
         ),
+        (["hindsight.max_context_length=99"], "hindsight.max_context_length", "rollout.max_prompt_length"),
         (["loss.name=gspo"], "loss.name", "loss.aggregation"),
         (["evaluation.split=train"], "evaluation.split", "env.train_split"),
     ],
