@@ -142,7 +142,7 @@ def test_parts_of_a_batch_are_centred_and_shuffled_as_the_whole():
         own = teacher[part]
 
         def gather(values: torch.Tensor) -> tuple[torch.Tensor, int]:
-            """What the other parts hold is known: no weight is centred, clipped or moved before it is sent."""
+            """The whole batch: of gaps before they are centred, or of weights before they are moved."""
             assert values.numel() == own.numel()
             everywhere = teacher if torch.equal(values, own) else teacher.exp()
             return everywhere, part.start
