@@ -299,6 +299,7 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "judge_current_traj",
             "judge_current_traj_on_successful_sample",
         ),
+        (["hindsight.max_context_length=99"], "hindsight.max_context_length", "rollout.max_prompt_length"),
         (["loss.name=gspo"], "loss.name", "loss.aggregation"),
         (["evaluation.split=train"], "evaluation.split", "env.train_split"),
     ],

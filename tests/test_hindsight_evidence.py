@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.base import Task
-from serl.hindsight.anchors import anchor_clusters
 from serl.hindsight.candidates import comparable_action
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import ContextStats, render_context
@@ -251,44 +247,6 @@ def test_a_source_of_ones_own_works_at_both_granularities():
 def test_wrong_compositions_are_refused(mode: HindsightMode, message: str):
     with pytest.raises(ValueError, match=message):
         collect_evidence(make_group((0.0, [make_step("a")])), mode)
-
-
-def random_observations(number: int) -> list[str]:
-    draw = random.Random(3)
-    things = ["mug", "plate", "apple", "bread", "pan", "book"]
-    places = ["shelf", "drawer", "cabinet"]
-
-    def observation() -> str:
-        seen = [f"a {draw.choice(things)} {draw.randrange(1, 4)}" for _ in range(draw.randrange(1, 6))]
-        return f"You arrive at {draw.choice(places)} {draw.randrange(1, 9)}. You see {', '.join(seen)}."
-
-    return [observation() for _ in range(number)]
-
-
-def test_similar_anchors_join_the_first_cluster_whose_first_member_they_resemble():
-    anchors = [*random_observations(60), "", ""]
-    for similarity in (0.8, 0.95):
-        firsts: list[str] = []
-        expected = []
-        for anchor in anchors:
-            ratios = [SequenceMatcher(None, anchor, first).ratio() for first in firsts]
-            alike = [index for index, ratio in enumerate(ratios) if ratio >= similarity]
-            expected.append(alike[0] if alike else len(firsts))
-            firsts += [] if alike else [anchor]
-        assert anchor_clusters(anchors, similarity) == expected
-        assert 1 < len(firsts) < len(set(anchors))
-
-
-def test_equal_anchors_without_a_similarity():
-    assert anchor_clusters(["a", "b", "a", "A"], None) == [0, 1, 0, 2]
-    assert anchor_clusters([], None) == anchor_clusters([], 0.9) == []
-
-
-def test_a_large_group_is_clustered_in_time():
-    anchors = random_observations(400)  # 8 trajectories of 50 steps
-    started = time.perf_counter()
-    anchor_clusters(anchors, 0.95)
-    assert time.perf_counter() - started < 5.0
 
 
 def long_evidence(num_steps: int) -> StepEvidence:

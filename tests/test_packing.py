@@ -160,11 +160,11 @@ def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
     assert len({len(learner.context_free_micro_batches) for learner in plans}) == 1
 
 
-def test_rows_with_one_teacher_prompt_come_together_where_it_saves_enough():
+def test_rows_of_one_prompt_come_together_where_it_saves_enough():
     samples = [sample("a", row, teacher_prompt=8) for row in range(7)]
     for row in (1, 3, 6):
-        samples[row].teacher_prompt_ids = [9] * 8
-    samples[5].teacher_prompt_ids = [3] * 8
+        samples[row].prompt_ids = [9] * 8
+    samples[5].prompt_ids = [3] * 8
     (learner,) = plan(samples, micro_batch_tokens=40)
     assert learner.teacher_micro_batches == ((0, 2, 4), (1, 3, 6), (5,))
     assert all(len(part) * (8 + 2) <= 40 for part in learner.teacher_micro_batches)

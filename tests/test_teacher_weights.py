@@ -135,6 +135,35 @@ def test_shuffling_moves_every_weight_to_another_selected_token():
     assert not torch.equal(shuffled, run(8))
 
 
+def test_parts_of_a_batch_are_centred_and_shuffled_as_the_whole():
+    teacher = torch.linspace(-0.4, 0.4, 10)
+
+    def weights_of(part: slice, **options) -> list[float]:
+        own = teacher[part]
+
+        def gather(values: torch.Tensor) -> tuple[torch.Tensor, int]:
+            """The whole batch: of gaps before they are centred, or of weights before they are moved."""
+            assert values.numel() == own.numel()
+            everywhere = teacher if torch.equal(values, own) else teacher.exp()
+            return everywhere, part.start
+
+        generator = torch.Generator().manual_seed(3) if options.pop("shuffled", False) else None
+        every = torch.ones(own.numel(), dtype=torch.bool)
+        return teacher_weights(
+            *(torch.ones_like(own), torch.zeros_like(own), own, every),
+            weight_clip=0.9,
+            shuffle=generator,
+            gather=gather,
+            **options,
+        )[0].tolist()
+
+    for options in ({"center": "batch"}, {"shuffled": True}):
+        whole = weights_of(slice(0, 10), **options)
+        parts = weights_of(slice(0, 7), **options) + weights_of(slice(7, 10), **options)
+        assert parts == pytest.approx(whole)
+    assert sorted(whole) == pytest.approx(sorted(teacher.exp().tolist()))
+
+
 def test_shapes_other_than_flat_are_kept():
     shape = (2, 2)
     weights, _ = teacher_weights(

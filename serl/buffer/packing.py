@@ -145,12 +145,13 @@ def _pack_for_scoring(
 ) -> list[MicroBatch]:
     """``rows`` in micro-batches for forward passes without a gradient.
 
-    Rows with one prompt, such as the first steps of a group, come together where that is worth a micro-batch:
-    the prompt is then computed once (`make_token_batch`). The budget holds even where a model cannot do that.
+    Rows that a student had one prompt for, such as the first steps of a group, come together where that is
+    worth a micro-batch: what their prompts begin with is then computed once (`make_token_batch`), even if the
+    evidence after it differs. The budget holds where a model cannot do that, too.
     """
     with_prompt: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
-        with_prompt.setdefault(tuple(prompt(samples[row])), []).append(row)
+        with_prompt.setdefault(tuple(samples[row].prompt_ids), []).append(row)
     together: list[MicroBatch] = []
     alone: list[int] = []
 

@@ -130,6 +130,12 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
     hindsight = config.hindsight
     if hindsight.enabled and not hindsight.sources:
         yield "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher needs evidence"
+    if hindsight.enabled and hindsight.max_context_length < config.rollout.max_prompt_length:
+        yield (
+            f"hindsight.max_context_length = {hindsight.max_context_length} contradicts "
+            f"rollout.max_prompt_length = {config.rollout.max_prompt_length}: a prompt alone may be longer "
+            "than prompt and evidence together may be"
+        )
     for source in hindsight.sources:
         try:
             evidence_source(source)

@@ -168,12 +168,13 @@ class HindsightSection(Section):
     ``center`` subtracts the mean gap of the batch or of each step. ``shuffle`` moves every weight to another
     action token of the batch: a control that should learn nothing from the evidence.
 
-    ``sources`` are names of evidence; one of your own is ``package.module:name``.
-    What quoted trajectories look like: ``trajectory_format`` ``response`` quotes responses only,
-    ``observation_action`` prompts too; ``exclude_own_success``: a step's own trajectory is never its
-    successful sample; ``remove_thinking`` drops ``<think>…</think>``; ``max_trajectory_steps`` and
-    ``max_future_steps`` bound the steps quoted (0: all). ``anchor_similarity``: from which difflib ratio two
-    observations are the same situation (null: only equal ones)."""
+    ``sources`` are names of evidence; one of your own is ``package.module:name``. ``max_context_length``
+    bounds the tokens of prompt and evidence together. What quoted trajectories look like:
+    ``trajectory_format`` ``response`` quotes responses only, ``observation_action`` prompts too;
+    ``exclude_own_success``: a step's own trajectory is never its successful sample; ``remove_thinking`` drops
+    ``<think>…</think>``; ``max_trajectory_steps`` and ``max_future_steps`` bound the steps quoted (0: all).
+    ``anchor_similarity``: from which difflib ratio two observations are the same situation (null: only equal
+    ones)."""
 
     enabled: bool = True
     mode: str | None = None

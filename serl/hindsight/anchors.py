@@ -41,11 +41,12 @@ def anchor_size_metrics(sizes: Sequence[int], prefix: str) -> dict[str, float]:
 
 
 class _Representatives:
-    """First members of clusters. Most pairs are decided without the costly ratio, by the bound
+    """First members of clusters. Nearly all pairs are decided without the costly ratio, by two bounds on
 
-        ratio(a, b) ≤ 2 · Σ_char min(count_a, count_b) / (len(a) + len(b)),
+        ratio(a, b) = 2 · matches / (len(a) + len(b)).
 
-    which is difflib's ``quick_ratio``, here against all representatives at once.
+    ``matches`` is at most Σ_char min(count_a, count_b), difflib's ``quick_ratio``, here against all
+    representatives at once, and at most the length of the longest common subsequence.
     """
 
     def __init__(self, texts: Sequence[str], similarity: float):
@@ -55,16 +56,21 @@ class _Representatives:
         self._lengths = np.array([len(text) for text in texts], dtype=np.int64)
         self._rows: list[int] = []
         self._matchers: list[SequenceMatcher[str]] = []
+        self._positions: list[dict[str, int]] = []
 
     def first_similar_or_new(self, text: str) -> int:
         for cluster in self._within_bound(text):
             matcher = self._matchers[cluster]
+            longest = common_subsequence(text, self._positions[cluster], len(matcher.b))
+            if 2.0 * longest / (len(text) + len(matcher.b)) < self._similarity:
+                continue
             matcher.set_seq1(text)
             if matcher.ratio() >= self._similarity:
                 return int(cluster)
         self._rows.append(self._row[text])
         # difflib caches what it learns of the second sequence, so the representative is the second.
         self._matchers.append(SequenceMatcher(None, "", text))
+        self._positions.append(char_positions(text))
         return len(self._rows) - 1
 
     def _within_bound(self, text: str) -> np.ndarray:
@@ -73,6 +79,28 @@ class _Representatives:
         lengths = self._lengths[self._rows] + self._lengths[row]
         bound = np.where(lengths > 0, 2.0 * common / np.maximum(lengths, 1), 1.0)
         return np.flatnonzero(bound >= self._similarity)
+
+
+def char_positions(text: str) -> dict[str, int]:
+    """For each character the integer whose bit i is set where ``text[i]`` is that character."""
+    positions: dict[str, int] = {}
+    for index, char in enumerate(text):
+        positions[char] = positions.get(char, 0) | 1 << index
+    return positions
+
+
+def common_subsequence(text: str, positions: dict[str, int], length: int) -> int:
+    """The length of the longest common subsequence of ``text`` and the text of ``positions`` and ``length``.
+
+    Bit-parallel: one row of the dynamic programme is one integer (H. Hyyrö, "Bit-parallel LCS-length
+    computation revisited", 2004).
+    """
+    everywhere = (1 << length) - 1
+    row = everywhere
+    for char in text:
+        matches = row & positions.get(char, 0)
+        row = ((row + matches) | (row - matches)) & everywhere
+    return length - row.bit_count()
 
 
 def _char_counts(texts: Sequence[str]) -> np.ndarray:
