@@ -1,0 +1,234 @@
+"""The algorithm once more, as plainly as it can be written: one process, one row at a time, no Ray, no vLLM.
+
+It shares the pure functions (advantages, evidence, contexts, teacher weights, λ, loss, order of minibatches)
+and nothing of what serves, buffers, packs, shards or schedules: none of that may change the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from envs.base import PromptParts, Task, Turn
+from envs.registry import make_provider
+from serl.buffer.packing import random_minibatches
+from serl.config import ExperimentConfig
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.modes import HindsightMode
+from serl.hindsight.teacher_weights import teacher_weights
+from serl.learner.advantages import StepRows, group_advantages
+from serl.learner.losses import Denominators, LossTokens, policy_loss
+from serl.learner.samples import with_context
+from serl.rollout.actions import action_token_mask, parse_action
+from serl.rollout.prompt import PromptEncoder
+from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+
+
+class SingleProcessLoop:
+    """A policy, its teacher and an optimizer; `play` and `update` in turns are the whole algorithm."""
+
+    def __init__(self, config: ExperimentConfig, model_dir: Path):
+        self.config = config
+        self.policy: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self.teacher: Any = copy.deepcopy(self.policy).requires_grad_(False)
+        learner = config.learner
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+        )
+        self.encoder = PromptEncoder.load(str(model_dir))
+        self.provider = make_provider(config.env.name, config.env.args)
+        self.stop_ids = [self.policy.config.eos_token_id]
+        self.stop_ids += [self.encoder.tokenizer.convert_tokens_to_ids(text) for text in config.rollout.stop]
+
+    def play(self, tasks: Sequence[Task], update_step: int) -> list[TrajectoryGroup]:
+        """One group a task, all episodes side by side; the global random state decides what is sampled."""
+        size = self.config.training.group_size
+        episodes = [self._Episode(self, task) for task in tasks for _ in range(size)]
+        for _ in range(self.config.env.max_steps):
+            playing = [episode for episode in episodes if not episode.ended]
+            if not playing:
+                break
+            prompts = [episode.messages() for episode in playing]
+            for episode, messages, sampled in zip(playing, prompts, self._sample(prompts), strict=True):
+                episode.act(messages, *sampled, update_step)
+        return [
+            TrajectoryGroup(
+                f"g{update_step}-{index}",
+                task,
+                [
+                    episode.trajectory(f"g{update_step}-{index}", member)
+                    for member, episode in enumerate(episodes[index * size : (index + 1) * size])
+                ],
+            )
+            for index, task in enumerate(tasks)
+        ]
+
+    def update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
+        """One update on ``groups``, the ``update_step``-th (0, 1, …)."""
+        steps = [step for group in groups for t in group.trajectories for step in t.steps]
+        advantages = self._advantages(groups, steps)
+        token_advantages = self._weighted(groups, steps, advantages, update_step)
+        learner = self.config.learner
+        for epoch in range(learner.num_epochs):
+            order = [self.config.seed, update_step, epoch]
+            for rows in random_minibatches(len(steps), learner.num_minibatches, order):
+                trained = [row for row in rows if advantages[row] != 0.0]
+                num_tokens = sum(len(steps[row].response_ids) for row in rows)
+                denominators = Denominators(num_tokens, len(rows))
+                for row in trained:
+                    self._loss(steps[row], token_advantages[row], denominators).backward()
+                if trained:
+                    torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.grad_clip)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+
+    def _loss(self, step: Step, advantages: Tensor, denominators: Denominators) -> Tensor:
+        logprobs = self._logprobs(self.policy, step.prompt_ids, step.response_ids)
+        tokens = LossTokens(
+            logprobs, torch.tensor(step.old_logprobs), advantages, torch.zeros(len(logprobs)).long()
+        )
+        settings = self.config.loss
+        return policy_loss(tokens, settings.name, settings.model_dump(), denominators)[0]
+
+    def _advantages(self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step]) -> Tensor:
+        rows = StepRows.from_groups(groups, self.config.advantage.gamma)
+        penalty = self.config.env.invalid_action_penalty
+        rows.rewards.sub_(torch.tensor([penalty * (not step.action_valid) for step in steps]).double())
+        options = self.config.advantage.model_dump()
+        advantages, _ = group_advantages(rows, self.config.advantage.estimator, options)
+        return torch.where(advantages < 0, self.config.loss.negative_advantage_scale * advantages, advantages)
+
+    @torch.no_grad()
+    def _weighted(
+        self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step], advantages: Tensor, update_step: int
+    ) -> list[Tensor]:
+        """Each step's advantages [response tokens], those of its action tokens weighted by the teacher."""
+        hindsight = self.config.hindsight
+        plain = [a.repeat(len(step.response_ids)) for a, step in zip(advantages, steps, strict=True)]
+        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, update_step)
+        if not hindsight.enabled or lambda_ == 0.0:
+            return plain
+        if update_step % hindsight.teacher_sync_interval == 0:
+            self.teacher.load_state_dict(self.policy.state_dict())
+        mode = HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
+        options = EvidenceOptions(
+            **{name: getattr(hindsight, name) for name in EvidenceOptions.__dataclass_fields__}
+        )
+        evidence = [
+            known
+            for group in groups
+            for of_trajectory in collect_evidence(GroupView(group.trajectories, options), mode)
+            for known in of_trajectory
+        ]
+        scores, selected = [], []
+        for step, known in zip(steps, evidence, strict=True):
+            text, _ = render_context(known)
+            score = torch.zeros(len(step.response_ids))
+            if text is not None:
+                prompt_ids = self.encoder.encode(with_context(step.messages, text))
+                score = self._logprobs(self.teacher, prompt_ids, step.response_ids)
+            scores.append(score)
+            selected.append(torch.tensor(step.action_mask) & (text is not None))
+        trained = torch.cat([a != 0 for a in plain])
+        mixed, _ = teacher_weights(
+            torch.cat(plain),
+            torch.cat([torch.tensor(step.old_logprobs) for step in steps]),
+            torch.cat(scores),
+            torch.cat(selected) & trained,
+            effective_lambda=lambda_,
+            weight_clip=hindsight.weight_clip,
+        )
+        return list(mixed.split([len(step.response_ids) for step in steps]))
+
+    def _logprobs(self, model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
+        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        distribution = torch.log_softmax(logits / self.config.rollout.temperature, dim=-1)
+        return distribution.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def _sample(self, prompts: Sequence[Sequence[dict[str, str]]]) -> list[tuple[list[int], ...]]:
+        """``(prompt_ids, response_ids, their log-probs)`` of each prompt, padded on the left."""
+        encoded = [self.encoder.encode(messages) for messages in prompts]
+        longest = max(map(len, encoded))
+        masks = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+        generated = self.policy.generate(
+            input_ids=torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded]),
+            attention_mask=masks,
+            do_sample=True,
+            temperature=self.config.rollout.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=self.config.rollout.max_response_length,
+            eos_token_id=self.stop_ids,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        scores = torch.stack(generated.scores, dim=1).log_softmax(-1)
+        sampled = []
+        for ids, sequence, distribution in zip(
+            encoded, generated.sequences[:, longest:], scores, strict=True
+        ):
+            ends = [place for place, token in enumerate(sequence.tolist()) if token in self.stop_ids]
+            response = sequence[: ends[0] + 1] if ends else sequence
+            logprobs = distribution[: len(response)].gather(1, response[:, None])[:, 0]
+            sampled.append((ids, response.tolist(), logprobs.tolist()))
+        return sampled
+
+    class _Episode:
+        def __init__(self, loop: SingleProcessLoop, task: Task):
+            self.loop, self.task = loop, task
+            self.env = loop.provider.make_env()
+            self.seen, self.info = self.env.reset(options={"task_id": task.task_id})
+            self.turns: list[Turn] = []
+            self.steps: list[Step] = []
+            self.reward, self.ended = 0.0, False
+
+        def messages(self) -> tuple[dict[str, str], ...]:
+            history = tuple(self.turns[-self.loop.config.env.history_length :])
+            admissible = tuple(self.info["admissible_actions"])
+            parts = PromptParts(
+                self.info["task_description"], history, len(self.turns), self.seen, admissible
+            )
+            return self.loop.provider.messages(parts)
+
+        def act(
+            self, messages: Any, prompt_ids: list[int], response_ids: list[int], logprobs: Any, version: int
+        ) -> None:
+            text = self.loop.encoder.decode(response_ids)
+            action = parse_action(text)
+            before = self.seen
+            self.seen, reward, terminated, truncated, self.info = self.env.step(action or text)
+            self.reward += reward
+            self.ended = terminated or truncated
+            self.turns.append(Turn(before, action or text))
+            self.steps.append(
+                Step(
+                    prompt_ids=prompt_ids,
+                    response_ids=response_ids,
+                    old_logprobs=logprobs,
+                    action_mask=action_token_mask(response_ids, self.loop.encoder.tokenizer),
+                    version_spans=(VersionSpan(0, len(response_ids), version),),
+                    finish_reason="stop",
+                    messages=messages,
+                    response_text=text,
+                    anchor=before,
+                    action=action,
+                    action_valid=action is not None and self.info["action_valid"],
+                    feedback=self.info["feedback"],
+                    next_observation=self.seen,
+                )
+            )
+
+        def trajectory(self, group_id: str, member: int) -> Trajectory:
+            success = bool(self.info["success"])
+            name, end_reason = f"{group_id}-{member}", "success" if success else "max_steps"
+            return Trajectory(name, group_id, member, self.task, self.steps, self.reward, success, end_reason)
