@@ -1,4 +1,4 @@
-"""The report's figures. Each function writes one file, unless there is nothing to draw; it returns whether."""
+"""The report's figures. Each function writes one file, unless there is nothing to draw; returns whether."""
 
 from __future__ import annotations
 
