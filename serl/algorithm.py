@@ -95,6 +95,7 @@ class SERL(Algorithm):
             max_staleness=training.max_staleness,
             filter_groups=training.filter_groups,
             max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
+            normalize_by_length=experiment.advantage.normalize_by_length,
         )
         assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)

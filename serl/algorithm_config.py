@@ -84,6 +84,7 @@ class SERLConfig(AlgorithmConfig):
                 "attention": self.experiment.model.attention,
                 "temperature": self.experiment.rollout.temperature,
                 "gradient_checkpointing": self.experiment.learner.gradient_checkpointing,
+                "entropy_gradient": self.experiment.loss.entropy_coefficient > 0.0,
             },
         )
 

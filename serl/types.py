@@ -131,8 +131,9 @@ class TrainingSample:
     """One step as a learner trains on it.
 
     ``advantage`` is the group-relative advantage of every response token of the step.
-    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1) and ``context``
-    the text of that evidence; the teacher scores the very same ``response_ids`` after it.
+    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1), ``context``
+    the text of that evidence, and ``evidence_sources`` the names of the sources in it; the teacher scores the
+    very same ``response_ids`` after it.
     """
 
     group_id: str
@@ -146,6 +147,7 @@ class TrainingSample:
     weights_seq_no: int
     teacher_prompt_ids: list[int] | None = None
     context: str | None = None
+    evidence_sources: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:

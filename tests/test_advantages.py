@@ -146,6 +146,8 @@ def test_gigpo_joins_similar_anchors_but_never_those_of_another_group():
     anchors = ["You see a mug 1 here.", "You see a mug 2 here."]
     one_group = make_rows([[(0.0, 1), (0.0, 1)]], anchors=anchors, returns=[2.0, 0.0])
     assert advantages(one_group, "gigpo", **options) == [1.0, -1.0]
+    metrics = group_advantages(one_group, "gigpo", options)[1]
+    assert (metrics["gigpo_anchor_size_mean"], metrics["gigpo_anchor_alone_share"]) == (2.0, 0.0)
     two_groups = make_rows([[(0.0, 1), (0.0, 1)]] * 2, anchors=["a", anchors[0], "b", anchors[0]])
     assert advantages(two_groups, "gigpo", **options) == [0.0] * 4
 
@@ -196,12 +198,13 @@ def make_step(anchor: str, reward: float, num_tokens: int) -> Step:
 
 
 def test_an_estimator_of_ones_own_receives_only_the_options_it_names():
-    def sign(rows: StepRows, *, scale: float) -> torch.Tensor:
-        return rows.rewards.sign() * scale
+    def sign(rows: StepRows, *, scale: float) -> tuple[torch.Tensor, dict[str, float]]:
+        return rows.rewards.sign() * scale, {"sign_scale": scale}
 
     register_estimator("sign_for_this_test", sign)
     rows = make_rows([[(5.0, 1), (-2.0, 1)]])
     assert advantages(rows, "sign_for_this_test", scale=3.0, across="steps") == [3.0, -3.0]
+    assert group_advantages(rows, "sign_for_this_test", {"scale": 3.0})[1]["sign_scale"] == 3.0
     assert "sign_for_this_test" in estimator_names()
     with pytest.raises(ValueError, match="exists already"):
         register_estimator("grpo", sign)

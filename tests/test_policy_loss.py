@@ -16,9 +16,9 @@ from serl.learner.losses import (
     kl_per_token,
     policy_loss,
     register_policy_loss,
-    token_entropies,
     truncated_importance_weights,
 )
+from serl.learner.token_scores import score_tokens
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
 AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
@@ -182,7 +182,9 @@ def test_kl_loss_is_the_weighted_aggregate():
 
 def test_entropy_and_its_bonus():
     logits = torch.tensor([[0.0, 0.0], [200.0, 0.0], [math.log(3.0), 0.0]], requires_grad=True)
-    entropies = token_entropies(logits)
+    entropies = score_tokens(logits, torch.zeros(3, dtype=torch.long), 1.0, entropy_gradient=True)[
+        "entropies"
+    ]
     skewed = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert entropies.tolist() == pytest.approx([math.log(2.0), 0.0, skewed], abs=1e-6)
     bonus, metrics = entropy_bonus(

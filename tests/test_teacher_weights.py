@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.hindsight.teacher_weights import teacher_weights
+from serl.hindsight.teacher_weights import gap_parts, teacher_weights, weighted_advantages
 
 ALL = torch.ones(4, dtype=torch.bool)
 ADVANTAGES = torch.tensor([2.0, 2.0, -2.0, -2.0])
@@ -18,9 +18,8 @@ TEACHER = STUDENT + torch.tensor([1.1, 3.0, 1.1, 3.0]).log()
 
 
 def weigh(teacher=TEACHER, selected=ALL, advantages=ADVANTAGES, mixing=1.0, clip=0.5, **options):
-    return teacher_weights(
-        advantages, STUDENT, teacher, selected, effective_lambda=mixing, weight_clip=clip, **options
-    )
+    weights, metrics = teacher_weights(advantages, STUDENT, teacher, selected, weight_clip=clip, **options)
+    return weighted_advantages(advantages, weights, mixing), metrics
 
 
 def test_lambda_decays_linearly_on_one_clock():
@@ -102,16 +101,18 @@ def test_the_mean_is_that_of_the_selected_tokens():
     assert mixed.tolist() == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(0.1), -2.0, -2.0])
 
 
-def test_the_teacher_baseline_removes_the_drift_and_reports_both_parts():
+def test_the_teacher_baseline_removes_the_drift():
     without = STUDENT + torch.tensor([0.4, 0.4, 0.4, 0.4])
     teacher = without + torch.tensor([0.1, 0.1, -0.1, -0.1])
     mixed, metrics = weigh(teacher=teacher, baseline="teacher", teacher_logprobs_without_context=without)
     assert (mixed / ADVANTAGES).log().tolist() == pytest.approx([0.1] * 4, abs=1e-6)
-    assert metrics["context_delta_mean"] == pytest.approx(0.0, abs=1e-6)
-    assert metrics["drift_delta_mean"] == pytest.approx(0.4)
-    against_student, same_parts = weigh(teacher=teacher, teacher_logprobs_without_context=without)
+    assert metrics["delta_mean"] == pytest.approx(0.0, abs=1e-6)
+    against_student, metrics = weigh(teacher=teacher, teacher_logprobs_without_context=without)
     assert (against_student / ADVANTAGES).log().tolist()[0] == pytest.approx(math.log(1.5))  # clipped
-    assert same_parts["drift_delta_mean"] == pytest.approx(0.4)
+    assert metrics["delta_mean"] == pytest.approx(0.4)
+    effects, drifts = gap_parts(STUDENT, teacher, without)
+    assert effects.tolist() == pytest.approx([0.1, 0.1, -0.1, -0.1])
+    assert drifts.tolist() == pytest.approx([0.4] * 4)
 
 
 def test_shuffling_moves_every_weight_to_another_selected_token():
@@ -123,13 +124,7 @@ def test_shuffling_moves_every_weight_to_another_selected_token():
     def run(seed: int | None):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return teacher_weights(
-            advantages,
-            torch.zeros(size),
-            teacher,
-            selected,
-            effective_lambda=1.0,
-            weight_clip=0.9,
-            shuffle=generator,
+            advantages, torch.zeros(size), teacher, selected, weight_clip=0.9, shuffle=generator
         )[0]
 
     plain, shuffled = run(None), run(7)
@@ -142,17 +137,16 @@ def test_shuffling_moves_every_weight_to_another_selected_token():
 
 def test_shapes_other_than_flat_are_kept():
     shape = (2, 2)
-    mixed, _ = teacher_weights(
+    weights, _ = teacher_weights(
         ADVANTAGES.view(shape),
         STUDENT.view(shape),
         TEACHER.view(shape),
         ALL.view(shape),
-        effective_lambda=1.0,
         weight_clip=0.5,
         center="step",
         step_ids=torch.tensor([[0, 0], [1, 1]]),
     )
-    assert mixed.shape == shape
+    assert weights.shape == shape
 
 
 def test_missing_companions_are_named():

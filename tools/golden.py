@@ -25,7 +25,7 @@ from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
 from serl.hindsight.judge_request import judge_request
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.modes import hindsight_mode
-from serl.hindsight.teacher_weights import teacher_weights
+from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.rollout.actions import action_spans
@@ -72,16 +72,16 @@ def weigh(case: Case) -> Any:
     mixing = _effective_lambda(case["config"])
     context = torch.tensor(case["context_mask"]).bool().unsqueeze(1)
     selected = torch.tensor(case["response_mask"]).bool() & context & torch.tensor(case["action_mask"]).bool()
-    advantages, metrics = teacher_weights(
-        torch.tensor(case["advantages"]),
+    advantages = torch.tensor(case["advantages"])
+    weights, metrics = teacher_weights(
+        advantages,
         torch.tensor(case["student_logprobs"]),
         torch.tensor(case["teacher_logprobs"]),
         selected,
-        effective_lambda=mixing,
         weight_clip=case["config"]["weight_clip"],
     )
     return {
-        "token_advantages": advantages.tolist(),
+        "token_advantages": weighted_advantages(advantages, weights, mixing).tolist(),
         "effective_lambda": mixing,
         "weight_mean": metrics["weight_mean"],
         "clipped_fraction": metrics["clipped_fraction"],
@@ -98,7 +98,11 @@ def loss(case: Case) -> Any:
         advantages=torch.tensor(case["advantages"])[mask],
         sequence_ids=row_of_token[mask],
     )
-    denominators = Denominators(num_loss_tokens=float(mask.sum()), num_sequences=float(mask.shape[0]))
+    denominators = Denominators(
+        num_loss_tokens=float(mask.sum()),
+        num_sequences=float(mask.shape[0]),
+        max_response_length=float(mask.shape[1]),
+    )
     options = {key: value for key, value in case["config"].items() if key != "loss"}
     value, metrics = policy_loss(tokens, case["config"]["loss"], options, denominators)
     (gradient,) = torch.autograd.grad(value, logprobs)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,8 +62,11 @@ class GroupBuffer:
     """Holds at most (max_staleness + 1) · groups_per_batch groups of ``group_size`` trajectories.
 
     With ``filter_groups`` a group whose trajectories all have the same reward is discarded and others take
-    its place, up to ``max_filtered_groups_per_batch`` between two batches; further ones are kept. A member
-    that fails ``max_attempts`` times discards its group.
+    its place, up to ``max_filtered_groups_per_batch`` between two batches; further ones are kept, so that
+    learners never starve. With ``normalize_by_length`` rewards are compared per step, as advantages will be.
+    What filtering does to the length of episodes is told: ``filtered_mean_steps`` of the groups removed since
+    the batch before beside ``kept_mean_steps`` of those in the batch. A member that fails ``max_attempts``
+    times discards its group.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class GroupBuffer:
         filter_groups: bool,
         max_filtered_groups_per_batch: int,
         max_attempts: int = 3,
+        normalize_by_length: bool = False,
     ):
         self._group_size = group_size
         self._groups_per_batch = groups_per_batch
@@ -81,6 +85,7 @@ class GroupBuffer:
         self._filter_groups = filter_groups
         self._max_filtered_groups_per_batch = max_filtered_groups_per_batch
         self._max_attempts = max_attempts
+        self._normalize_by_length = normalize_by_length
         self._groups: dict[str, _OpenGroup] = {}
         self._discarded_tasks: list[Task] = []
         self._counters: Counter[str] = Counter()
@@ -133,7 +138,7 @@ class GroupBuffer:
             return
         group.trajectories[trajectory.member] = trajectory
         self._counters["trajectories_added"] += 1
-        if group.complete and self._filter_groups and _same_reward(group):
+        if group.complete and self._filter_groups and not self._has_spread(group):
             self._filter(group)
 
     def fail(self, assignment: Assignment, reason: str) -> Assignment | None:
@@ -241,12 +246,16 @@ class GroupBuffer:
                 self._discard(group, "stale")
                 self._discarded_tasks.append(group.task)
 
+    def _has_spread(self, group: _OpenGroup) -> bool:
+        trajectories = group.trajectories.values()
+        lengths = [len(t.steps) if self._normalize_by_length and t.steps else 1 for t in trajectories]
+        return len({t.reward / length for t, length in zip(trajectories, lengths, strict=True)}) > 1
+
     def _filter(self, group: _OpenGroup) -> None:
         if len(self._filtered_lengths) == self._max_filtered_groups_per_batch:
             self._counters["groups_kept_without_spread"] += 1
             return
-        lengths = [len(trajectory.steps) for trajectory in group.trajectories.values()]
-        self._filtered_lengths.append(sum(lengths) / len(lengths))
+        self._filtered_lengths.append(_mean_steps(group.trajectories.values()))
         self._discard(group, "no_spread")
 
     def _discard(self, group: _OpenGroup, reason: str) -> None:
@@ -256,14 +265,15 @@ class GroupBuffer:
 
     def _metrics_of(self, batch: Sequence[TrajectoryGroup], weights_seq_no: int) -> dict[str, float]:
         staleness = [weights_seq_no - g.weights_seq_no for g in batch if g.weights_seq_no is not None]
-        filtered = self._filtered_lengths
+        filtered, kept = self._filtered_lengths, [_mean_steps(group.trajectories) for group in batch]
         return {
             "staleness_mean": sum(staleness) / len(staleness) if staleness else 0.0,
             "staleness_max": float(max(staleness, default=0)),
             "filtered_groups": float(len(filtered)),
             "filtered_mean_steps": sum(filtered) / len(filtered) if filtered else 0.0,
+            "kept_mean_steps": sum(kept) / len(kept),
         }
 
 
-def _same_reward(group: _OpenGroup) -> bool:
-    return len({trajectory.reward for trajectory in group.trajectories.values()}) == 1
+def _mean_steps(trajectories: Collection[Trajectory]) -> float:
+    return sum(len(trajectory.steps) for trajectory in trajectories) / len(trajectories)

@@ -7,13 +7,13 @@ needs that), and neither gradients nor minibatches depend on how many learners t
 - A group is never split over learners; shards are balanced by tokens.
 - Minibatches are random rows of the whole batch, drawn anew for each epoch from the seed.
 - A row with advantage 0 trains nothing, so nobody computes it; its tokens still count in the denominators,
-  as they would if it were computed.
+  as they would if it were computed. A loss with terms of its own for such rows has them computed.
 - Micro-batches hold rows of similar length within a token budget, counted with padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,8 @@ class Minibatch:
 
     A micro-batch lists indices into the learner's samples; an empty one keeps this learner in step with
     others that have more. ``num_loss_tokens`` and ``num_sequences`` are the denominators: response tokens and
-    rows of the minibatch over all learners, those with advantage 0 included; ``num_trained_tokens`` counts
-    the response tokens of the others.
+    rows of the minibatch over all learners, those that nobody computes included; ``num_trained_tokens``
+    counts the response tokens of the others.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -41,14 +41,16 @@ class Minibatch:
 
 @dataclass(frozen=True, slots=True)
 class LearnerPlan:
-    """One learner's part of one update: its rows with an advantage, and the order of work.
+    """One learner's part of one update: its trained rows, and the order of work.
 
-    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt.
+    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt, and
+    ``context_free_micro_batches`` those of them that the teacher also scores without the context.
     """
 
     samples: list[TrainingSample]
     micro_batches: tuple[MicroBatch, ...]
     teacher_micro_batches: tuple[MicroBatch, ...]
+    context_free_micro_batches: tuple[MicroBatch, ...]
     minibatches: tuple[Minibatch, ...]
 
 
@@ -60,26 +62,31 @@ def plan_update(
     num_epochs: int,
     micro_batch_tokens: int,
     seed: Sequence[int],
+    train_every_row: bool = False,
+    context_free_rows: Collection[int] = (),
 ) -> list[LearnerPlan]:
     """One plan per learner for a batch of ``samples`` (whole groups, rows with advantage 0 included).
 
-    ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row has an
-    advantage are left out. Raises ValueError if ``num_learners`` is not positive.
+    ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row is trained
+    are left out: rows are trained that have an advantage, or all with ``train_every_row``.
+    ``context_free_rows`` are indices of rows with a teacher prompt that the teacher scores without it too.
+    Raises ValueError if ``num_learners`` is not positive.
     """
     if num_learners < 1:
         raise ValueError(f"num_learners must be positive, got {num_learners}")
+    lengths = [_trained_length(sample, train_every_row) for sample in samples]
     shards = [
-        [index for index in shard if _trained_length(samples[index]) > 0]
-        for shard in _shards_of_whole_groups(samples, num_learners)
+        [index for index in shard if lengths[index] > 0]
+        for shard in _shards_of_whole_groups(samples, lengths, num_learners)
     ]
-    every_row = [
-        pack_by_length(shard, [samples[index].num_tokens for index in shard], micro_batch_tokens)
-        for shard in shards
-    ]
-    teacher = [
-        pack_by_length(shard, [_teacher_length(samples[index]) for index in shard], micro_batch_tokens)
-        for shard in ([index for index in shard if samples[index].teacher_prompt_ids] for shard in shards)
-    ]
+
+    def packed(rows: Collection[int], length: Callable[[TrainingSample], int]) -> list[list[MicroBatch]]:
+        own = [[index for index in shard if index in rows] for shard in shards]
+        return _same_number(
+            [pack_by_length(part, [length(samples[row]) for row in part], micro_batch_tokens) for part in own]
+        )
+
+    taught = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
     minibatches: list[list[Minibatch]] = [[] for _ in shards]
     for epoch in range(num_epochs):
         for rows in random_minibatches(len(samples), num_minibatches, [*seed, epoch]):
@@ -89,7 +96,14 @@ def plan_update(
                     learner.append(part)
     return [
         _renumbered(samples, *parts)
-        for parts in zip(shards, _same_number(every_row), _same_number(teacher), minibatches, strict=True)
+        for parts in zip(
+            shards,
+            packed(range(len(samples)), lambda sample: sample.num_tokens),
+            packed(taught, _teacher_length),
+            packed(taught.intersection(context_free_rows), lambda sample: sample.num_tokens),
+            minibatches,
+            strict=True,
+        )
     ]
 
 
@@ -124,19 +138,21 @@ def _teacher_length(sample: TrainingSample) -> int:
     return len(sample.teacher_prompt_ids or ()) + len(sample.response_ids)
 
 
-def _trained_length(sample: TrainingSample) -> int:
-    """Tokens that a learner computes for the row."""
-    if sample.advantage == 0.0 or not sample.response_ids:
+def _trained_length(sample: TrainingSample, train_every_row: bool) -> int:
+    """Tokens that a learner computes for the row; 0 if it is not trained."""
+    if not sample.response_ids or (sample.advantage == 0.0 and not train_every_row):
         return 0
     return sample.num_tokens + (_teacher_length(sample) if sample.teacher_prompt_ids else 0)
 
 
-def _shards_of_whole_groups(samples: Sequence[TrainingSample], num_learners: int) -> list[list[int]]:
+def _shards_of_whole_groups(
+    samples: Sequence[TrainingSample], lengths: Sequence[int], num_learners: int
+) -> list[list[int]]:
     """Row indices per learner: the group with the most tokens first, always to the least loaded learner."""
     groups: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         groups.setdefault(sample.group_id, []).append(index)
-    tokens = {group: sum(_trained_length(samples[row]) for row in rows) for group, rows in groups.items()}
+    tokens = {group: sum(lengths[row] for row in rows) for group, rows in groups.items()}
     shards: list[list[int]] = [[] for _ in range(num_learners)]
     load = [0] * num_learners
     for group in sorted(groups, key=lambda group: (-tokens[group], group)):
@@ -149,7 +165,7 @@ def _shards_of_whole_groups(samples: Sequence[TrainingSample], num_learners: int
 def _minibatch_parts(
     samples: Sequence[TrainingSample], shards: list[list[int]], rows: set[int], micro_batch_tokens: int
 ) -> list[Minibatch] | None:
-    """The minibatch ``rows`` as each learner sees it; None if none of its rows has an advantage."""
+    """The minibatch ``rows`` as each learner sees it; None if none of its rows is trained."""
     own = [[index for index in shard if index in rows] for shard in shards]
     num_trained_tokens = sum(len(samples[index].response_ids) for shard in own for index in shard)
     if num_trained_tokens == 0:
@@ -175,7 +191,8 @@ def _renumbered(
     samples: Sequence[TrainingSample],
     shard: list[int],
     every_row: list[MicroBatch],
-    teacher: list[MicroBatch],
+    taught: list[MicroBatch],
+    context_free: list[MicroBatch],
     minibatches: list[Minibatch],
 ) -> LearnerPlan:
     """The learner's plan, with indices into its own samples instead of the batch's."""
@@ -187,7 +204,8 @@ def _renumbered(
     return LearnerPlan(
         samples=[samples[index] for index in shard],
         micro_batches=local(every_row),
-        teacher_micro_batches=local(teacher),
+        teacher_micro_batches=local(taught),
+        context_free_micro_batches=local(context_free),
         minibatches=tuple(
             Minibatch(
                 local(part.micro_batches), part.num_loss_tokens, part.num_sequences, part.num_trained_tokens

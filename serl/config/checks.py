@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
-from serl.hindsight.sources import source_names
+from serl.hindsight.sources import evidence_source, source_names
 
 
 def check_config(config: ExperimentConfig) -> list[str]:
@@ -42,6 +42,11 @@ def _sampling_and_loss(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"loss.dual_clip = {config.loss.dual_clip:g}: must be greater than 1, a bound on the ratio of "
             "new to old probability where the advantage is negative, or 0 for no such bound"
+        )
+    if config.loss.name == "gspo" and config.loss.aggregation != "seq-mean-token-mean":
+        yield (
+            f"loss.name = gspo contradicts loss.aggregation = {config.loss.aggregation}: its ratio is one of "
+            "whole responses, and all of them weigh the same; set loss.aggregation: seq-mean-token-mean"
         )
 
 
@@ -115,7 +120,11 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
     if hindsight.enabled and not hindsight.sources:
         yield "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher needs evidence"
     for source in hindsight.sources:
-        if source not in source_names():
+        try:
+            evidence_source(source)
+        except ImportError as error:
+            yield f"hindsight.sources has {source!r}: {error}"
+        except ValueError:
             hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"
             yield f"hindsight.sources has {source!r}: no such source{hint}"
 

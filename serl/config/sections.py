@@ -94,31 +94,53 @@ class TrainingSection(Section):
 
 class AdvantageSection(Section):
     """Group-relative advantages. ``gamma``, ``step_advantage_weight`` and ``anchor_similarity`` are read by
-    ``gigpo`` alone; ``normalize_std: false`` with ``grpo`` is Dr.GRPO."""
+    ``gigpo`` alone; ``normalize_std: false`` with ``grpo`` is Dr.GRPO. ``normalize_by_length``: the reward of
+    an episode is divided by its number of steps, so that of two successes the shorter is the better."""
 
     estimator: Literal["grpo", "rloo", "gigpo", "grpo_passk", "reinforce_pp_baseline"] = "grpo"
     across: Literal["steps", "trajectories"] = "steps"
     normalize_std: bool = True
+    normalize_by_length: bool = False
     gamma: float = Field(default=0.95, gt=0.0, le=1.0)
     step_advantage_weight: float = Field(default=1.0, ge=0.0)
     anchor_similarity: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
 class LossSection(Section):
-    """The policy loss."""
+    """The policy loss, and what is added to it. ``aggregation: seq-mean-token-sum-norm`` is Dr.GRPO's: token
+    sums over ``rollout.max_response_length``. Added are ``kl_coefficient`` times the KL to the policy that the
+    run began with (0: no such policy in memory) and, taken off, ``entropy_coefficient`` times the entropy,
+    both aggregated like the loss over all rows: those without an advantage are computed too then."""
 
     name: Literal["ppo_clip", "gspo"] = "ppo_clip"
-    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    aggregation: Literal[
+        "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+    ] = "token-mean"
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     clip_high: float = Field(default=0.2, ge=0.0)
     dual_clip: float = Field(default=3.0, ge=0.0)
     negative_advantage_scale: float = Field(default=1.0, ge=0.0)
     importance_cap: float | None = Field(default=None, gt=0.0)
+    kl_coefficient: float = Field(default=0.0, ge=0.0)
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coefficient: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def trains_every_row(self) -> bool:
+        """Whether rows without an advantage have a gradient."""
+        return self.kl_coefficient > 0.0 or self.entropy_coefficient > 0.0
 
 
 class HindsightSection(Section):
     """The teacher: what it sees beside the student, and how much it may change an advantage.
 
+    ``baseline``: what the teacher's log-prob of an action token is compared with, the ``student``'s (the
+    paper) or the ``teacher``'s own without the evidence, which takes the drift between the two out. With
+    ``student`` that second score is made for ``drift_sample_rows`` rows of an update only, for the metrics.
+    ``center`` subtracts the mean gap of the batch or of each step. ``shuffle`` moves every weight to another
+    action token of the batch: a control that should learn nothing from the evidence.
+
+    ``sources`` are names of evidence; one of your own is ``package.module:name``.
     What quoted trajectories look like: ``trajectory_format`` ``response`` quotes responses only,
     ``observation_action`` prompts too; ``exclude_own_success``: a step's own trajectory is never its
     successful sample; ``remove_thinking`` drops ``<think>…</think>``; ``max_trajectory_steps`` and
@@ -133,6 +155,10 @@ class HindsightSection(Section):
     mixing_lambda: float = Field(default=0.5, ge=0.0, le=1.0)
     lambda_decay_steps: int = Field(default=50, ge=0)
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
+    baseline: Literal["student", "teacher"] = "student"
+    drift_sample_rows: int = Field(default=64, ge=0)
+    center: Literal["none", "batch", "step"] = "none"
+    shuffle: bool = False
     teacher_sync_interval: PositiveInt = 10
     max_context_length: PositiveInt = 4096
     trajectory_format: Literal["response", "observation_action"] = "response"

@@ -24,6 +24,22 @@ def anchor_clusters(anchors: Sequence[str], similarity: float | None) -> list[in
     return [clusters[anchor] for anchor in anchors]
 
 
+def anchor_size_metrics(sizes: Sequence[int], prefix: str) -> dict[str, float]:
+    """How many steps share an anchor, from the size of each step's own cluster.
+
+    ``<prefix>_anchor_size_mean`` (over anchors) and ``…_max``, ``<prefix>_anchor_alone_share``: the share of
+    steps that no other step has the anchor of. Empty without any step.
+    """
+    if not sizes:
+        return {}
+    num_anchors = sum(1.0 / size for size in sizes)
+    return {
+        f"{prefix}_anchor_size_mean": len(sizes) / num_anchors,
+        f"{prefix}_anchor_size_max": float(max(sizes)),
+        f"{prefix}_anchor_alone_share": sum(size == 1 for size in sizes) / len(sizes),
+    }
+
+
 class _Representatives:
     """First members of clusters. Most pairs are decided without the costly ratio, by the bound
 

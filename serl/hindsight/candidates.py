@@ -43,6 +43,9 @@ class AnchorEvidence:
     def of(self, attempt: Try) -> StepEvidence:
         """The evidence of one step of the group."""
         cluster = self._cluster[attempt.sample_index, attempt.step_index]
+        return replace(self._evidence(attempt, cluster), anchor_size=len(self._members[cluster]))
+
+    def _evidence(self, attempt: Try, cluster: int) -> StepEvidence:
         if self._lists_feedback:
             if cluster not in self._pairs:
                 self._pairs[cluster] = _feedback_pairs(self._members[cluster])

@@ -116,11 +116,23 @@ class FeedbackPair:
 
 @dataclass(frozen=True, slots=True)
 class StepEvidence:
-    """All evidence of one step, in the order in which a context shows it; empty: the step gets no context."""
+    """All evidence of one step, in the order in which a context shows it; empty: the step gets no context.
+
+    ``anchor_size``: how many steps of the group have the step's anchor, itself included; 0 if evidence is
+    not gathered per anchor.
+    """
 
     candidates: tuple[Candidate, ...] = ()
     feedback_pairs: tuple[FeedbackPair, ...] = ()
     parts: tuple[Evidence, ...] = ()
+    anchor_size: int = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the sources that gave any of it, each once."""
+        found = [evidence.source for candidate in self.candidates for evidence in candidate.evidence]
+        found += ["immediate_feedback"] if self.feedback_pairs else []
+        return tuple(dict.fromkeys([*found, *(part.source for part in self.parts)]))
 
     def __bool__(self) -> bool:
         return bool(self.candidates or self.feedback_pairs or self.parts)

@@ -18,6 +18,7 @@ Departures from the paper, all off unless asked for:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,8 +26,15 @@ from torch import Tensor
 
 Baseline = Literal["student", "teacher"]
 Center = Literal["none", "batch", "step"]
+# From values [n] to those of the whole batch, [N], and where in them one's own begin.
+Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 _MAX_LOG_WEIGHT = 20.0
+
+
+def whole_batch(values: Tensor) -> tuple[Tensor, int]:
+    """The `Gather` of a batch that is not split over learners."""
+    return values, 0
 
 
 def teacher_weights(
@@ -35,29 +43,29 @@ def teacher_weights(
     teacher_logprobs: Tensor,
     selected: Tensor,
     *,
-    effective_lambda: float,
     weight_clip: float,
     baseline: Baseline = "student",
     teacher_logprobs_without_context: Tensor | None = None,
     center: Center = "none",
     step_ids: Tensor | None = None,
     shuffle: torch.Generator | None = None,
+    gather: Gather = whole_batch,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Advantages with teacher weights mixed in, and what the weights were.
+    """The clipped weight of every token, 1 where it is not selected, and what the weights are.
 
     All tensors have the same shape, [tokens] or [rows, tokens]. ``selected`` is the product of response mask,
     context mask and action mask; whatever the log-probs are elsewhere, they are not read. ``step_ids`` (long,
     0 … steps − 1) says which step a token belongs to and is needed for ``center="step"``;
     ``teacher_logprobs_without_context`` for ``baseline="teacher"``. ``weight_clip`` 0 makes every weight 1.
+    Where this is a part of a batch, ``gather`` brings the batch together for ``center="batch"`` and
+    ``shuffle``; every part must then have a generator in the same state.
 
-    Returns the new advantages and metrics over the selected tokens of this call. Means are to be averaged
-    over calls with ``num_selected_tokens`` (or the positive/negative share of it) as weights:
-    ``weight_mean``, ``clipped_fraction`` (weights on either bound), both also as ``positive_…`` and
-    ``negative_…`` for tokens with A > 0 and A < 0, with ``…_weight_min`` and ``…_weight_max``;
-    ``delta_mean`` and ``abs_delta_mean`` of Δ before centring; with the baseline log-probs given, also its
-    two parts: ``context_delta_mean`` = log π_T(a | c) − log π_T(a) and ``drift_delta_mean`` = log π_T(a) −
-    log π_S(a). Where no token is selected, a weight is 1 and all else 0. Raises ValueError for a missing
-    companion tensor.
+    The metrics are over the selected tokens of this call. Means are to be averaged over calls with
+    ``num_selected_tokens`` (or the positive/negative share of it) as weights: ``weight_mean``,
+    ``clipped_fraction`` (weights on either bound), both also as ``positive_…`` and ``negative_…`` for tokens
+    with A > 0 and A < 0, with ``…_weight_min`` and ``…_weight_max``; ``delta_mean`` and ``abs_delta_mean`` of
+    Δ before centring. Where no token is selected, a weight is 1 and all else 0. Raises ValueError for a
+    missing companion tensor.
     """
     mask = selected.bool()
     bases = {"student": student_logprobs, "teacher": teacher_logprobs_without_context}
@@ -66,50 +74,70 @@ def teacher_weights(
         known = "known: student, or teacher with teacher_logprobs_without_context"
         raise ValueError(f"no log-probs for baseline {baseline!r}; {known}")
     token_advantages = advantages[mask]
-    delta = _log_ratio(teacher_logprobs, base, mask)
+    delta = log_gap(teacher_logprobs, base)[mask]
     steps = None if step_ids is None else step_ids[mask]
-    log_weights = torch.sign(token_advantages) * _centered(delta, center, steps)
-    weights = log_weights.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
-    weights = weights.clamp(1.0 - weight_clip, 1.0 + weight_clip)
+    log_weights = torch.sign(token_advantages) * _centered(delta, center, steps, gather)
+    chosen = log_weights.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
+    chosen = chosen.clamp(1.0 - weight_clip, 1.0 + weight_clip)
     if shuffle is not None:
-        weights = _moved(weights, shuffle)
+        chosen = _moved(chosen, shuffle, gather)
 
-    mixed = advantages.clone()
-    mixed[mask] = token_advantages * ((1.0 - effective_lambda) + effective_lambda * weights)
-    metrics = _weight_metrics(weights, token_advantages, weight_clip)
+    weights = torch.ones_like(advantages)
+    weights[mask] = chosen
+    metrics = _weight_metrics(chosen, token_advantages, weight_clip)
     metrics.update(delta_mean=_mean(delta), abs_delta_mean=_mean(delta.abs()))
-    if teacher_logprobs_without_context is not None:
-        context = _log_ratio(teacher_logprobs, teacher_logprobs_without_context, mask)
-        drift = _log_ratio(teacher_logprobs_without_context, student_logprobs, mask)
-        metrics.update(context_delta_mean=_mean(context), drift_delta_mean=_mean(drift))
-    return mixed, metrics
+    return weights, metrics
 
 
-def _log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor) -> Tensor:
-    return (numerator[mask] - denominator[mask]).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT)
+def weighted_advantages(advantages: Tensor, weights: Tensor, effective_lambda: float) -> Tensor:
+    """A · ((1 − λ) + λ · c); with weight 1 exactly A."""
+    mixed = advantages * ((1.0 - effective_lambda) + effective_lambda * weights)
+    return torch.where(weights == 1.0, advantages, mixed)
 
 
-def _centered(delta: Tensor, center: Center, step_ids: Tensor | None) -> Tensor:
-    if center == "none" or delta.numel() == 0:
+def log_gap(logprobs: Tensor, baseline_logprobs: Tensor) -> Tensor:
+    """``logprobs − baseline_logprobs``, clamped to ±20."""
+    return (logprobs - baseline_logprobs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT)
+
+
+def gap_parts(
+    student_logprobs: Tensor, teacher_logprobs: Tensor, teacher_logprobs_without_context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two parts of log π_T(a | c) − log π_S(a), of any one shape.
+
+    ``feedback_effects`` = log π_T(a | c) − log π_T(a), what the context says, and ``drifts`` = log π_T(a) −
+    log π_S(a), how far student and teacher have drifted apart.
+    """
+    return (
+        log_gap(teacher_logprobs, teacher_logprobs_without_context),
+        log_gap(teacher_logprobs_without_context, student_logprobs),
+    )
+
+
+def _centered(delta: Tensor, center: Center, step_ids: Tensor | None, gather: Gather) -> Tensor:
+    if center == "none":
         return delta
     if center == "batch":
-        return delta - delta.mean()
+        # In float64 the mean does not depend on how the batch is split.
+        everywhere = gather(delta)[0].double()
+        return delta - everywhere.mean().to(delta.dtype) if everywhere.numel() else delta
     if center != "step":
         raise ValueError(f"unknown center {center!r}; known: none, batch, step")
     if step_ids is None:
         raise ValueError("center 'step' needs step_ids")
-    num_steps = int(step_ids.max()) + 1
+    num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
     totals = delta.new_zeros(num_steps).index_add(0, step_ids, delta)
     counts = delta.new_zeros(num_steps).index_add(0, step_ids, torch.ones_like(delta))
     return delta - (totals / counts.clamp(min=1.0))[step_ids]
 
 
-def _moved(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Every weight on another token: one random cycle through all of them."""
-    order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
-    moved = torch.empty_like(weights)
-    moved[order] = weights[order.roll(1)]
-    return moved
+def _moved(weights: Tensor, generator: torch.Generator, gather: Gather) -> Tensor:
+    """Every weight on another token: one random cycle through all those of the batch."""
+    everywhere, start = gather(weights)
+    order = torch.randperm(everywhere.numel(), generator=generator).to(weights.device)
+    moved = torch.empty_like(everywhere)
+    moved[order] = everywhere[order.roll(1)]
+    return moved[start : start + weights.numel()]
 
 
 def _weight_metrics(weights: Tensor, advantages: Tensor, weight_clip: float) -> dict[str, float]:

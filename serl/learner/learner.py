@@ -10,7 +10,7 @@ learners add up to the loss of the minibatch, and so do their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,32 @@ from torch import Tensor
 
 from serl.algorithm_config import SERLConfig
 from serl.buffer.packing import LearnerPlan, MicroBatch, Minibatch
+from serl.hindsight.teacher_weights import whole_batch
 from serl.learner.loss_targets import LossTargets
-from serl.learner.losses import LossTokens, policy_loss
+from serl.learner.losses import LossTokens, entropy_bonus, kl_loss, policy_loss
 from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
-from serl.learner.parallel import full_tensors, named_weights, shard_module, sync_gradients
+from serl.learner.parallel import (
+    full_tensors,
+    gather_over_learners,
+    named_weights,
+    shard_module,
+    sync_gradients,
+)
+from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerState, load_state, save_state
 from serl.learner.teacher import (
+    TaughtTokens,
     copy_policy,
     copy_weights,
     is_sync_step,
+    num_teacher_tokens,
+    report_gaps,
     score_actions,
     teacher_lambda,
-    weigh_advantages,
+    weigh_tokens,
 )
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.serving.weights import BroadcastStats, WeightPublisher
@@ -78,10 +89,12 @@ class SERLLearner(TorchLearner):
         """RLlib's hook at the end of `build`: the teacher is copied, and FSDP2 shards instead of DDP."""
         hindsight = self._experiment.hindsight
         self._teacher = copy_policy(self.policy) if teacher_lambda(hindsight, 0) > 0.0 else None
+        # A checkpoint is loaded later, so this is the policy that the run began with, resumed or not.
+        self._reference = copy_policy(self.policy) if self._experiment.loss.kl_coefficient > 0.0 else None
         if self.distributed:
-            shard_module(self.policy, self._compute_dtype)
-            if self._teacher is not None:
-                shard_module(self._teacher, self._compute_dtype)
+            for module in (self.policy, self._teacher, self._reference):
+                if module is not None:
+                    shard_module(module, self._compute_dtype)
             # Sharding made new parameters; those that RLlib knows belong to nothing any more.
             for registered in (
                 self._params,
@@ -97,16 +110,19 @@ class SERLLearner(TorchLearner):
         """Answers when nothing else is being done."""
         return True
 
-    def update_policy(self, plan: LearnerPlan, update_step: int) -> LearnerReport:
+    def update_policy(
+        self, plan: LearnerPlan, update_step: int, recorded: Collection[str] = ()
+    ) -> LearnerReport:
         """Trains on ``plan``. ``update_step`` counts the updates before this one: λ, learning rate, teacher.
 
-        Raises NonFiniteGradientsError when optimizer steps keep having to be skipped.
+        The steps of the trajectories ``recorded`` get a `TeacherRecord` in the report. Raises
+        NonFiniteGradientsError when optimizer steps keep having to be skipped.
         """
         report = LearnerReport()
         lr = learning_rate(self._experiment.learner, update_step)
         grad_norms: list[float] = []
         with report.timed("update"):
-            targets = self._targets(plan, update_step, report)
+            targets = self._targets(plan, update_step, report, recorded)
             for index, minibatch in enumerate(plan.minibatches):
                 with report.timed("forward_backward"):
                     self._backward(plan, minibatch, targets, report, is_first=index == 0)
@@ -157,7 +173,7 @@ class SERLLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any = None, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """The loss of one micro-batch; ``batch`` holds its `LossTokens` fields and ``denominators``.
+        """The loss of one micro-batch; ``batch`` is what `LossTargets.micro_batch` makes.
 
         Its metrics are added to ``batch["metrics"]``.
         """
@@ -169,43 +185,80 @@ class SERLLearner(TorchLearner):
             sequence_ids=batch["sequence_ids"],
             importance_weights=batch["importance_weights"],
         )
-        loss, metrics = policy_loss(loss_tokens, settings.name, settings.model_dump(), batch["denominators"])
+        where = batch["sequence_ids"], batch["denominators"]
+        loss, metrics = policy_loss(loss_tokens, settings.name, settings.model_dump(), where[1])
         batch["metrics"] |= metrics
+        if batch["reference_logprobs"] is not None:
+            kl, metrics = kl_loss(
+                fwd_out["logprobs"],
+                batch["reference_logprobs"],
+                *where,
+                estimator=settings.kl_estimator,
+                coefficient=settings.kl_coefficient,
+                aggregation=settings.aggregation,
+            )
+            loss = loss + kl
+            batch["metrics"] |= metrics
+        if settings.entropy_coefficient > 0.0:
+            bonus, _ = entropy_bonus(
+                fwd_out["entropies"],
+                *where,
+                coefficient=settings.entropy_coefficient,
+                aggregation=settings.aggregation,
+            )
+            loss = loss + bonus
         return loss
 
-    def _targets(self, plan: LearnerPlan, update_step: int, report: LearnerReport) -> LossTargets:
+    def _targets(
+        self, plan: LearnerPlan, update_step: int, report: LearnerReport, recorded: Collection[str] = ()
+    ) -> LossTargets:
         tokens = ResponseTokens.of(plan.samples, update_step, self.device)
         with report.timed("teacher"):
-            advantages = self._token_advantages(plan, tokens, update_step, report)
-        old_logprobs = tokens.old_logprobs
+            taught = self._taught_tokens(plan, tokens, update_step, report)
+        report.records = teacher_records(plan.samples, tokens, taught, recorded)
+        old_logprobs, reference_logprobs = tokens.old_logprobs, None
         if self._experiment.loss.importance_cap is not None:
             with report.timed("proximal"):
-                old_logprobs = self._logprobs_before_update(plan, tokens)
-        return LossTargets(tokens, advantages, old_logprobs)
+                old_logprobs = self._logprobs_before_update(self.policy, plan, tokens)
+        if self._reference is not None:
+            with report.timed("reference"):
+                reference_logprobs = self._logprobs_before_update(self._reference, plan, tokens)
+        max_response_length = self._experiment.rollout.max_response_length
+        return LossTargets(tokens, taught.advantages, old_logprobs, reference_logprobs, max_response_length)
 
-    def _token_advantages(
+    def _taught_tokens(
         self, plan: LearnerPlan, tokens: ResponseTokens, update_step: int, report: LearnerReport
-    ) -> Tensor:
+    ) -> TaughtTokens:
         hindsight = self._experiment.hindsight
         lambda_ = teacher_lambda(hindsight, update_step)
         report.shared["effective_lambda"] = lambda_
         if lambda_ == 0.0:
             self._teacher = None
         if self._teacher is None:
-            return tokens.advantages
+            return TaughtTokens.untaught(tokens)
         if is_sync_step(hindsight, update_step):
             copy_weights(self.policy, self._teacher)
-        scores = score_actions(self._teacher, plan, tokens, self._forward)
-        advantages, metrics = weigh_advantages(tokens, scores, lambda_, hindsight)
+        taught, metrics = weigh_tokens(
+            tokens,
+            score_actions(self._teacher, plan, tokens, self._forward),
+            hindsight,
+            lambda_,
+            seed=(self._experiment.seed, update_step),
+            gather=gather_over_learners if self.distributed else whole_batch,
+        )
         report.add_teacher_metrics(metrics)
-        return advantages
+        report_gaps(plan.samples, tokens, taught, report)
+        report.sums["num_teacher_tokens"] += num_teacher_tokens(plan)
+        return taught
 
     @torch.no_grad()
-    def _logprobs_before_update(self, plan: LearnerPlan, tokens: ResponseTokens) -> Tensor:
-        """The policy's own log-probs of all response tokens, [T]: one more forward pass over all rows."""
+    def _logprobs_before_update(
+        self, module: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens
+    ) -> Tensor:
+        """The log-probs of all response tokens by ``module``, [T]: one more forward pass over all rows."""
         logprobs = tokens.old_logprobs.clone()
         for rows in plan.micro_batches:
-            scored = self._forward(self.policy, self._token_batch(plan, rows))
+            scored = self._forward(module, self._token_batch(plan, rows))
             if rows:
                 logprobs[tokens.positions(rows)] = scored["logprobs"]
         return logprobs

@@ -8,8 +8,8 @@ the first failure of any of them is a `LearnerError`: the trial fails and resume
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from serl.algorithm_config import SERLConfig
 from serl.buffer.packing import plan_update
 from serl.learner.learner import SERLLearner
+from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.samples import build_samples
+from serl.learner.teacher import context_free_rows
 from serl.rollout.prompt import PromptEncoder
 from serl.serving.weights import BroadcastStats
-from serl.types import TrajectoryGroup
+from serl.types import TeacherRecord, TrajectoryGroup
 
 _PING_TIMEOUT_S = 30.0
 
@@ -36,20 +38,28 @@ class LearnerError(RuntimeError):
 
 @dataclass(slots=True)
 class UpdateHandle:
-    """An update under way. ``answers`` are the learners' reports, or references to them, in their order."""
+    """An update under way. ``answers`` are the learners' reports, or references to them, in their order.
+
+    ``records`` are those of recorded steps that no learner was given.
+    """
 
     update_step: int
     deadline: float
     answers: list[Any]
     sample_metrics: dict[str, float]
+    records: list[TeacherRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """A finished update: ``metrics`` over the whole batch and all learners."""
+    """A finished update: ``metrics`` over the whole batch and all learners.
+
+    ``teacher_records``: one for each step of the recorded trajectories, by trajectory and step.
+    """
 
     update_step: int
     metrics: dict[str, float]
+    teacher_records: list[TeacherRecord] = field(default_factory=list)
 
 
 class SERLLearnerGroup(LearnerGroup):
@@ -68,30 +78,43 @@ class SERLLearnerGroup(LearnerGroup):
         self._encoder = PromptEncoder.load(config.model_dir)
         self._in_flight: UpdateHandle | None = None
 
-    def start_update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> UpdateHandle:
+    def start_update(
+        self,
+        groups: Sequence[TrajectoryGroup],
+        update_step: int,
+        judge_texts: Mapping[str, str | None] | None = None,
+        recorded: Collection[str] = frozenset(),
+    ) -> UpdateHandle:
         """Starts training on ``groups``; returns at once with remote learners, at the end with a local one.
 
-        ``update_step`` counts the updates before this one. Raises LearnerError unless every learner is alive
-        and idle.
+        ``update_step`` counts the updates before this one; ``judge_texts`` is what a judge said, by
+        trajectory id; the trajectories ``recorded`` get a `TeacherRecord` for each step. Raises LearnerError
+        unless every learner is alive and idle.
         """
         if self._in_flight is not None:
             raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
         self._check_idle()
         started = time.monotonic()
-        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step)
-        settings = self._experiment.learner
+        samples, metrics = build_samples(
+            groups, self._experiment, self._encoder, update_step, judge_texts or {}
+        )
+        settings, seed = self._experiment.learner, (self._experiment.seed, update_step)
+        train_every_row = self._experiment.loss.trains_every_row
         plans = plan_update(
             samples,
             num_learners=max(1, settings.num_learners),
             num_minibatches=settings.num_minibatches,
             num_epochs=settings.num_epochs,
             micro_batch_tokens=settings.micro_batch_tokens,
-            seed=(self._experiment.seed, update_step),
+            seed=seed,
+            train_every_row=train_every_row,
+            context_free_rows=context_free_rows(samples, self._experiment.hindsight, recorded, seed),
         )
         metrics["seconds_samples"] = time.monotonic() - started
         deadline = started + settings.update_timeout_s
-        answers = self._start("update_policy", [(plan, update_step) for plan in plans])
-        self._in_flight = UpdateHandle(update_step, deadline, answers, metrics)
+        records = untrained_records(samples, recorded, train_every_row)
+        answers = self._start("update_policy", [(plan, update_step, recorded) for plan in plans])
+        self._in_flight = UpdateHandle(update_step, deadline, answers, metrics, records)
         return self._in_flight
 
     def poll_update(self, handle: UpdateHandle, timeout_s: float) -> UpdateResult | None:
@@ -110,7 +133,9 @@ class SERLLearnerGroup(LearnerGroup):
             return None
         self._in_flight = None
         reports: list[LearnerReport] = self._results(handle.answers)
-        return UpdateResult(handle.update_step, handle.sample_metrics | update_metrics(reports))
+        records = handle.records + [record for report in reports for record in report.records]
+        records.sort(key=lambda record: (record.trajectory_id, record.step_index))
+        return UpdateResult(handle.update_step, handle.sample_metrics | update_metrics(reports), records)
 
     def publish_weights(self, weights_seq_no: int) -> BroadcastStats:
         """Sends the policy's weights to the deployment as ``weights_seq_no``, waiting for the replicas.
@@ -189,9 +214,12 @@ def update_metrics(reports: Sequence[LearnerReport]) -> dict[str, float]:
     """The metrics of one update from the reports of all learners.
 
     ``learner_tokens_per_s`` counts prompt and response tokens of the trained rows, once per epoch, over the
-    seconds of forward, backward and optimizer.
+    seconds of forward, backward and optimizer; ``teacher_tokens_per_s`` those that the teacher scored, over
+    its seconds.
     """
     metrics = combine_reports(reports)
     seconds = metrics.get("seconds_forward_backward", 0.0) + metrics.get("seconds_optimizer", 0.0)
     metrics["learner_tokens_per_s"] = metrics.get("num_trained_tokens", 0.0) / seconds if seconds else 0.0
+    if metrics.get("num_teacher_tokens"):
+        metrics["teacher_tokens_per_s"] = metrics["num_teacher_tokens"] / metrics["seconds_teacher"]
     return metrics

@@ -18,20 +18,26 @@ class LossTargets:
     """``advantages`` [T] with teacher weights; ``old_logprobs`` [T], what the loss's ratio is taken to.
 
     The latter are the sampler's, or with an importance cap the policy's own before the update; the gap
-    between the two then is an importance weight (decoupled PPO, arXiv 2110.00641).
+    between the two then is an importance weight (decoupled PPO, arXiv 2110.00641). ``reference_logprobs`` [T]
+    are those of the policy that the run began with; None without a KL loss.
     """
 
     tokens: ResponseTokens
     advantages: Tensor
     old_logprobs: Tensor
+    reference_logprobs: Tensor | None
+    max_response_length: int
 
     def micro_batch(
         self, rows: MicroBatch, minibatch: Minibatch, sequence_ids: Tensor, importance_cap: float | None
     ) -> dict[str, Any]:
-        """The fields of `LossTokens` for ``rows`` (but for the log-probs), denominators, and metrics."""
+        """The fields of `LossTokens` for ``rows`` (but for the log-probs), ``reference_logprobs``,
+        ``denominators``, and ``metrics``."""
         positions = self.tokens.positions(rows)
         old_logprobs = self.old_logprobs[positions]
-        denominators = Denominators(minibatch.num_loss_tokens, minibatch.num_sequences)
+        denominators = Denominators(
+            minibatch.num_loss_tokens, minibatch.num_sequences, self.max_response_length
+        )
         weights, metrics = None, {}
         if importance_cap is not None:
             weights, metrics = truncated_importance_weights(
@@ -42,6 +48,9 @@ class LossTargets:
             "advantages": self.advantages[positions],
             "sequence_ids": sequence_ids,
             "importance_weights": weights,
+            "reference_logprobs": None
+            if self.reference_logprobs is None
+            else self.reference_logprobs[positions],
             "denominators": denominators,
             "metrics": metrics,
         }

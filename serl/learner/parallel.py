@@ -59,6 +59,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gather_over_learners(values: Tensor) -> tuple[Tensor, int]:
+    """``values`` [n] of all learners one after another, and where this learner's begin (a collective)."""
+    own_size = torch.tensor([values.numel()], device=values.device)
+    sizes = [torch.zeros_like(own_size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own_size)
+    counts = [int(size) for size in sizes]
+    padded = values.new_zeros(max(counts))
+    padded[: values.numel()] = values
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    everywhere = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return everywhere, sum(counts[: dist.get_rank()])
+
+
 @torch.no_grad()
 def copy_whole_into(target: Tensor, source: Tensor) -> None:
     """Copies the whole ``source``, which every learner has, into ``target`` or this learner's shard of it."""

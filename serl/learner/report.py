@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from serl.types import TeacherRecord
+
 
 @dataclass(slots=True)
 class LearnerReport:
@@ -15,7 +17,7 @@ class LearnerReport:
 
     ``means`` are pairs of a total and what to divide it by, both added up first. ``minima`` and ``maxima``
     are the least and greatest over learners, ``shared`` is the same on all of them, ``seconds`` are those of
-    the slowest.
+    the slowest. ``records`` are of single steps, for people.
     """
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -24,6 +26,7 @@ class LearnerReport:
     maxima: dict[str, float] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    records: list[TeacherRecord] = field(default_factory=list)
 
     def add_mean(self, name: str, total: float, weight: float) -> None:
         old_total, old_weight = self.means.get(name, (0.0, 0.0))

@@ -56,3 +56,13 @@ class ResponseTokens:
         """Where the tokens of ``rows`` are in the flat tensors, in the order of ``rows``."""
         spans = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows]
         return torch.from_numpy(np.concatenate(spans)).to(self.old_logprobs.device)
+
+    @property
+    def row_ids(self) -> Tensor:
+        """The row of every token, [T] (long)."""
+        return self.of_rows(torch.arange(len(self.starts) - 1))
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """``values`` [R], repeated for every token of their rows, [T]."""
+        lengths = torch.from_numpy(np.diff(self.starts))
+        return values.repeat_interleave(lengths).to(self.old_logprobs.device)

@@ -10,14 +10,16 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from serl.learner.token_batch import Layout, TokenBatch
+from serl.learner.token_scores import score_tokens
 
 
 class CausalLMModule(TorchRLModule):
     """A policy or a teacher.
 
     ``model_config``: ``model_dir`` (a local Hugging Face folder), ``attention``, ``temperature`` (that of the
-    sampler) and ``gradient_checkpointing``. Weights are float32, whatever precision a learner computes in.
-    Dropout is off: with it a token's probability could not be compared with the sampler's.
+    sampler), ``gradient_checkpointing`` and ``entropy_gradient``, whether entropies have one. Weights are
+    float32, whatever precision a learner computes in. Dropout is off: with it a token's probability could not
+    be compared with the sampler's.
     """
 
     def setup(self) -> None:
@@ -27,6 +29,7 @@ class CausalLMModule(TorchRLModule):
         transformers_logging.disable_progress_bar()
         config: dict[str, Any] = self.model_config  # type: ignore[assignment]
         self.temperature: float = config["temperature"]
+        self.entropy_gradient: bool = config["entropy_gradient"]
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             config["model_dir"],
             dtype=torch.float32,
@@ -54,8 +57,8 @@ class CausalLMModule(TorchRLModule):
         """Scores the N marked tokens of a `TokenBatch`.
 
         Returns float32 [N]: ``logprobs``, natural log-probs at the sampling temperature, and ``entropies`` of
-        the distributions they were drawn from, in nats and without gradient. Logits exist only for the
-        scored tokens, and so do the outputs of the last layer's MLP.
+        the distributions they were drawn from, in nats. Logits exist only for the scored tokens, and so do
+        the outputs of the last layer's MLP.
         """
         arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
         if "prefix_ids" in batch:
@@ -68,7 +71,9 @@ class CausalLMModule(TorchRLModule):
             logits = self.model(**arguments).logits
         finally:
             self._predictor_positions = None
-        return score_tokens(logits, batch["targets"], self.temperature)
+        return score_tokens(
+            logits, batch["targets"], self.temperature, entropy_gradient=self.entropy_gradient
+        )
 
     def _prefix_cache(self, prefix_ids: Tensor, num_rows: int) -> Any:
         """Keys and values of the shared prefix for every row; gradients flow back through them."""
@@ -93,15 +98,6 @@ class CausalLMModule(TorchRLModule):
             return output
         whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
         return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
-
-
-def score_tokens(logits: Tensor, targets: Tensor, temperature: float) -> dict[str, Tensor]:
-    """``logprobs`` and ``entropies`` [N] of ``targets`` [N] under ``logits`` [N, vocabulary] / T."""
-    distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
-    logprobs = -nn.functional.nll_loss(distribution, targets, reduction="none")
-    with torch.no_grad():
-        entropies = -(distribution.exp() * distribution).sum(dim=-1)
-    return {"logprobs": logprobs, "entropies": entropies}
 
 
 def _last_dense_mlp(model: Any) -> nn.Module | None:

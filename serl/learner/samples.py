@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from serl.config import ExperimentConfig
+from serl.hindsight.anchors import anchor_size_metrics
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
@@ -20,18 +22,23 @@ from serl.types import Step, TrainingSample, Trajectory, TrajectoryGroup
 
 
 def build_samples(
-    groups: Sequence[TrajectoryGroup], config: ExperimentConfig, encoder: PromptEncoder, update_step: int
+    groups: Sequence[TrajectoryGroup],
+    config: ExperimentConfig,
+    encoder: PromptEncoder,
+    update_step: int,
+    judge_texts: Mapping[str, str | None] | None = None,
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """One sample per step of ``groups``, group by group, and the metrics of the batch.
 
-    A row's reward is its trajectory's, less ``env.invalid_action_penalty`` where the action was invalid; the
-    advantage is relative to the group, and negative ones are scaled by ``loss.negative_advantage_scale``.
+    A row's reward is its trajectory's (over its number of steps with ``advantage.normalize_by_length``), less
+    ``env.invalid_action_penalty`` where the action was invalid; the advantage is relative to the group, and
+    negative ones are scaled by ``loss.negative_advantage_scale``.
     Rows of a group without spread have advantage 0: nobody computes them, but they stay in the list because
     the loss is a mean over all rows of the batch (see `serl.buffer.packing`).
 
-    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt.
-    Metrics: those of `group_advantages`, ``num_rows``, ``num_rows_with_advantage``, and while λ is positive
-    ``num_teacher_prompts``, ``num_contexts_shortened`` and ``num_contexts_too_long``.
+    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt;
+    ``judge_texts`` is what a judge said, by trajectory id. Metrics: those of `group_advantages`,
+    ``num_rows``, ``num_rows_with_advantage``, and while λ is positive those of `_ContextCounts`.
     """
     steps = [
         (group, trajectory, index)
@@ -49,7 +56,7 @@ def build_samples(
     metrics["num_rows"] = float(len(samples))
     metrics["num_rows_with_advantage"] = float(sum(sample.advantage != 0.0 for sample in samples))
     if teacher_lambda(config.hindsight, update_step) > 0.0:
-        metrics |= _add_teacher_prompts(samples, groups, config, encoder)
+        metrics |= _add_teacher_prompts(samples, groups, config, encoder, judge_texts or {})
     return samples, metrics
 
 
@@ -60,7 +67,8 @@ def _advantages(
     invalid = torch.tensor(
         [not step.action_valid for group in groups for t in group.trajectories for step in t.steps]
     )
-    rows = replace(rows, rewards=rows.rewards - config.env.invalid_action_penalty * invalid)
+    rewards = rows.rewards / rows.num_steps if config.advantage.normalize_by_length else rows.rewards
+    rows = replace(rows, rewards=rewards - config.env.invalid_action_penalty * invalid)
     options = config.advantage.model_dump()
     advantages, metrics = group_advantages(rows, config.advantage.estimator, options)
     scale = config.loss.negative_advantage_scale
@@ -85,10 +93,38 @@ def _sample(
 
 
 @dataclass(slots=True)
-class _PromptCounts:
-    num_teacher_prompts: float = 0.0
-    num_contexts_shortened: float = 0.0
-    num_contexts_too_long: float = 0.0
+class _ContextCounts:
+    """What became of rows with an advantage.
+
+    ``evidence_share/<source>`` is the share of them with evidence of that source, ``evidence_share/any`` with
+    some; ``num_rows_without_action`` have no action token, so a context would change nothing;
+    ``num_contexts_shortened`` left ``num_context_steps_left_out`` quoted steps out,
+    ``num_contexts_too_long`` were too long even so, and left out as a whole.
+    """
+
+    num_rows: int = 0
+    num_rows_without_action: int = 0
+    num_teacher_prompts: int = 0
+    num_contexts_shortened: int = 0
+    num_context_steps_left_out: int = 0
+    num_contexts_too_long: int = 0
+    num_rows_with: Counter[str] = field(default_factory=Counter)
+    anchor_sizes: list[int] = field(default_factory=list)
+
+    def metrics(self, sources: Sequence[str]) -> dict[str, float]:
+        counts = {
+            "num_rows_without_action": self.num_rows_without_action,
+            "num_teacher_prompts": self.num_teacher_prompts,
+            "num_contexts_shortened": self.num_contexts_shortened,
+            "num_context_steps_left_out": self.num_context_steps_left_out,
+            "num_contexts_too_long": self.num_contexts_too_long,
+        }
+        shares = {
+            f"evidence_share/{source}": self.num_rows_with[source] / max(self.num_rows, 1)
+            for source in ("any", *sources)
+        }
+        sizes = anchor_size_metrics(self.anchor_sizes, "evidence")
+        return {name: float(count) for name, count in counts.items()} | shares | sizes
 
 
 def _add_teacher_prompts(
@@ -96,33 +132,42 @@ def _add_teacher_prompts(
     groups: Sequence[TrajectoryGroup],
     config: ExperimentConfig,
     encoder: PromptEncoder,
+    judge_texts: Mapping[str, str | None],
 ) -> dict[str, float]:
-    mode = _mode(config)
-    limit = config.hindsight.max_context_length
-    counts = _PromptCounts()
+    mode, options = _mode(config), _evidence_options(config)
+    counts = _ContextCounts()
     rows = iter(samples)
     for group in groups:
-        view = GroupView(trajectories=group.trajectories, options=_evidence_options(config))
+        view = GroupView(group.trajectories, options, judge_texts)
         own = [next(rows) for trajectory in group.trajectories for _ in trajectory.steps]
         if all(sample.advantage == 0.0 for sample in own):
             continue
         evidence = [step for trajectory in collect_evidence(view, mode) for step in trajectory]
+        counts.anchor_sizes += [known.anchor_size for known in evidence if known.anchor_size]
         steps = [step for trajectory in group.trajectories for step in trajectory.steps]
         for sample, step, known in zip(own, steps, evidence, strict=True):
-            if sample.advantage != 0.0 and known and any(sample.action_mask):
-                sample.teacher_prompt_ids = _teacher_prompt(step, known, encoder, limit, counts)
-    return {
-        "num_teacher_prompts": counts.num_teacher_prompts,
-        "num_contexts_shortened": counts.num_contexts_shortened,
-        "num_contexts_too_long": counts.num_contexts_too_long,
-    }
+            if sample.advantage == 0.0:
+                continue
+            counts.num_rows += 1
+            counts.num_rows_with.update(known.sources, any=int(bool(known)))
+            if not any(sample.action_mask):
+                counts.num_rows_without_action += 1
+            elif known:
+                limit = config.hindsight.max_context_length
+                _add_teacher_prompt(sample, step, known, encoder, limit, counts)
+    return counts.metrics(mode.sources)
 
 
-def _teacher_prompt(
-    step: Step, evidence: StepEvidence, encoder: PromptEncoder, limit: int, counts: _PromptCounts
-) -> list[int] | None:
-    """The step's prompt with the evidence in it, at most ``limit`` ids; None if it cannot be that short."""
-    text, _ = render_context(evidence)
+def _add_teacher_prompt(
+    sample: TrainingSample,
+    step: Step,
+    evidence: StepEvidence,
+    encoder: PromptEncoder,
+    limit: int,
+    counts: _ContextCounts,
+) -> None:
+    """The step's prompt with the evidence in it, at most ``limit`` ids; none if it cannot be that short."""
+    text, stats = render_context(evidence)
     assert text is not None
     ids = encoder.encode(with_context(step.messages, text))
     if len(ids) > limit:
@@ -132,10 +177,13 @@ def _teacher_prompt(
         ids = encoder.encode(with_context(step.messages, text))
         if len(ids) > limit:
             counts.num_contexts_too_long += 1
-            return None
-        counts.num_contexts_shortened += stats.num_dropped_steps > 0
+            return
+    counts.num_contexts_shortened += stats.num_dropped_steps > 0
+    counts.num_context_steps_left_out += stats.num_dropped_steps
     counts.num_teacher_prompts += 1
-    return ids
+    sample.teacher_prompt_ids = ids
+    sample.context = text
+    sample.evidence_sources = evidence.sources
 
 
 def with_context(messages: Sequence[dict[str, str]], context: str) -> list[dict[str, str]]:

@@ -8,11 +8,13 @@ To add one, in any module that gets imported:
         ...
         return Evidence(text=...)
 
-and name it in the config's ``hindsight.sources``.
+and name it in the config's ``hindsight.sources``: ``recovery`` if something imports the module anyway, else
+``my_package.my_module:recovery``.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -61,7 +63,13 @@ def source_names() -> list[str]:
 
 
 def evidence_source(name: str) -> EvidenceSource:
-    """Raises ValueError for an unknown name."""
-    if name not in _SOURCES:
+    """The source ``name``; of ``module:name``, the module is imported first.
+
+    Raises ValueError for an unknown name, and ImportError.
+    """
+    module, _, own = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if own not in _SOURCES:
         raise ValueError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
-    return _SOURCES[name]
+    return _SOURCES[own]

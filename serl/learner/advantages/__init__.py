@@ -1,7 +1,7 @@
 """Group-relative advantages: one estimator a file, one table of names.
 
-An estimator is a pure function ``(rows, *, its options) -> advantages [rows]``. To add one, write the
-function and `register_estimator` it; it then is a value of the config's ``advantage.estimator``.
+An estimator is a pure function ``(rows, *, its options) -> (advantages [rows], metrics)``. To add one, write
+the function and `register_estimator` it; it then is a value of the config's ``advantage.estimator``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serl.learner.advantages.reinforce_pp_baseline import reinforce_pp_baseline
 from serl.learner.advantages.rloo import rloo
 from serl.learner.advantages.step_rows import StepRows, cluster_statistics
 
-Estimator = Callable[..., Tensor]
+Estimator = Callable[..., tuple[Tensor, dict[str, float]]]
 _ESTIMATORS: dict[str, Estimator] = {
     "gigpo": gigpo,
     "grpo": grpo,
@@ -50,8 +50,8 @@ def group_advantages(
     ``rows`` holds whole groups; ``options`` are the fields of the config's advantage section, of which an
     estimator receives those that it names. Metrics: ``num_groups``, ``num_groups_without_spread`` (all of
     the group's trajectories got the same reward, so it teaches nothing), ``advantage_mean``,
-    ``advantage_std`` and ``positive_fraction`` over the rows. Raises ValueError for an unknown estimator or
-    no row, TypeError if an option that it needs is missing.
+    ``advantage_std`` and ``positive_fraction`` over the rows, and the estimator's own. Raises ValueError for
+    an unknown estimator or no row, TypeError if an option that it needs is missing.
     """
     if estimator not in _ESTIMATORS:
         raise ValueError(f"unknown advantage estimator {estimator!r}; known: {', '.join(estimator_names())}")
@@ -59,8 +59,8 @@ def group_advantages(
     named = inspect.signature(function).parameters
     if rows.rewards.numel() == 0:
         raise ValueError("advantages need at least one step row")
-    advantages = function(rows, **{key: value for key, value in options.items() if key in named}).float()
-    return advantages, _batch_metrics(rows, advantages)
+    advantages, metrics = function(rows, **{key: value for key, value in options.items() if key in named})
+    return advantages.float(), _batch_metrics(rows, advantages.float()) | metrics
 
 
 def _batch_metrics(rows: StepRows, advantages: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.hindsight.anchors import anchor_clusters
+from serl.hindsight.anchors import anchor_clusters, anchor_size_metrics
 from serl.learner.advantages.step_rows import (
     Across,
     StepRows,
@@ -22,20 +22,21 @@ def gigpo(
     normalize_std: bool,
     step_advantage_weight: float,
     anchor_similarity: float | None,
-) -> Tensor:
+) -> tuple[Tensor, dict[str, float]]:
     """A = A_episode + step_advantage_weight · A_step, [rows].
 
     A_episode compares the trajectory's return within the group, as GRPO does. A_step compares the
     discounted return of the step with that of the other steps of the group taken from the same anchor
     observation: an equal one, or a similar one where ``anchor_similarity`` is a difflib ratio. A step alone
     at its anchor has A_step 0. ``normalize_std`` divides both by their std + 1e-6 ("mean_std_norm"; False
-    is "mean_norm").
+    is "mean_norm"). Metrics: those of `anchor_size_metrics`.
     """
     episode = relative(rows.rewards, group_statistics(rows, across), normalize_std)
     clusters = _anchor_clusters_of_groups(rows, anchor_similarity)
     statistics = cluster_statistics(rows.discounted_returns, clusters)
     step = relative(rows.discounted_returns, statistics, normalize_std)
-    return episode + step_advantage_weight * torch.where(statistics.count > 1.0, step, 0.0)
+    advantages = episode + step_advantage_weight * torch.where(statistics.count > 1.0, step, 0.0)
+    return advantages, anchor_size_metrics(statistics.count.long().tolist(), "gigpo")
 
 
 def _anchor_clusters_of_groups(rows: StepRows, anchor_similarity: float | None) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 from serl.learner.advantages.step_rows import Across, StepRows, group_statistics, relative
 
 
-def grpo(rows: StepRows, *, across: Across, normalize_std: bool) -> Tensor:
+def grpo(rows: StepRows, *, across: Across, normalize_std: bool) -> tuple[Tensor, dict[str, float]]:
     """A = (r − mean) / (std + 1e-6) over the group, [rows].
 
     ``normalize_std`` False leaves the division out (Dr.GRPO).
     """
-    return relative(rows.rewards, group_statistics(rows, across), normalize_std)
+    return relative(rows.rewards, group_statistics(rows, across), normalize_std), {}

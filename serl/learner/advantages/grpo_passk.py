@@ -11,7 +11,7 @@ from torch import Tensor
 from serl.learner.advantages.step_rows import STD_EPS, Across, StepRows, group_statistics
 
 
-def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> Tensor:
+def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> tuple[Tensor, dict[str, float]]:
     """A = best − second best on the first row of the group's best trajectory, 0 on all other rows, [rows].
 
     Divided by the group's std + 1e-6 if ``normalize_std``. A group of one trajectory gets 0.
@@ -26,4 +26,4 @@ def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> Tensor
         (best, second), (winner, _) = rows.rewards[members].double().topk(2)
         row = members[winner]
         advantages[row] = (best - second) / (statistics.std[row] + STD_EPS if normalize_std else 1.0)
-    return advantages
+    return advantages, {}

@@ -10,7 +10,7 @@ from serl.learner.advantages.step_rows import Across, StepRows, group_statistics
 _VARIANCE_EPS = 1e-8
 
 
-def reinforce_pp_baseline(rows: StepRows, *, across: Across) -> Tensor:
+def reinforce_pp_baseline(rows: StepRows, *, across: Across) -> tuple[Tensor, dict[str, float]]:
     """A = (b − mean) / sqrt(var + 1e-8), [rows], where b = r − group mean.
 
     Mean and (unbiased) variance of b are taken over all response tokens of the batch: a row counts
@@ -21,7 +21,7 @@ def reinforce_pp_baseline(rows: StepRows, *, across: Across) -> Tensor:
     tokens = rows.num_tokens.double()
     total = tokens.sum()
     if total <= 1:
-        return torch.zeros_like(centered)
+        return torch.zeros_like(centered), {}
     mean = (centered * tokens).sum() / total
     variance = ((centered - mean) ** 2 * tokens).sum() / (total - 1.0)
-    return (centered - mean) / (variance + _VARIANCE_EPS).sqrt()
+    return (centered - mean) / (variance + _VARIANCE_EPS).sqrt(), {}

@@ -7,11 +7,11 @@ from torch import Tensor
 from serl.learner.advantages.step_rows import Across, StepRows, group_statistics, relative
 
 
-def rloo(rows: StepRows, *, across: Across) -> Tensor:
+def rloo(rows: StepRows, *, across: Across) -> tuple[Tensor, dict[str, float]]:
     """A = (r − mean) · n / (n − 1), [rows], which equals r minus the mean of the group's n − 1 other values.
 
     n counts rows or trajectories as ``across`` says; with n = 1 there is no other value and A = r.
     """
     statistics = group_statistics(rows, across)
     factor = statistics.count / (statistics.count - 1.0).clamp(min=1.0)
-    return relative(rows.rewards, statistics, normalize_std=False) * factor
+    return relative(rows.rewards, statistics, normalize_std=False) * factor, {}

@@ -50,6 +50,11 @@ class StepRows:
         )
 
     @property
+    def num_steps(self) -> Tensor:
+        """[rows] (long): how many steps the row's trajectory has."""
+        return self.trajectories.bincount()[self.trajectories]
+
+    @property
     def first_of_trajectory(self) -> Tensor:
         """Bool [rows]: the first row of each trajectory."""
         first = torch.ones_like(self.trajectories, dtype=torch.bool)

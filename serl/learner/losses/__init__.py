@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from serl.learner.losses.aggregation import Aggregation, Denominators, LossTokens, aggregate
-from serl.learner.losses.entropy import entropy_bonus, token_entropies
+from serl.learner.losses.entropy import entropy_bonus
 from serl.learner.losses.gspo import gspo
 from serl.learner.losses.importance import truncated_importance_weights
 from serl.learner.losses.kl import kl_loss, kl_per_token
@@ -34,7 +34,6 @@ __all__ = [
     "policy_loss",
     "policy_loss_names",
     "register_policy_loss",
-    "token_entropies",
     "truncated_importance_weights",
 ]
 

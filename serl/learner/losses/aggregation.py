@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,12 @@ class Denominators:
     """What sums are divided by: the loss tokens and sequences of the whole batch, all shards together.
 
     With the same denominators everywhere, losses, gradients and metrics of the parts add up to the batch's
-    mean.
+    mean. ``max_response_length`` is the constant of ``seq-mean-token-sum-norm``: tokens a response may have.
     """
 
     num_loss_tokens: float
     num_sequences: float
+    max_response_length: float | None = None
 
     @classmethod
     def of(cls, tokens: LossTokens) -> Denominators:
@@ -60,11 +61,12 @@ def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
 def aggregate(
     values: Tensor, sequence_ids: Tensor, aggregation: Aggregation, denominators: Denominators
 ) -> Tensor:
-    """One scalar from ``values`` [T]; raises ValueError for an unknown ``aggregation``.
+    """One scalar from ``values`` [T]; raises ValueError for an unknown ``aggregation`` or a missing constant.
 
     ``token-mean``: every token weighs the same. ``seq-mean-token-sum``: mean over sequences of token sums
-    (Dr.GRPO, arXiv 2503.20783, up to its constant). ``seq-mean-token-mean``: mean over sequences of token
-    means (GRPO, arXiv 2402.03300).
+    sums. ``seq-mean-token-sum-norm``: the same over ``max_response_length`` (Dr.GRPO, arXiv 2503.20783), so
+    that a response's length changes nothing. ``seq-mean-token-mean``: mean over sequences of token means
+    (GRPO, arXiv 2402.03300).
     """
     if aggregation == "token-mean":
         return token_mean(values, denominators)
@@ -72,9 +74,11 @@ def aggregate(
         return values.sum() / max(denominators.num_sequences, 1.0)
     if aggregation == "seq-mean-token-mean":
         return sequence_means(values, sequence_ids).sum() / max(denominators.num_sequences, 1.0)
-    raise ValueError(
-        f"unknown aggregation {aggregation!r}; known: token-mean, seq-mean-token-sum, seq-mean-token-mean"
-    )
+    if aggregation == "seq-mean-token-sum-norm":
+        if not denominators.max_response_length:
+            raise ValueError("aggregation 'seq-mean-token-sum-norm' needs max_response_length")
+        return values.sum() / max(denominators.num_sequences, 1.0) / denominators.max_response_length
+    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join(get_args(Aggregation))}")
 
 
 def weighted(values: Tensor, tokens: LossTokens) -> Tensor:
