@@ -24,7 +24,7 @@ from serl.hindsight.context import render_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.modes import HindsightMode
-from serl.hindsight.teacher_weights import teacher_weights
+from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.samples import with_context
@@ -129,24 +129,26 @@ class SingleProcessLoop:
             for of_trajectory in collect_evidence(GroupView(group.trajectories, options), mode)
             for known in of_trajectory
         ]
-        scores, selected = [], []
+        scores, plain_scores, selected = [], [], []
         for step, known in zip(steps, evidence, strict=True):
             text, _ = render_context(known)
-            score = torch.zeros(len(step.response_ids))
-            if text is not None:
-                prompt_ids = self.encoder.encode(with_context(step.messages, text))
-                score = self._logprobs(self.teacher, prompt_ids, step.response_ids)
-            scores.append(score)
+            messages = step.messages if text is None else with_context(step.messages, text)
+            prompt_ids = self.encoder.encode(messages)
+            scores.append(self._logprobs(self.teacher, prompt_ids, step.response_ids))
+            plain_scores.append(self._logprobs(self.teacher, step.prompt_ids, step.response_ids))
             selected.append(torch.tensor(step.action_mask) & (text is not None))
         trained = torch.cat([a != 0 for a in plain])
-        mixed, _ = teacher_weights(
+        weights, _ = teacher_weights(
             torch.cat(plain),
             torch.cat([torch.tensor(step.old_logprobs) for step in steps]),
             torch.cat(scores),
             torch.cat(selected) & trained,
-            effective_lambda=lambda_,
             weight_clip=hindsight.weight_clip,
+            baseline=hindsight.baseline,
+            teacher_logprobs_without_context=torch.cat(plain_scores),
+            center=hindsight.center,
         )
+        mixed = weighted_advantages(torch.cat(plain), weights, lambda_)
         return list(mixed.split([len(step.response_ids) for step in steps]))
 
     def _logprobs(self, model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:

@@ -80,8 +80,9 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
         ("hindsight.enabled=false",),
         ("hindsight.mode=immediate_feedback",),
         ("hindsight.mode=successful_sample_or_immediate_feedback", "advantage.estimator=gigpo"),
+        ("hindsight.baseline=teacher", "hindsight.center=batch"),
     ],
-    ids=["grpo", "immediate_feedback", "success_or_feedback_gigpo"],
+    ids=["grpo", "immediate_feedback", "success_or_feedback_gigpo", "baseline_teacher_centered"],
 )
 def test_three_updates_of_the_learners_agree_with_a_plain_single_process_loop(overrides: tuple[str, ...]):
     config = experiment(*overrides)

