@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from envs.alfworld.provider import make_provider
+from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from tools.teacher_reading import Situation, action_logprobs, find_situations, main, measure
 
@@ -35,7 +38,7 @@ def test_a_situation_has_an_action_that_works_one_that_does_not_and_a_solution(s
 
 
 def test_log_probs_in_batches_are_those_of_single_sequences():
-    model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).requires_grad_(False)
     encoder = PromptEncoder.load(str(POLICY))
     prompts = [[{"role": "user", "content": text}] for text in ("You see a shelf 1.", "You see")]
     responses = ["<think>find mug</think><action>go to shelf 1</action>", "<action>look</action>"]
@@ -52,21 +55,40 @@ def test_log_probs_in_batches_are_those_of_single_sequences():
         assert sum_of_actions == pytest.approx(expected, abs=1e-4)
 
 
-class _Copies(torch.nn.Module):
-    """A model that makes a token the likelier, the more often it has been read."""
+class _ReadsHindsight(torch.nn.Module):
+    """Gives the next token of every text the logit 1 if the text has hindsight in it, all else the logit 0."""
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        counts = torch.nn.functional.one_hot(ids, 2000).cumsum(1).float()
-        return type("Output", (), {"logits": counts})()  # type: ignore[return-value]
+    def __init__(self, encoder: PromptEncoder):
+        super().__init__()
+        self.encoder, self.size = encoder, len(encoder.tokenizer)
+
+    def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+        told = torch.tensor(["Hindsight:" in self.encoder.decode(row) for row in ids.tolist()])
+        following = torch.nn.functional.one_hot(ids.roll(-1, dims=1), self.size).float()
+        return SimpleNamespace(logits=following * told[:, None, None])
 
 
-def test_evidence_that_names_an_action_moves_a_model_that_copies(situations: list[Situation]):
-    found = measure(_Copies(), PromptEncoder.load(str(POLICY)), situations)
-    readings = {(reading.evidence, reading.action): reading for reading in found}
-    refused = readings["feedback on the inadmissible action", "inadmissible"]
-    assert refused.difference == pytest.approx(refused.with_evidence - refused.without)
-    assert refused.difference > 0 and refused.positive > 0.9
-    assert refused.count == len(situations)
+def test_the_difference_is_that_of_the_log_probs_with_and_without_evidence(situations: list[Situation]):
+    encoder = PromptEncoder.load(str(POLICY))
+    model = _ReadsHindsight(encoder)
+    readings = {
+        (reading.evidence, reading.action): reading for reading in measure(model, encoder, situations)
+    }
+    assert len(readings) == 7
+    # A token's log-prob is −log V without and 1 − log(V − 1 + e) with evidence.
+    without = -math.log(model.size)
+    gain = 1.0 - math.log(model.size - 1 + math.e) - without
+    for name in ("better", "inadmissible"):
+        lengths = [
+            sum(action_token_mask(encoder.tokenizer.encode(step.response_text), encoder.tokenizer))
+            for step in (situation.trials[name].steps[-1] for situation in situations)
+        ]
+        mean_length = sum(lengths) / len(lengths)
+        reading = readings[f"feedback on the {name} action", name]
+        assert reading.without == pytest.approx(without * mean_length, rel=1e-5)
+        assert reading.difference == pytest.approx(gain * mean_length, rel=1e-4)
+        assert (reading.positive, reading.count) == (1.0, len(situations))
+    assert readings["successful sample", "worse"].positive == 1.0
 
 
 def test_the_shipped_policy_raises_a_better_action_when_it_reads_that_it_worked(

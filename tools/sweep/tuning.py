@@ -59,8 +59,12 @@ def run_trials(
     # Tune's own result files say nothing that the runs' folders do not.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    own = {} if options.address else {"include_dashboard": False}
-    ray.init(address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    ray.init(
+        address=options.address or "local",
+        include_dashboard=None if options.address else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         tune.Tuner(
             tune.with_resources(SerlRun, dict(resources)),
