@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from single_process_play import play_groups
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from envs.base import PromptParts, Task, Turn
-from envs.registry import make_provider
+from envs.base import Task
 from serl.buffer.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
@@ -28,9 +28,8 @@ from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.samples import with_context
-from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.prompt import PromptEncoder
-from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+from serl.types import Step, TrajectoryGroup
 
 
 class SingleProcessLoop:
@@ -45,32 +44,10 @@ class SingleProcessLoop:
             self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
         )
         self.encoder = PromptEncoder.load(str(model_dir))
-        self.provider = make_provider(config.env.name, config.env.args)
-        self.stop_ids = [self.policy.config.eos_token_id]
-        self.stop_ids += [self.encoder.tokenizer.convert_tokens_to_ids(text) for text in config.rollout.stop]
 
     def play(self, tasks: Sequence[Task], update_step: int) -> list[TrajectoryGroup]:
-        """One group a task, all episodes side by side; the global random state decides what is sampled."""
-        size = self.config.training.group_size
-        episodes = [self._Episode(self, task) for task in tasks for _ in range(size)]
-        for _ in range(self.config.env.max_steps):
-            playing = [episode for episode in episodes if not episode.ended]
-            if not playing:
-                break
-            prompts = [episode.messages() for episode in playing]
-            for episode, messages, sampled in zip(playing, prompts, self._sample(prompts), strict=True):
-                episode.act(messages, *sampled, update_step)
-        return [
-            TrajectoryGroup(
-                f"g{update_step}-{index}",
-                task,
-                [
-                    episode.trajectory(f"g{update_step}-{index}", member)
-                    for member, episode in enumerate(episodes[index * size : (index + 1) * size])
-                ],
-            )
-            for index, task in enumerate(tasks)
-        ]
+        """One group a task, sampled by the policy of the moment."""
+        return play_groups(self.policy, self.encoder, self.config, tasks, update_step)
 
     def update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
         """One update on ``groups``, the ``update_step``-th (0, 1, …)."""
@@ -155,82 +132,3 @@ class SingleProcessLoop:
         logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
         distribution = torch.log_softmax(logits / self.config.rollout.temperature, dim=-1)
         return distribution.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
-
-    @torch.no_grad()
-    def _sample(self, prompts: Sequence[Sequence[dict[str, str]]]) -> list[tuple[list[int], ...]]:
-        """``(prompt_ids, response_ids, their log-probs)`` of each prompt, padded on the left."""
-        encoded = [self.encoder.encode(messages) for messages in prompts]
-        longest = max(map(len, encoded))
-        masks = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
-        generated = self.policy.generate(
-            input_ids=torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded]),
-            attention_mask=masks,
-            do_sample=True,
-            temperature=self.config.rollout.temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=self.config.rollout.max_response_length,
-            eos_token_id=self.stop_ids,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        scores = torch.stack(generated.scores, dim=1).log_softmax(-1)
-        sampled = []
-        for ids, sequence, distribution in zip(
-            encoded, generated.sequences[:, longest:], scores, strict=True
-        ):
-            ends = [place for place, token in enumerate(sequence.tolist()) if token in self.stop_ids]
-            response = sequence[: ends[0] + 1] if ends else sequence
-            logprobs = distribution[: len(response)].gather(1, response[:, None])[:, 0]
-            sampled.append((ids, response.tolist(), logprobs.tolist()))
-        return sampled
-
-    class _Episode:
-        def __init__(self, loop: SingleProcessLoop, task: Task):
-            self.loop, self.task = loop, task
-            self.env = loop.provider.make_env()
-            self.seen, self.info = self.env.reset(options={"task_id": task.task_id})
-            self.turns: list[Turn] = []
-            self.steps: list[Step] = []
-            self.reward, self.ended = 0.0, False
-
-        def messages(self) -> tuple[dict[str, str], ...]:
-            history = tuple(self.turns[-self.loop.config.env.history_length :])
-            admissible = tuple(self.info["admissible_actions"])
-            parts = PromptParts(
-                self.info["task_description"], history, len(self.turns), self.seen, admissible
-            )
-            return self.loop.provider.messages(parts)
-
-        def act(
-            self, messages: Any, prompt_ids: list[int], response_ids: list[int], logprobs: Any, version: int
-        ) -> None:
-            text = self.loop.encoder.decode(response_ids)
-            action = parse_action(text)
-            before = self.seen
-            self.seen, reward, terminated, truncated, self.info = self.env.step(action or text)
-            self.reward += reward
-            self.ended = terminated or truncated
-            self.turns.append(Turn(before, action or text))
-            self.steps.append(
-                Step(
-                    prompt_ids=prompt_ids,
-                    response_ids=response_ids,
-                    old_logprobs=logprobs,
-                    action_mask=action_token_mask(response_ids, self.loop.encoder.tokenizer),
-                    version_spans=(VersionSpan(0, len(response_ids), version),),
-                    finish_reason="stop",
-                    messages=messages,
-                    response_text=text,
-                    anchor=before,
-                    action=action,
-                    action_valid=action is not None and self.info["action_valid"],
-                    feedback=self.info["feedback"],
-                    next_observation=self.seen,
-                )
-            )
-
-        def trajectory(self, group_id: str, member: int) -> Trajectory:
-            success = bool(self.info["success"])
-            name, end_reason = f"{group_id}-{member}", "success" if success else "max_steps"
-            return Trajectory(name, group_id, member, self.task, self.steps, self.reward, success, end_reason)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from single_process_loop import SingleProcessLoop
 
+from envs.registry import make_provider
 from serl.algorithm_config import SERLConfig
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
@@ -62,7 +63,7 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
     torch.manual_seed(0)
     loop, group = SingleProcessLoop(of_loop, POLICY), learners(of_learners)
     start = weights_of(group)
-    tasks = loop.provider.task_set("train").tasks
+    tasks = make_provider(of_loop.env.name, of_loop.env.args).task_set("train").tasks
     found = []
     for update_step in range(NUM_UPDATES):
         groups = loop.play(tasks[3 * update_step : 3 * update_step + 3], update_step)

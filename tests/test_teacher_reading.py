@@ -56,7 +56,7 @@ def test_log_probs_in_batches_are_those_of_single_sequences():
 
 
 class _ReadsHindsight(torch.nn.Module):
-    """Gives the next token of every text the logit 1 if the text has hindsight in it, all else the logit 0."""
+    """Gives the next token of a text the logit 1 if the text has hindsight in it, all else the logit 0."""
 
     def __init__(self, encoder: PromptEncoder):
         super().__init__()
