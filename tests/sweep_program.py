@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     recorded, overrides = (resumed / CONFIG, arguments[2:]) if resumed else (arguments[0], arguments[1:])
     experiment = load_experiment(recorded, overrides)
     run_dir = RunDir.reopen(resumed, experiment) if resumed else RunDir.create(experiment)
-    print("own cluster" if "RAY_ADDRESS" not in os.environ else "the sweep's cluster")
+    print("own cluster" if os.environ.get("RAY_ADDRESS") == "local" else "the sweep's cluster")
     if experiment.name == "fails":
         print("the floor gave way", file=sys.stderr)
         return 1

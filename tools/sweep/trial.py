@@ -19,8 +19,8 @@ from tools.sweep.runs import Attempt, Outcome, add_attempt, attempts, finished_r
 _POLL_S = 2.0
 # serl-run saves a checkpoint when it is told to stop.
 _STOP_TIMEOUT_S = 120.0
-# What Ray tells its workers: the run starts a cluster of its own, and threads are its own choice.
-_OF_THE_WORKER = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID", "OMP_NUM_THREADS")
+# What Ray tells its workers and a run must not hear: threads are its own choice.
+_OF_THE_WORKER = ("RAY_JOB_ID", "RAY_RAYLET_PID", "OMP_NUM_THREADS")
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -82,6 +82,8 @@ class SerlRun(tune.Trainable):
 
     def _start(self, cwd: str, log: TextIO) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_WORKER}
+        # A cluster of its own, also on a node of the cluster that the sweep has joined.
+        environment["RAY_ADDRESS"] = "local"
         return subprocess.Popen(
             self._command,
             cwd=cwd,
