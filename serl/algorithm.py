@@ -6,8 +6,9 @@
                                   ▼  │ ids                                                   │
                            policy deployment  ◀──────────── weights, weights_seq_no + 1 ─────┘
 
-One training iteration is one learner update. Rollouts go on while the learner updates; the buffer
-admits a group only while it could still be trained within ``training.max_staleness`` versions.
+One training iteration is one learner update. Rollouts go on while the learner updates, and so does the judge,
+if there is one (`serl.hindsight.judge.pool`); the buffer admits a group only while it could still be trained
+within ``training.max_staleness`` versions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,11 +31,13 @@ from serl.buffer.group_buffer import GroupBuffer
 from serl.buffer.task_sampler import TaskSampler, is_panel_group, panel_assignments
 from serl.checkpoint import read_algorithm_state, write_algorithm_state
 from serl.evaluation import PanelResult, panel_result
+from serl.hindsight.judge.pool import JudgePool
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.metrics import batch_metrics
+from serl.records import trajectories_to_record
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
-from serl.types import Assignment, Trajectory, TrajectoryGroup
+from serl.types import Assignment, TeacherRecord, Trajectory, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +59,16 @@ class Progress:
     response_tokens: int
     staleness: float
     seconds: float
+    judged: int = 0
+    judge_pending: int = 0
 
 
 class SERL(Algorithm):
     """Asynchronous group-relative policy optimisation with selective hindsight distillation.
 
     Config: `SERLConfig.from_experiment`. Before the first `train()` a caller may set ``should_stop``
-    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``.
+    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``. After it, ``last_recorded`` are
+    the trajectories to be looked at and ``last_teacher_records`` what the learner made of their steps.
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -99,10 +105,12 @@ class SERL(Algorithm):
         )
         assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
+        self._judge = JudgePool(experiment, Path(config.run_dir))
         self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
         self.iteration_metrics: dict[str, float] = {}
-        self.last_batch: list[TrajectoryGroup] = []
+        self.last_recorded: list[Trajectory] = []
+        self.last_teacher_records: list[TeacherRecord] = []
 
     @property
     def weights_seq_no(self) -> int:
@@ -128,11 +136,11 @@ class SERL(Algorithm):
             self._admit_groups()
             self._poll_runners(counters)
             if update is None:
-                batch = self._buffer.take_batch(self._weights_seq_no)
+                batch = self._buffer.take_batch(self._weights_seq_no, self._has_judgements)
                 self._requeue_discarded()
                 if batch is not None:
                     waited_for_batch = time.monotonic() - started
-                    update = self._learners.start_update(batch, self._weights_seq_no), batch
+                    update = self._start_update(batch), batch
             else:
                 result = self._learners.poll_update(update[0], timeout_s=_POLL_S)
             self._show_progress(counters, started, "rollout" if update is None else "update")
@@ -140,11 +148,12 @@ class SERL(Algorithm):
         broadcast = self._learners.publish_weights(self._weights_seq_no + 1)
         metrics = batch_metrics(update[1], self._weights_seq_no)
         self._weights_seq_no += 1
-        self.last_batch = update[1]
+        self.last_teacher_records = result.teacher_records
         seconds = time.monotonic() - started
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
         metrics |= {f"buffer/{name}": value for name, value in self._buffer.metrics().items()}
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
+        metrics |= self._judge.metrics()
         metrics |= self._throughput(counters, seconds) | {
             "time/iteration_s": seconds,
             "time/wait_for_batch_s": waited_for_batch,
@@ -153,6 +162,18 @@ class SERL(Algorithm):
         self.iteration_metrics = metrics
         for name, value in metrics.items():
             self.metrics.log_value(tuple(name.split("/")), value, window=1)
+
+    def _start_update(self, batch: list[TrajectoryGroup]) -> UpdateHandle:
+        settings = self.experiment.logging
+        self.last_recorded = trajectories_to_record(
+            batch,
+            self._weights_seq_no + 1,
+            settings.trajectories_per_iteration,
+            settings.trajectories_interval,
+        )
+        recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
+        texts = self._judge.take(batch, self._weights_seq_no, self._buffer.owns)
+        return self._learners.start_update(batch, self._weights_seq_no, texts, recorded)
 
     def evaluate_panel(self) -> PanelResult:
         """Plays the evaluation panel, every task once, on the weights being served.
@@ -245,6 +266,7 @@ class SERL(Algorithm):
     def cleanup(self) -> None:
         super().cleanup()
         stop_serving(self._serving_names)
+        self._judge.close()
 
     def _admit_groups(self) -> None:
         for _ in range(self._buffer.num_admissible(self._weights_seq_no)):
@@ -258,7 +280,10 @@ class SERL(Algorithm):
         self._totals.update(report.counters)
         for trajectory in report.trajectories:
             if not is_panel_group(trajectory.group_id):
-                self._buffer.add(trajectory)
+                group = self._buffer.add(trajectory)
+                if group is not None:
+                    batches_before = self._buffer.num_batches_before(group.group_id)
+                    self._judge.submit(group, self._weights_seq_no, batches_before)
         for failure in report.failures:
             counters[f"failed_{failure.reason}"] += 1
             if failure.reason == "request_refused":
@@ -266,6 +291,9 @@ class SERL(Algorithm):
             if not failure.assignment.evaluation:
                 self._replay(failure.assignment, failure.reason)
         return report
+
+    def _has_judgements(self, batch: Sequence[TrajectoryGroup]) -> bool:
+        return self._judge.has_answers(batch, self._weights_seq_no)
 
     def _replay(self, assignment: Assignment, reason: str) -> None:
         replacement = self._buffer.fail(assignment, reason)
@@ -307,5 +335,7 @@ class SERL(Algorithm):
                 response_tokens=counters["response_tokens"],
                 staleness=buffer.get("staleness_mean", 0.0),
                 seconds=time.monotonic() - started,
+                judged=self._judge.num_done,
+                judge_pending=self._judge.num_pending,
             )
         )

@@ -19,7 +19,7 @@ from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
-from serl.preflight import Finding, examine, examine_inputs, examine_machine
+from serl.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
 from serl.resume import check_resumable
 from serl.run_dir import CONFIG, RunDir, config_yaml
 
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             resolve_model(experiment.model.path)
         # A cluster that was joined may still grow; this machine will not.
         findings = [] if options.address else examine_machine(experiment)
+        findings += [] if options.evaluate else examine_judge(experiment)
         if missing := [found.text for found in findings if found.verdict == "missing"]:
             print("\n".join(missing), file=sys.stderr)
             return FAILED

@@ -64,10 +64,12 @@ class Console:
                 bar_format="{desc} {bar} {n_fmt}/{total_fmt}{unit} [{elapsed}{postfix}]",
             )
         seconds = max(progress.seconds, 1e-9)
+        asked = progress.judged + progress.judge_pending
+        judge = f", judge {progress.judged}/{asked}" if asked else ""
         self._bar.total = max(progress.episodes_wanted, progress.episodes)
         self._bar.set_postfix_str(
             f"{progress.env_steps / seconds:.0f} steps/s, {progress.response_tokens / seconds:.0f} tokens/s, "
-            f"staleness {progress.staleness:.1f}",
+            f"staleness {progress.staleness:.1f}{judge}",
             refresh=False,
         )
         self._bar.n = progress.episodes

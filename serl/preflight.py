@@ -16,6 +16,8 @@ from typing import Any, Literal
 from envs.base import TaskSet, assert_disjoint
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
+from serl.hindsight.judge.endpoint import JudgeError, api_key, probe
+from serl.hindsight.judge_request import judge_mode
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, resolve_model
 
 Verdict = Literal["ok", "wrong", "missing"]
@@ -38,7 +40,11 @@ class Finding:
 
 def examine(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
     """Everything that training would need, found or not; with ``address`` the cluster's resources count."""
-    return [*examine_inputs(experiment), *examine_machine(experiment, address)]
+    return [
+        *examine_inputs(experiment),
+        *examine_machine(experiment, address),
+        *examine_judge(experiment, ask=True),
+    ]
 
 
 def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
@@ -49,6 +55,21 @@ def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
 def examine_machine(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
     """Packages and resources."""
     return [*_packages(experiment), *_resources(experiment, address)]
+
+
+def examine_judge(experiment: ExperimentConfig, ask: bool = False) -> list[Finding]:
+    """The key of the judge and, if ``ask``, its endpoint; nothing without a judged source."""
+    hindsight, judge = experiment.hindsight, experiment.hindsight.judge
+    if not hindsight.enabled or judge_mode(hindsight.sources) is None:
+        return []
+    try:
+        api_key(judge)
+        problem = probe(judge) if ask else None
+    except JudgeError as error:
+        return [Finding("missing", "judge", str(error))]
+    if problem is not None:
+        return [Finding("missing", "judge", f"hindsight.judge.base_url = {judge.base_url!r}: {problem}")]
+    return [Finding("ok", "judge", f"{judge.model} at {judge.base_url}")]
 
 
 def _data(experiment: ExperimentConfig) -> Iterator[Finding]:

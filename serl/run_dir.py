@@ -4,14 +4,15 @@
       config.yaml         the experiment, resolved: every key, defaults included
       versions.json       packages, Python, platform, git commit, the command
       metrics.jsonl       one object a write: "iteration", "time" (Unix seconds) and the metrics
-      trajectories.jsonl  sampled trajectories, one object each (`trajectory_record`)
+      trajectories.jsonl  trajectories to look at, one object each (serl.records)
       panels.jsonl        evaluation panels (written by serl.train)
+      judge/answers.jsonl what a judge answered (serl.hindsight.judge.cache)
       tensorboard/        the same metrics as curves
       checkpoints/        serl.checkpoint
       logs/               engines and servers
 
-Every line of a ``.jsonl`` file has an "iteration"; a run that is resumed at iteration N drops the lines of
-later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
+Every line of a ``.jsonl`` file directly in the folder has an "iteration"; a run that is resumed at
+iteration N drops the lines of later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from serl.config import ExperimentConfig
-from serl.types import Step, Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -71,21 +71,6 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
-
-    def write_trajectories(
-        self, iteration: int, groups: Sequence[TrajectoryGroup], num_trajectories: int
-    ) -> None:
-        """Appends the first ``num_trajectories`` members of ``groups``, taken in turns from all groups."""
-        longest = max((len(group.trajectories) for group in groups), default=0)
-        in_turns = [
-            group.trajectories[member]
-            for member in range(longest)
-            for group in groups
-            if member < len(group.trajectories)
-        ]
-        with (self.path / "trajectories.jsonl").open("a", encoding="utf-8") as file:
-            for trajectory in in_turns[:num_trajectories]:
-                file.write(_json_line(trajectory_record(iteration, trajectory)))
 
     def _begin(self, experiment: ExperimentConfig) -> None:
         self.logs.mkdir(exist_ok=True)
@@ -135,55 +120,21 @@ class MetricsWriter:
 
 def drop_lines_after(file: Path, iteration: int) -> None:
     """Keeps the lines of a JSON-lines file up to ``iteration``; an unfinished last line goes too."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    # Bytes, and not splitlines(): JSON leaves U+2028 and its like in strings as they are.
+    *lines, unfinished = file.read_bytes().split(b"\n")
     kept = [line for line in lines if (found := _iteration_of(line)) is not None and found <= iteration]
-    if len(kept) == len(lines):
+    if len(kept) == len(lines) and not unfinished:
         return
     replacement = file.with_suffix(".jsonl.new")
-    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    replacement.write_bytes(b"".join(line + b"\n" for line in kept))
     replacement.replace(file)
 
 
-def _iteration_of(line: str) -> int | None:
+def _iteration_of(line: bytes) -> int | None:
     try:
         return int(json.loads(line)["iteration"])
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return None
-
-
-def trajectory_record(iteration: int, trajectory: Trajectory) -> dict[str, Any]:
-    """One line of ``trajectories.jsonl``: what happened in one episode, as text."""
-    return {
-        "iteration": iteration,
-        "trajectory_id": trajectory.trajectory_id,
-        "group_id": trajectory.group_id,
-        "member": trajectory.member,
-        "task_id": trajectory.task.task_id,
-        "task_type": trajectory.task.task_type,
-        "reward": trajectory.reward,
-        "success": trajectory.success,
-        "end_reason": trajectory.end_reason,
-        "weights_seq_no": trajectory.weights_seq_no,
-        "seconds": round(trajectory.seconds, 3),
-        "steps": [_step_record(step) for step in trajectory.steps],
-    }
-
-
-def _step_record(step: Step) -> dict[str, Any]:
-    return {
-        "prompt": step.prompt_text,
-        "response": step.response_text,
-        "action": step.action,
-        "action_valid": step.action_valid,
-        "feedback": step.feedback,
-        "next_observation": step.next_observation,
-        "reward": step.reward,
-        "finish_reason": step.finish_reason,
-        "num_prompt_tokens": len(step.prompt_ids),
-        "num_response_tokens": len(step.response_ids),
-        "num_cached_tokens": step.num_cached_tokens,
-        "num_action_tokens": sum(step.action_mask),
-    }
 
 
 def config_yaml(experiment: ExperimentConfig) -> str:

@@ -23,6 +23,8 @@ from serl.console import Console
 from serl.driver_log import log_to_file, output_to_file
 from serl.evaluation import PanelResult, SuccessRate
 from serl.models.resolve import resolve_model
+from serl.records import TRAJECTORIES, TrajectoryWriter
+from serl.rollout.prompt import PromptEncoder
 from serl.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,12 @@ def train(
         if resume is not None:
             algorithm.load_checkpoint(str(resume))
         run_dir.metrics.start(algorithm.iteration)
-        return _Run(experiment, run_dir, console, algorithm).iterate()
+        records = TrajectoryWriter(
+            run_dir.path,
+            PromptEncoder.load(str(model_dir)).tokenizer,
+            max_bytes=int(experiment.logging.max_trajectories_mib * 2**20),
+        )
+        return _Run(experiment, run_dir, console, algorithm, records).iterate()
 
 
 def evaluate_checkpoint(
@@ -123,12 +130,18 @@ class _Run:
     """One process's part of a run: iterations until the end or until it is asked to stop."""
 
     def __init__(
-        self, experiment: ExperimentConfig, run_dir: RunDir, console: Console, algorithm: SERL
+        self,
+        experiment: ExperimentConfig,
+        run_dir: RunDir,
+        console: Console,
+        algorithm: SERL,
+        records: TrajectoryWriter,
     ) -> None:
         self.experiment = experiment
         self.run_dir = run_dir
         self.console = console
         self.algorithm = algorithm
+        self.records = records
         self.saved_iteration = algorithm.iteration if algorithm.iteration else -1
 
     @property
@@ -143,10 +156,8 @@ class _Run:
             while not self.finished:
                 self.algorithm.train()
                 iteration = self.algorithm.iteration
-                self.run_dir.metrics.write(iteration, self.algorithm.iteration_metrics)
-                self.run_dir.write_trajectories(
-                    iteration, self.algorithm.last_batch, settings.logging.trajectories_per_iteration
-                )
+                metrics = self.algorithm.iteration_metrics | self.record()
+                self.run_dir.metrics.write(iteration, metrics)
                 self.console.iteration(
                     iteration, settings.training.num_iterations, self.algorithm.iteration_metrics
                 )
@@ -168,6 +179,20 @@ class _Run:
             return False
         self.console.summary(read_panels(self.run_dir.path))
         return True
+
+    def record(self) -> dict[str, float]:
+        """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""
+        was_full = self.records.full
+        algorithm, limit = self.algorithm, self.experiment.logging.max_trajectories_mib
+        metrics = self.records.write(
+            algorithm.iteration, algorithm.last_recorded, algorithm.last_teacher_records
+        )
+        if self.records.full and not was_full:
+            self.console.note(
+                f"{TRAJECTORIES} is full (logging.max_trajectories_mib = {limit:g}): trajectories from "
+                f"iteration {algorithm.iteration} on are counted, not recorded"
+            )
+        return metrics
 
     def evaluate(self) -> None:
         result = self.algorithm.evaluate_panel()

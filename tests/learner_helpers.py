@@ -78,15 +78,22 @@ def local_learner(group: SERLLearnerGroup) -> SERLLearner:
     return group._learner
 
 
-def reference_logprobs(model_dir: Path, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+def reference_logprobs(
+    model_dir: Path, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0
+) -> list[float]:
     """The response's log-probs in a plain transformers forward pass of this one sequence."""
-    return _scores(AutoModelForCausalLM.from_pretrained(model_dir), prompt_ids, response_ids)
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    return _scores(model, prompt_ids, response_ids, temperature)
 
 
-def _scores(model: Any, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+def _scores(
+    model: Any, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0
+) -> list[float]:
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
+    return (
+        (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
+    )
 
 
 def sampled_groups(

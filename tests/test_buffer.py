@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from buffer_helpers import buffer, group_of, trajectory
 
 from envs.base import Task
 from serl.buffer.group_buffer import AdmissionError, GroupBuffer
-from serl.types import Assignment
+from serl.types import Assignment, TrajectoryGroup
 
 
 def admit(target: GroupBuffer, weights_seq_no: int, *group_ids: str) -> None:
@@ -219,6 +220,26 @@ def test_groups_without_reward_spread_are_filtered_and_others_take_their_place()
     assert metrics["filtered_mean_steps"] == pytest.approx(((3 + 7) / 2 + 1) / 2)
 
 
+def test_filtering_tells_the_length_of_episodes_removed_and_kept():
+    target = buffer(groups_per_batch=1, max_staleness=0, filtered=4)
+    for group_id, rewards, lengths in (("lost", (0.0, 0.0), (9, 9)), ("mixed", (0.0, 10.0), (5, 2))):
+        admit(target, 0, group_id)
+        for assignment, reward, num_steps in zip(group_of(group_id), rewards, lengths, strict=True):
+            target.add(trajectory(assignment, reward=reward, num_steps=num_steps))
+    assert taken_ids(target, 0) == ["mixed"]
+    metrics = target.metrics()
+    assert (metrics["filtered_mean_steps"], metrics["kept_mean_steps"]) == (9.0, 3.5)
+
+
+def test_rewards_by_length_have_spread_where_successes_differ_in_length():
+    for normalize_by_length, kept in ((False, False), (True, True)):
+        target = GroupBuffer(2, 1, 0, True, 4, normalize_by_length=normalize_by_length)
+        admit(target, 0, "won")
+        for assignment, num_steps in zip(group_of("won"), (3, 7), strict=True):
+            target.add(trajectory(assignment, reward=10.0, num_steps=num_steps))
+        assert target.owns("won") == kept
+
+
 def test_filtering_never_starves_the_learners():
     target = buffer(groups_per_batch=2, max_staleness=0, filtered=3)
     for number in range(5):
@@ -264,3 +285,42 @@ def test_a_restored_buffer_hands_out_the_tasks_that_no_learner_had_and_admits_a_
     assert restored.take_discarded_tasks() == [Task("task of b"), Task("task of c")]
     assert restored.num_admissible(1) == 3
     assert restored.metrics()["groups_taken"] == 1
+
+
+def test_a_trajectory_that_completes_a_group_that_stays_returns_the_group():
+    groups = buffer(groups_per_batch=2, max_staleness=0, filtered=1)
+    admit(groups, 0, "a", "b")
+    first, second = group_of("a")
+    assert groups.add(trajectory(first, reward=10.0)) is None
+    group = groups.add(trajectory(second))
+    assert group is not None and [t.member for t in group.trajectories] == [0, 1]
+    assert groups.add(trajectory(second)) is None
+    first, second = group_of("b")
+    groups.add(trajectory(first))
+    assert groups.add(trajectory(second)) is None, "filtered for lack of spread"
+
+
+def test_complete_groups_are_taken_in_batches_in_the_order_of_admission():
+    groups = buffer(groups_per_batch=2, max_staleness=1)
+    admit(groups, 0, *"abcd")
+    for name in "dcab":
+        complete(groups, name)
+        if name == "c":
+            assert (groups.num_batches_before("c"), groups.num_batches_before("d")) == (0, 0)
+    assert [groups.num_batches_before(name) for name in "abcd"] == [0, 0, 1, 1]
+
+
+def test_a_batch_that_is_not_ready_stays_in_the_buffer():
+    groups = buffer()
+    admit(groups, 0, "a")
+    complete(groups, "a")
+    offered: list[str] = []
+
+    def is_ready(batch: Sequence[TrajectoryGroup]) -> bool:
+        offered.extend(group.group_id for group in batch)
+        return len(offered) == 2
+
+    assert groups.take_batch(0, is_ready) is None
+    assert groups.owns("a")
+    assert [group.group_id for group in groups.take_batch(0, is_ready) or []] == ["a"]
+    assert offered == ["a", "a"] and not groups.owns("a")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from judge_helpers import KEY, KEY_VARIABLE, running
 
 from serl.cli import main
 from serl.config.load import load_experiment
@@ -123,6 +124,32 @@ def test_resources_are_summed_over_runners_replicas_and_learners(capsys: pytest.
 def test_data_from_which_nothing_is_held_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([QUICKSTART, f"env.args.data={tmp_path}", "--check"]) == 2
     assert "# wrong   data:" in capsys.readouterr().out
+
+
+def test_check_asks_the_judge_and_tells_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    variable = f"hindsight.judge.api_key_env={KEY_VARIABLE}"
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with running() as endpoint:
+        address = f"hindsight.judge.base_url={endpoint.base_url}"
+        judged = [QUICKSTART, "hindsight.mode=judge_current_traj", "hindsight.judge.model=judge", address]
+        assert main([*judged, "--check", variable]) == 0
+        out = capsys.readouterr().out
+        assert f"# ok      judge: judge at {endpoint.base_url}" in out and KEY not in out
+    assert main([*judged, "--check", variable]) == 1
+    assert "# missing judge: hindsight.judge.base_url = " in capsys.readouterr().out
+    monkeypatch.delenv(KEY_VARIABLE)
+    for arguments in ([*judged, variable, "--check"], [*judged, variable]):
+        assert main(arguments) == 1
+        output = "".join(capsys.readouterr())
+        assert f"{KEY_VARIABLE}: the environment variable is not set" in output
+
+
+def test_check_asks_no_judge_where_nothing_is_judged(capsys: pytest.CaptureFixture[str]):
+    down = ["hindsight.judge.base_url=http://127.0.0.1:9/v1", "hindsight.judge.api_key_env=NOT_SET_ANYWHERE"]
+    assert main([QUICKSTART, "--check", *down]) == 0
+    assert "judge:" not in capsys.readouterr().out.partition("# ok")[2]
 
 
 @pytest.mark.parametrize(

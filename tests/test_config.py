@@ -14,6 +14,11 @@ from serl.run_dir import config_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("**/*.yaml"))
+JUDGED = (
+    "hindsight.mode=judge_current_traj",
+    "hindsight.judge.model=judge",
+    "hindsight.judge.base_url=https://localhost/v1",
+)
 MINIMAL = "name: test\nmodel:\n  path: embedded:tiny_alfworld\n"
 
 
@@ -216,6 +221,26 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
     assert "no such source; did you mean 'next_observation'?" in text
 
 
+def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_source_for_config.py").write_text(
+        "from serl.hindsight.sources import CandidateTries, register_source\n"
+        "@register_source('echo', title='Echo', tries=CandidateTries.BEST_AND_WORST)\n"
+        "def echo(attempt, group):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = "hindsight.sources=[own_source_for_config:echo]"
+    experiment = load_experiment(write(tmp_path, MINIMAL), [sources])
+    assert experiment.hindsight.sources == ("own_source_for_config:echo",)
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[own_source_for_config:discovery]")
+    assert "'own_source_for_config:discovery': no such source" in text
+    (tmp_path / "taken_source_for_config.py").write_text((tmp_path / "own_source_for_config.py").read_text())
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[taken_source_for_config:echo]")
+    assert "'echo' exists already" in text
+    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[no_such_module_at_all:echo]")
+    assert "No module named 'no_such_module_at_all'" in text
+
+
 @pytest.mark.parametrize(
     ("overrides", "first", "second"),
     [
@@ -241,6 +266,11 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
             "learner.num_gpus_per_learner",
         ),
         (["learner.num_learners=17"], "learner.num_learners", "training.groups_per_batch"),
+        (
+            ["learner.lr_schedule=linear", "learner.lr_warmup_updates=150"],
+            "learner.lr_warmup_updates",
+            "training.num_iterations",
+        ),
         (["model.attention=flash_attention_2"], "model.attention", "learner.num_gpus_per_learner"),
         (["model.attention=flash_attention_2"], "model.attention", "model.dtype"),
         (["hindsight.sources=[]"], "hindsight.sources", "hindsight.enabled"),
@@ -249,6 +279,27 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
             "hindsight.mode",
             "hindsight.granularity",
         ),
+        (["hindsight.mode=judge_current_traj"], "hindsight.judge.model", "hindsight.judge.base_url"),
+        ([*JUDGED, "hindsight.judge.model=null"], "hindsight.judge.model", "hindsight.sources"),
+        (
+            [*JUDGED, "hindsight.judge.max_tokens=5000"],
+            "hindsight.judge.reasoning_max_tokens",
+            "hindsight.judge.max_tokens",
+        ),
+        (
+            [*JUDGED, "training.iteration_timeout_s=30"],
+            "hindsight.judge.max_wait_s",
+            "training.iteration_timeout_s",
+        ),
+        (
+            [
+                *JUDGED[1:],
+                "hindsight.sources=[judge_current_traj, judge_current_traj_on_successful_sample]",
+            ],
+            "judge_current_traj",
+            "judge_current_traj_on_successful_sample",
+        ),
+        (["loss.name=gspo"], "loss.name", "loss.aggregation"),
         (["evaluation.split=train"], "evaluation.split", "env.train_split"),
     ],
 )
@@ -264,3 +315,35 @@ def test_a_dual_clip_below_one_is_refused_and_zero_turns_it_off(tmp_path: Path):
         tmp_path, MINIMAL, "loss.dual_clip=0.5"
     )
     assert load_experiment(write(tmp_path, MINIMAL), ["loss.dual_clip=0"]).loss.dual_clip == 0.0
+
+
+def test_a_judge_needs_nothing_where_nothing_is_judged(tmp_path: Path):
+    load_experiment(
+        write(tmp_path, MINIMAL), ["hindsight.judge.model=judge", "hindsight.judge.max_wait_s=9999"]
+    )
+    load_experiment(
+        write(tmp_path, MINIMAL), ["hindsight.mode=judge_current_traj", "hindsight.enabled=false"]
+    )
+    judged = [*JUDGED[1:], "hindsight.sources=[judge_current_traj, immediate_feedback]"]
+    assert load_experiment(write(tmp_path, MINIMAL), judged).hindsight.judge.model == "judge"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1", "http://host:99999/v1"],
+)
+def test_a_judges_address_must_be_one(address: str, tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, *JUDGED, f"hindsight.judge.base_url='{address}'")
+    assert "hindsight.judge.base_url: must be an address such as https://host/v1" in text
+
+
+@pytest.mark.parametrize("address", ["https://me:SECRET@host/v1", "https://host/v1?key=SECRET"])
+def test_a_key_in_the_judges_address_is_refused_and_not_quoted(address: str, tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, *JUDGED, f"hindsight.judge.base_url='{address}'")
+    assert "a key belongs in the variable of api_key_env" in text and "SECRET" not in text
+
+
+def test_a_key_instead_of_a_variables_name_is_refused(tmp_path: Path):
+    for key in ("sk-proj-1234", "gsk_a1B2"):
+        text = problem_of(tmp_path, MINIMAL, f"hindsight.judge.api_key_env={key}")
+        assert "hindsight.judge.api_key_env: must be the name of the env" in text and key not in text

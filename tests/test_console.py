@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from serl.algorithm import Progress
@@ -48,6 +49,14 @@ def test_the_bar_shows_episodes_steps_tokens_and_staleness():
     console.close()
     for shown in ("rollout", "16/64 episodes", "50 steps/s", "500 tokens/s", "staleness 0.5"):
         assert shown in terminal.getvalue()
+
+
+def test_the_bar_counts_judgements_where_there_is_a_judge():
+    terminal = Terminal()
+    console = Console(progress_bar=True, stream=terminal)
+    console.progress(replace(progress(16), judged=12, judge_pending=8))
+    console.close()
+    assert "staleness 0.5, judge 12/20" in terminal.getvalue()
 
 
 def test_nothing_but_lines_goes_to_a_file_or_when_the_bar_is_off():

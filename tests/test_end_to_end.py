@@ -79,7 +79,7 @@ def test_two_iterations_write_metrics_panels_trajectories_and_checkpoints(
         "iteration_000001",
         "iteration_000002",
     ]
-    assert (run_dir / "trajectories.jsonl").read_text().count("\n") == 4
+    assert (run_dir / "trajectories.jsonl").read_text().count("\n") == 16
     assert len([line for line in console.splitlines() if line.startswith("[")]) == 2
     assert len(console.splitlines()) < 25, "the console shows more than its own lines"
 
@@ -101,8 +101,11 @@ def test_the_sampler_follows_the_learner_from_update_to_update(two_iterations: t
 
 def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tuple[Path, str]) -> None:
     run_dir, _ = two_iterations
-    _finish(_serl_run("--resume", str(run_dir), "training.num_iterations=3"))
+    full = "logging.max_trajectories_mib=0.001"
+    console = _finish(_serl_run("--resume", str(run_dir), "training.num_iterations=3", full))
     training = [row for row in _metrics(run_dir) if "learner/loss" in row]
+    assert console.count("trajectories.jsonl is full") == 1
+    assert [row["records/trajectories_left_out"] for row in training] == [0, 0, 8]
     assert [row["iteration"] for row in training] == [1, 2, 3]
     assert [row["weights_seq_no"] for row in training] == [1, 2, 3]
     lambdas = [row["learner/effective_lambda"] for row in training]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -374,3 +375,21 @@ def test_a_judge_request_of_nothing_is_refused():
         judge_request(group.trajectories[0], group, "judge_current_traj", include_feedback=True)
     with pytest.raises(ValueError, match="unknown judge mode"):
         judge_request(group.trajectories[0], group, "jury", include_feedback=True)  # pyright: ignore
+
+
+def test_the_readmes_own_source_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*@register_source[^`]*)```", readme)
+    (tmp_path / "my_source.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    lost = make_step("fly")
+    lost.action_valid = False
+    won = [make_step("a", anchor="hall"), make_step("b"), make_step("c", anchor="shelf"), make_step("d")]
+    group = make_group((0.0, [make_step("wait"), lost]), (1.0, won))
+    mode = HindsightMode(("my_source:recovery",), "step", "all")
+    assert not evidence_of(group, mode, 0, 0)
+    evidence = evidence_of(group, mode, 0, 1)
+    assert quoted(evidence.parts[0]) == ["<action>b</action>", "<action>c</action>"]
+    assert "How another attempt went on" in (render_context(evidence)[0] or "")
+    (wait, fly) = evidence_of(group, replace(mode, granularity="anchor"), 0, 1).candidates[:2]
+    assert (wait.evidence, fly.action, len(fly.evidence)) == ((), "fly", 1)

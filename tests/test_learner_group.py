@@ -11,8 +11,9 @@ import torch
 from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy
 
 from serl.buffer.packing import plan_update
-from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle
+from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.learner.samples import build_samples
+from serl.learner.teacher import context_free_rows
 from serl.types import TrajectoryGroup
 
 START_S = 120.0
@@ -61,6 +62,7 @@ def finished(group: SERLLearnerGroup, handle: UpdateHandle) -> dict[str, float]:
 def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[dict[str, Any]]:
     num_learners = max(1, len(group))
     samples, _ = build_samples(groups, group._experiment, group._encoder, 0)
+    every_row = group._experiment.loss.trains_every_row
     plans = plan_update(
         samples,
         num_learners=num_learners,
@@ -68,9 +70,12 @@ def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[di
         num_epochs=1,
         micro_batch_tokens=200,
         seed=(0,),
+        train_every_row=every_row,
+        context_free_rows=context_free_rows(samples, group._experiment.hindsight, (), (0,)),
     )
     owners = [{sample.group_id for sample in plan.samples} for plan in plans]
-    assert sum(len(owned) for owned in owners) == 3  # the group without spread is nobody's
+    # The group without spread is nobody's, unless the loss has terms of its own for it.
+    assert sum(len(owned) for owned in owners) == (4 if every_row else 3)
     if group.is_local:
         return [local_learner(group).gradients(plans[0], 0)]
     calls = [worker.gradients.remote(plan, 0) for worker, plan in zip(group._workers, plans, strict=True)]
@@ -86,6 +91,50 @@ def test_two_sharded_learners_compute_the_gradient_of_one(
         for name, tensor in expected.items():
             error = float((of_learner[name] - tensor).abs().max())
             assert error <= 1e-5 * float(tensor.abs().max()), f"{name}: {error}"
+
+
+def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
+    groups: list[TrajectoryGroup], model_dir: Path, tmp_path: Path
+) -> None:
+    stale = sampled_groups(save_tiny_policy(tmp_path, seed=1), [[10.0, 0.0, 0.0], [0.0, 0.0], [10.0, 0.0]])
+    options: dict[str, Any] = {
+        "hindsight": TEACHER | {"baseline": "teacher", "center": "batch", "weight_clip": 0.9},
+        "loss": {"kl_coefficient": 0.1, "entropy_coefficient": 0.05},
+    }
+    recorded = frozenset(t.trajectory_id for group in stale for t in group.trajectories)
+    one, two = (learner_group(model_dir, learner={"num_learners": n}, **options) for n in (0, 2))
+    shuffled = learner_group(model_dir, hindsight=TEACHER | {"shuffle": True}, learner={"num_learners": 2})
+    plain = learner_group(model_dir, hindsight=TEACHER)
+    try:
+        groups = [*stale, *groups[3:]]
+        (expected,) = gradients(one, groups)
+        for of_learner in gradients(two, groups):
+            for name, tensor in expected.items():
+                error = float((of_learner[name] - tensor).abs().max())
+                assert error <= 2e-5 * float(tensor.abs().max()), f"{name}: {error}"
+        results = [updated(group, stale, recorded) for group in (one, two)]
+        for name in ("teacher_drift", "teacher_feedback_effect", "teacher_weight_mean", "loss"):
+            assert results[1].metrics[name] == pytest.approx(results[0].metrics[name], rel=1e-4, abs=1e-6)
+        assert weights_in(results[1]) == pytest.approx(weights_in(results[0]), rel=1e-4)
+        # Weights cross from learner to learner, and none is lost.
+        moved, unmoved = (weights_in(updated(group, stale, recorded)) for group in (shuffled, plain))
+        assert sorted(moved) == pytest.approx(sorted(unmoved), rel=1e-4)
+        assert moved != pytest.approx(unmoved, rel=1e-4)
+    finally:
+        two.shutdown()
+        shuffled.shutdown()
+
+
+def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], recorded: frozenset[str]) -> UpdateResult:
+    handle = group.start_update(groups, 0, recorded=recorded)
+    deadline = time.monotonic() + START_S
+    while (result := group.poll_update(handle, timeout_s=0.5)) is None:
+        assert time.monotonic() < deadline
+    return result
+
+
+def weights_in(result: UpdateResult) -> list[float]:
+    return [weight for record in result.teacher_records for weight in record.weights if weight is not None]
 
 
 def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(

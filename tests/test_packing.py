@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,8 @@ def sample(
     )
 
 
-def plan(samples: list[TrainingSample], num_learners: int = 1, **options: int) -> list[LearnerPlan]:
-    settings = {"num_minibatches": 1, "num_epochs": 1, "micro_batch_tokens": 40} | options
+def plan(samples: list[TrainingSample], num_learners: int = 1, **options: Any) -> list[LearnerPlan]:
+    settings: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "micro_batch_tokens": 40} | options
     return plan_update(samples, num_learners=num_learners, seed=(7, 0), **settings)
 
 
@@ -135,6 +136,40 @@ def test_only_rows_with_a_teacher_prompt_are_scored_by_the_teacher():
     samples = [sample("a", row, teacher_prompt=9 if row in (1, 2) else None) for row in range(4)]
     (learner,) = plan(samples)
     assert sorted(row for part in learner.teacher_micro_batches for row in part) == [1, 2]
+
+
+def test_a_loss_with_terms_for_every_row_has_all_rows_computed():
+    samples = [sample("a", 0), sample("a", 1, advantage=0.0, response=5), sample("a", 2, response=0)]
+    (learner,) = plan(samples, train_every_row=True)
+    assert [row.trajectory_id for row in learner.samples] == ["a-0", "a-1"]
+    (minibatch,) = learner.minibatches
+    assert minibatch.num_trained_tokens == minibatch.num_loss_tokens == 2 + 5
+    assert plan([sample("b", 0, advantage=0.0)], train_every_row=True)[0].minibatches
+
+
+def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
+    samples = [sample(f"g{row}", row, teacher_prompt=9 if row < 4 else None) for row in range(6)]
+    plans = plan(samples, num_learners=2, context_free_rows=[1, 2, 5])
+    compared = [
+        learner.samples[row].trajectory_id
+        for learner in plans
+        for part in learner.context_free_micro_batches
+        for row in part
+    ]
+    assert sorted(compared) == ["g1-1", "g2-2"]
+    assert len({len(learner.context_free_micro_batches) for learner in plans}) == 1
+
+
+def test_rows_with_one_teacher_prompt_come_together_where_it_saves_enough():
+    samples = [sample("a", row, teacher_prompt=8) for row in range(7)]
+    for row in (1, 3, 6):
+        samples[row].teacher_prompt_ids = [9] * 8
+    samples[5].teacher_prompt_ids = [3] * 8
+    (learner,) = plan(samples, micro_batch_tokens=40)
+    assert learner.teacher_micro_batches == ((0, 2, 4), (1, 3, 6), (5,))
+    assert all(len(part) * (8 + 2) <= 40 for part in learner.teacher_micro_batches)
+    (learner,) = plan(samples, micro_batch_tokens=1000)  # 16 tokens saved are less than an eighth
+    assert learner.teacher_micro_batches == (tuple(range(7)),)
 
 
 def test_micro_batches_keep_the_token_budget_with_padding():

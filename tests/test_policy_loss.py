@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from serl.learner.losses import (
 from serl.learner.token_scores import score_tokens
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
-AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
 def make_tokens(ratios: list[float], advantages: list[float], sequence_ids: list[int], **extra) -> LossTokens:
@@ -59,12 +60,16 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages_and_can_be_off():
     assert metrics["dual_clip_fraction"] == 0.0
 
 
-def test_the_three_aggregations():
+def test_the_aggregations():
     values, ids = torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([0, 0, 0, 1])
     whole = Denominators(num_loss_tokens=4, num_sequences=2)
     assert aggregate(values, ids, "token-mean", whole).item() == 4.0
     assert aggregate(values, ids, "seq-mean-token-sum", whole).item() == 8.0
     assert aggregate(values, ids, "seq-mean-token-mean", whole).item() == 6.0
+    dr_grpo = Denominators(num_loss_tokens=4, num_sequences=2, max_response_length=5)
+    assert aggregate(values, ids, "seq-mean-token-sum-norm", dr_grpo).item() == pytest.approx(16.0 / 2 / 5)
+    with pytest.raises(ValueError, match="max_response_length"):
+        aggregate(values, ids, "seq-mean-token-sum-norm", whole)
     with pytest.raises(ValueError, match="unknown aggregation"):
         aggregate(values, ids, "median", whole)  # pyright: ignore[reportArgumentType]
 
@@ -80,9 +85,11 @@ def test_micro_batches_add_up_to_the_batch(name: str, aggregation: str):
     advantages = torch.randn(16, generator=generator)
     options = {**CLIP, "aggregation": aggregation}
     batch = LossTokens(logprobs, old, advantages, ids)
-    whole_loss, whole_gradient, whole_metrics = loss_and_gradient(batch, name, options)
+    denominators = Denominators.of(batch)
+    assert (denominators.num_loss_tokens, denominators.num_sequences) == (16, 5)
+    denominators = replace(denominators, max_response_length=7)
+    whole_loss, whole_gradient, whole_metrics = loss_and_gradient(batch, name, options, denominators)
 
-    denominators = Denominators(num_loss_tokens=16, num_sequences=5)
     total, metrics = torch.zeros(()), dict.fromkeys(whole_metrics, 0.0)
     for first, last in ((0, 2), (2, 3), (3, 5), (5, 5)):  # the last part is empty: a dummy micro-batch
         part = (ids >= first) & (ids < last)

@@ -9,8 +9,8 @@ import torch
 from learner_helpers import learner_config, reference_logprobs, save_tiny_policy
 
 from serl.learner.rl_module import CausalLMModule
-from serl.learner.token_scores import score_tokens
 from serl.learner.token_batch import Layout, make_token_batch, shared_prefix
+from serl.learner.token_scores import score_tokens
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,10 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from envs.base import Task
 from serl.config import ExperimentConfig, ModelSection
 from serl.config.errors import ConfigError
 from serl.resume import check_resumable
 from serl.run_dir import CONFIG, RunDir, drop_lines_after
-from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 
 
 def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:
@@ -24,26 +22,6 @@ def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:
 
 def lines_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def trajectory(group: str, member: int) -> Trajectory:
-    step = Step(
-        prompt_ids=[1, 2, 3],
-        response_ids=[4, 5],
-        old_logprobs=[-0.1, -0.2],
-        action_mask=[False, True],
-        version_spans=(VersionSpan(0, 2, 7),),
-        finish_reason="stop",
-        messages=({"role": "user", "content": "Where is the mug?"},),
-        response_text="<action>look</action>",
-        anchor="a room",
-        action="look",
-        action_valid=True,
-        feedback=None,
-        next_observation="a shelf",
-    )
-    task = Task("t/1", "look_at_obj")
-    return Trajectory(f"{group}/{member}", group, member, task, [step], 10.0, True, "success")
 
 
 def test_a_new_run_holds_its_config_its_versions_and_its_folders(tmp_path: Path):
@@ -84,7 +62,8 @@ def test_a_resumed_run_drops_later_lines_and_continues_the_same_curves(tmp_path:
     first.metrics.start(0)
     for iteration in (1, 2, 3, 4):
         first.metrics.write(iteration, {"loss": float(iteration)})
-        first.write_trajectories(iteration, [TrajectoryGroup("g", Task("t"), [trajectory("g", 0)])], 1)
+        with (first.path / "trajectories.jsonl").open("a") as file:
+            file.write(json.dumps({"iteration": iteration, "trajectory_id": "g-0"}) + "\n")
     first.metrics.close()
     with (first.path / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 5, "lo')
@@ -115,21 +94,6 @@ def test_dropping_keeps_a_file_as_it_is_when_nothing_is_too_new(tmp_path: Path):
     before = file.stat().st_ino
     drop_lines_after(file, 1)
     assert file.stat().st_ino == before
-
-
-def test_sampled_trajectories_come_from_all_groups_in_turn(tmp_path: Path):
-    run_dir = RunDir.create(experiment_in(tmp_path))
-    groups = [
-        TrajectoryGroup(name, Task("t/1"), [trajectory(name, member) for member in range(2)])
-        for name in ("g0", "g1")
-    ]
-    run_dir.write_trajectories(3, groups, 3)
-    records = lines_of(run_dir.path / "trajectories.jsonl")
-    assert [record["trajectory_id"] for record in records] == ["g0/0", "g1/0", "g0/1"]
-    assert records[0]["iteration"] == 3 and records[0]["weights_seq_no"] == 7
-    (step,) = records[0]["steps"]
-    assert step["prompt"] == "Where is the mug?" and step["action"] == "look"
-    assert (step["num_prompt_tokens"], step["num_response_tokens"], step["num_action_tokens"]) == (3, 2, 1)
 
 
 def test_a_resumed_run_may_change_its_length_but_not_its_model(tmp_path: Path):

@@ -57,6 +57,64 @@ def test_the_teacher_prompt_is_the_prompt_with_the_evidence_after_the_last_user_
     assert "FEEDBACK-HERE" in ENCODER.decode(taught)
 
 
+def test_a_sample_says_what_its_teacher_reads_and_from_which_sources(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 0.0]], feedback="FEEDBACK-HERE")
+    groups[0].trajectories[1].steps[1].feedback = None
+    mode = {"sources": ["successful_sample", "immediate_feedback"], "combine": "first_available"}
+    samples, metrics = build_samples(groups, experiment(model_dir, hindsight=TEACHER_ON | mode), ENCODER, 0)
+    assert [sample.evidence_sources for sample in samples] == [
+        *[("immediate_feedback",)] * 2,  # a success does not quote itself
+        *[("successful_sample",)] * 2,
+    ]
+    assert samples[0].context is not None and "FEEDBACK-HERE" in samples[0].context
+    assert metrics["evidence_share/successful_sample"] == metrics["evidence_share/immediate_feedback"] == 0.5
+    assert metrics["evidence_share/any"] == 1.0
+    feedback_only = experiment(model_dir, hindsight=TEACHER_ON)
+    samples, metrics = build_samples(groups, feedback_only, ENCODER, 0)
+    assert samples[3].context is None and samples[3].evidence_sources == ()
+    assert metrics["evidence_share/any"] == metrics["evidence_share/immediate_feedback"] == 0.75
+
+
+def test_what_a_judge_said_is_evidence_for_every_step_of_its_trajectory(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 0.0]])
+    config = experiment(model_dir, hindsight=TEACHER_ON | {"sources": ["judge_current_traj"]})
+    said = {"g0-0": "JUDGED-SO", "g0-1": None}
+    samples, metrics = build_samples(groups, config, ENCODER, 0, said)
+    assert ["JUDGED-SO" in (sample.context or "") for sample in samples] == [True, True, False, False]
+    assert metrics["evidence_share/judge_current_traj"] == 0.5
+
+
+def test_anchor_sizes_are_reported(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 0.0, 0.0]])
+    for trajectory in groups[0].trajectories:  # three steps in one room, and three in rooms of their own
+        trajectory.steps[1].anchor = f"room of {trajectory.trajectory_id}"
+    hindsight = TEACHER_ON | {"granularity": "anchor"}
+    _, metrics = build_samples(groups, experiment(model_dir, hindsight=hindsight), ENCODER, 0)
+    assert metrics["evidence_anchor_size_mean"] == pytest.approx(6 / 4)
+    assert metrics["evidence_anchor_size_max"] == 3
+    assert metrics["evidence_anchor_alone_share"] == 0.5
+
+
+def test_rows_without_an_action_get_no_teacher_prompt_and_are_counted(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 0.0]])
+    step = groups[0].trajectories[0].steps[0]
+    step.action_mask = [False] * len(step.action_mask)
+    samples, metrics = build_samples(groups, experiment(model_dir, hindsight=TEACHER_ON), ENCODER, 0)
+    assert samples[0].teacher_prompt_ids is None
+    assert metrics["num_rows_without_action"] == 1
+
+
+def test_a_reward_by_length_makes_the_shorter_success_the_better(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 10.0]], steps_per_trajectory=4)
+    del groups[0].trajectories[0].steps[2:]  # 10 / 2 against 10 / 4
+    options = {"normalize_std": False, "across": "trajectories"}
+    plain, _ = build_samples(groups, experiment(model_dir, advantage=options), ENCODER, 0)
+    assert {sample.advantage for sample in plain} == {0.0}
+    by_length = experiment(model_dir, advantage=options | {"normalize_by_length": True})
+    samples, _ = build_samples(groups, by_length, ENCODER, 0)
+    assert [sample.advantage for sample in samples] == pytest.approx([1.25] * 2 + [-1.25] * 4)
+
+
 def test_steps_without_evidence_get_no_teacher_prompt(model_dir: Path) -> None:
     groups = sampled_groups(model_dir, [[10.0, 0.0]], feedback=None)
     samples, metrics = build_samples(groups, experiment(model_dir, hindsight=TEACHER_ON), ENCODER, 0)
@@ -93,6 +151,10 @@ def test_a_long_quotation_is_shortened_to_the_limit(model_dir: Path) -> None:
     assert len(taught) == 12  # the failed trajectory's steps; a success does not quote itself
     assert all(len(ids) <= 500 for ids in taught)
     assert metrics["num_contexts_shortened"] == 12
+    contexts = [sample.context for sample in samples if sample.context is not None]
+    left_out = sum(f"Step {number}:" not in context for context in contexts for number in range(1, 13))
+    assert metrics["num_context_steps_left_out"] == left_out > 12
+    assert all("oldest of 12 steps" in context and "Step 12:" in context for context in contexts)
 
 
 def test_groups_without_any_step_make_no_sample(model_dir: Path) -> None:

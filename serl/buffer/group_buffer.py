@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,20 +126,30 @@ class GroupBuffer:
         """Whether the group is in the buffer: admitted, neither taken nor discarded."""
         return group_id in self._groups
 
-    def add(self, trajectory: Trajectory) -> None:
-        """Files a finished trajectory; a second one of a member, or one of a group that left, is counted and
-        ignored."""
+    def add(self, trajectory: Trajectory) -> TrajectoryGroup | None:
+        """Files a finished trajectory; returns its group if that is complete now and stays.
+
+        A second trajectory of a member, or one of a group that left, is counted and ignored.
+        """
         group = self._groups.get(trajectory.group_id)
         if group is None:
             self._counters["trajectories_late"] += 1
-            return
+            return None
         if trajectory.member in group.trajectories:
             self._counters["trajectories_duplicate"] += 1
-            return
+            return None
         group.trajectories[trajectory.member] = trajectory
         self._counters["trajectories_added"] += 1
-        if group.complete and self._filter_groups and not self._has_spread(group):
+        if not group.complete:
+            return None
+        if self._filter_groups and not self._has_spread(group):
             self._filter(group)
+        return group.as_trajectory_group() if self.owns(group.group_id) else None
+
+    def num_batches_before(self, group_id: str) -> int:
+        """How many batches of complete groups would be taken before the complete group ``group_id``."""
+        complete = [other.group_id for other in self._groups.values() if other.complete]
+        return complete.index(group_id) // self._groups_per_batch
 
     def fail(self, assignment: Assignment, reason: str) -> Assignment | None:
         """The assignment to play instead of a failed one; None if its group left or is discarded for it.
@@ -157,10 +167,15 @@ class GroupBuffer:
         self._counters["retries"] += 1
         return replace(assignment, seed=random.Random(f"{assignment.seed}:retry").getrandbits(31))
 
-    def take_batch(self, weights_seq_no: int) -> list[TrajectoryGroup] | None:
+    def take_batch(
+        self,
+        weights_seq_no: int,
+        is_ready: Callable[[Sequence[TrajectoryGroup]], bool] = lambda batch: True,
+    ) -> list[TrajectoryGroup] | None:
         """The ``groups_per_batch`` oldest complete groups, in the order of admission.
 
-        None while there are too few, or while a group in flight would get too old if it were passed over.
+        None while there are too few, while a group in flight would get too old if it were passed over, or
+        while ``is_ready`` says no to the batch: it stays in the buffer then.
         """
         self._advance(weights_seq_no)
         self._discard_stale()
@@ -169,6 +184,8 @@ class GroupBuffer:
         if len(batch) < self._groups_per_batch or self._too_urgent_to_leave(batch):
             return None
         taken = [group.as_trajectory_group() for group in batch]
+        if not is_ready(taken):
+            return None
         for group in batch:
             del self._groups[group.group_id]
         self._counters["groups_taken"] += len(batch)

@@ -22,6 +22,9 @@ from serl.types import TrainingSample
 
 MicroBatch = tuple[int, ...]
 
+# Of the budget: fewer prompt tokens saved are not worth a micro-batch of their own.
+_MIN_SHARED_FRACTION = 0.125
+
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
@@ -80,11 +83,11 @@ def plan_update(
         for shard in _shards_of_whole_groups(samples, lengths, num_learners)
     ]
 
-    def packed(rows: Collection[int], length: Callable[[TrainingSample], int]) -> list[list[MicroBatch]]:
+    def packed(
+        rows: Collection[int], prompt: Callable[[TrainingSample], list[int]]
+    ) -> list[list[MicroBatch]]:
         own = [[index for index in shard if index in rows] for shard in shards]
-        return _same_number(
-            [pack_by_length(part, [length(samples[row]) for row in part], micro_batch_tokens) for part in own]
-        )
+        return _same_number([_pack_for_scoring(samples, part, prompt, micro_batch_tokens) for part in own])
 
     taught = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
     minibatches: list[list[Minibatch]] = [[] for _ in shards]
@@ -98,9 +101,9 @@ def plan_update(
         _renumbered(samples, *parts)
         for parts in zip(
             shards,
-            packed(range(len(samples)), lambda sample: sample.num_tokens),
-            packed(taught, _teacher_length),
-            packed(taught.intersection(context_free_rows), lambda sample: sample.num_tokens),
+            packed(range(len(samples)), lambda sample: sample.prompt_ids),
+            packed(taught, lambda sample: sample.teacher_prompt_ids or []),
+            packed(taught.intersection(context_free_rows), lambda sample: sample.prompt_ids),
             minibatches,
             strict=True,
         )
@@ -132,6 +135,36 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
             current = []
         current.append(row)
     return [*packed, tuple(current)] if current else packed
+
+
+def _pack_for_scoring(
+    samples: Sequence[TrainingSample],
+    rows: Sequence[int],
+    prompt: Callable[[TrainingSample], list[int]],
+    micro_batch_tokens: int,
+) -> list[MicroBatch]:
+    """``rows`` in micro-batches for forward passes without a gradient.
+
+    Rows with one prompt, such as the first steps of a group, come together where that is worth a micro-batch:
+    the prompt is then computed once (`make_token_batch`). The budget holds even where a model cannot do that.
+    """
+    with_prompt: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        with_prompt.setdefault(tuple(prompt(samples[row])), []).append(row)
+    together: list[MicroBatch] = []
+    alone: list[int] = []
+
+    def pack(part: Sequence[int]) -> list[MicroBatch]:
+        lengths = [len(prompt(samples[row])) + len(samples[row].response_ids) for row in part]
+        return pack_by_length(part, lengths, micro_batch_tokens)
+
+    for ids, sharing in with_prompt.items():
+        num_saved = (len(sharing) - 1) * len(ids)
+        if num_saved >= _MIN_SHARED_FRACTION * micro_batch_tokens:
+            together += pack(sharing)
+        else:
+            alone += sharing
+    return [*together, *pack(alone)]
 
 
 def _teacher_length(sample: TrainingSample) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from serl.config.sections import ExperimentConfig
 from serl.config.wording import nearest_name
-from serl.hindsight.sources import evidence_source, source_names
+from serl.hindsight.judge_request import judged_sources
+from serl.hindsight.sources import UnknownSourceError, evidence_source, source_names
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 def check_config(config: ExperimentConfig) -> list[str]:
@@ -18,6 +23,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *_weight_transfer(config),
         *_learners(config),
         *_hindsight(config),
+        *_judge(config),
         *_evaluation(config),
     ]
 
@@ -101,6 +107,11 @@ def _learners(config: ExperimentConfig) -> Iterator[str]:
             f"learner.num_learners = {learner.num_learners} contradicts training.groups_per_batch = "
             f"{config.training.groups_per_batch}: groups are never split, so some learner would get none"
         )
+    if learner.lr_schedule == "linear" and learner.lr_warmup_updates >= config.training.num_iterations:
+        yield (
+            f"learner.lr_warmup_updates = {learner.lr_warmup_updates} contradicts training.num_iterations = "
+            f"{config.training.num_iterations}: the linear schedule would end before its warmup does"
+        )
     if model.attention.startswith("flash_attention") and learner.num_gpus_per_learner == 0:
         yield (
             f"model.attention = {model.attention} contradicts learner.num_gpus_per_learner = 0: "
@@ -122,11 +133,58 @@ def _hindsight(config: ExperimentConfig) -> Iterator[str]:
     for source in hindsight.sources:
         try:
             evidence_source(source)
-        except ImportError as error:
-            yield f"hindsight.sources has {source!r}: {error}"
-        except ValueError:
+        except UnknownSourceError:
             hint = nearest_name(source, source_names()) or f"; known: {', '.join(source_names())}"
             yield f"hindsight.sources has {source!r}: no such source{hint}"
+        except (ImportError, ValueError) as error:  # the module is missing, or registers a name that is taken
+            yield f"hindsight.sources has {source!r}: {error}"
+
+
+def _judge(config: ExperimentConfig) -> Iterator[str]:
+    hindsight, judge = config.hindsight, config.hindsight.judge
+    judged = judged_sources(hindsight.sources)
+    if judge.api_key_env is not None and not _VARIABLE.fullmatch(judge.api_key_env):
+        # What was given is not quoted: it may be the key.
+        yield (
+            "hindsight.judge.api_key_env: must be the name of the environment variable that holds the key, "
+            "in capitals, digits and '_'"
+        )
+    if not hindsight.enabled or not judged:
+        return
+    if len(judged) > 1:
+        yield (
+            f"hindsight.sources has {judged[0]}, which contradicts {judged[1]} beside it: "
+            "a trajectory is judged once"
+        )
+    if judge.model is None or judge.base_url is None:
+        keys = ("hindsight.judge.model", judge.model), ("hindsight.judge.base_url", judge.base_url)
+        values = " and ".join(f"{key} = {'null' if value is None else '…'}" for key, value in keys)
+        yield f"hindsight.sources has {judged[0]}, which contradicts {values}: a judge needs both"
+    if judge.base_url is not None and (problem := _endpoint_problem(judge.base_url)):
+        yield f"hindsight.judge.base_url: {problem}"
+    if judge.reasoning_max_tokens < judge.max_tokens:
+        yield (
+            f"hindsight.judge.reasoning_max_tokens = {judge.reasoning_max_tokens} contradicts "
+            f"hindsight.judge.max_tokens = {judge.max_tokens}: the second request must allow as many or more"
+        )
+    if judge.max_wait_s >= config.training.iteration_timeout_s:
+        yield (
+            f"hindsight.judge.max_wait_s = {judge.max_wait_s:g} contradicts training.iteration_timeout_s = "
+            f"{config.training.iteration_timeout_s:g}: the iteration would time out before it stops waiting"
+        )
+
+
+def _endpoint_problem(base_url: str) -> str | None:
+    """The value is not quoted: it may hold a password."""
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    else:
+        if "@" in parts.netloc or parts.query:
+            return "must hold neither user, password nor query; a key belongs in the variable of api_key_env"
+    return None if usable else "must be an address such as https://host/v1"
 
 
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:

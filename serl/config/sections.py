@@ -107,10 +107,10 @@ class AdvantageSection(Section):
 
 
 class LossSection(Section):
-    """The policy loss, and what is added to it. ``aggregation: seq-mean-token-sum-norm`` is Dr.GRPO's: token
-    sums over ``rollout.max_response_length``. Added are ``kl_coefficient`` times the KL to the policy that the
-    run began with (0: no such policy in memory) and, taken off, ``entropy_coefficient`` times the entropy,
-    both aggregated like the loss over all rows: those without an advantage are computed too then."""
+    """The policy loss. ``aggregation: seq-mean-token-sum-norm`` is Dr.GRPO's: token sums over
+    ``rollout.max_response_length``. Two terms may be added, aggregated like the loss over all rows, so that
+    rows without an advantage are computed too: ``kl_coefficient`` times the KL to the policy that the run
+    began with (0: no such policy in memory), and minus ``entropy_coefficient`` times the entropy."""
 
     name: Literal["ppo_clip", "gspo"] = "ppo_clip"
     aggregation: Literal[
@@ -129,6 +129,34 @@ class LossSection(Section):
     def trains_every_row(self) -> bool:
         """Whether rows without an advantage have a gradient."""
         return self.kl_coefficient > 0.0 or self.entropy_coefficient > 0.0
+
+
+class JudgeSection(Section):
+    """The model that reviews trajectories, behind any OpenAI-compatible endpoint; read where
+    ``hindsight.sources`` has a judged source.
+
+    ``api_key_env`` names the environment variable that holds the key (null: none is sent). ``fallback_model``
+    is asked where ``model`` gave nothing usable. A failed request is sent again ``max_retries`` times, after
+    ``retry_delay_s``, then twice that, and so on. ``reasoning_max_tokens`` is the limit of one more request
+    where reasoning used up ``max_tokens``. ``max_wait_s`` bounds how long a batch waits for answers.
+    ``include_feedback``: the judge is told the trajectory's last feedback. ``strict``: a trajectory without
+    a usable answer fails the run. ``cache`` keeps answers in the run directory for a resumed run."""
+
+    base_url: str | None = None
+    model: str | None = None
+    fallback_model: str | None = None
+    api_key_env: str | None = None
+    timeout_s: PositiveFloat = 60.0
+    max_retries: int = Field(default=3, ge=0)
+    retry_delay_s: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 512
+    reasoning_max_tokens: PositiveInt = 4096
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_concurrent_requests: PositiveInt = 16
+    max_wait_s: PositiveFloat = 60.0
+    include_feedback: bool = True
+    strict: bool = False
+    cache: bool = True
 
 
 class HindsightSection(Section):
@@ -167,10 +195,12 @@ class HindsightSection(Section):
     max_trajectory_steps: int = Field(default=0, ge=0)
     max_future_steps: int = Field(default=0, ge=0)
     anchor_similarity: float | None = Field(default=None, gt=0.0, le=1.0)
+    judge: JudgeSection = JudgeSection()
 
 
 class LearnerSection(Section):
-    """Learners and the optimizer."""
+    """Learners and the optimizer. ``lr_schedule``: after the warmup ``lr`` stays, or falls in a straight line
+    to 0 after ``training.num_iterations`` updates."""
 
     num_learners: int = Field(default=0, ge=0)
     num_cpus_per_learner: float = Field(default=1.0, ge=0.0)
@@ -178,6 +208,7 @@ class LearnerSection(Section):
     num_threads: PositiveInt = 1
     lr: PositiveFloat = 1e-6
     lr_warmup_updates: int = Field(default=0, ge=0)
+    lr_schedule: Literal["constant", "linear"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0.0)
     grad_clip: PositiveFloat = 1.0
@@ -215,9 +246,14 @@ class ClusterSection(Section):
 
 
 class LoggingSection(Section):
-    """What a run directory records beside metrics."""
+    """What a run directory records beside metrics.
 
-    trajectories_per_iteration: int = Field(default=2, ge=0)
+    Trajectories to look at (`python -m tools.inspect`): ``trajectories_per_iteration`` (0: none) at every
+    ``trajectories_interval``-th iteration, until the file has ``max_trajectories_mib`` MiB."""
+
+    trajectories_per_iteration: int = Field(default=8, ge=0)
+    trajectories_interval: PositiveInt = 1
+    max_trajectories_mib: PositiveFloat = 64.0
     progress_bar: bool = True
 
 

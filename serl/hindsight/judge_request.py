@@ -14,10 +14,25 @@ from serl.types import Trajectory
 JudgeMode = Literal["judge_current_traj", "judge_current_traj_on_successful_sample"]
 JUDGE_MODES: tuple[JudgeMode, ...] = ("judge_current_traj", "judge_current_traj_on_successful_sample")
 
+_TASK_TITLE = "The task, as the agent first saw it"
+_ATTEMPT_TITLE = "The attempt to review"
+_REFERENCE_TITLE = "A successful attempt to compare with"
+REQUEST_TITLES = (_TASK_TITLE, _ATTEMPT_TITLE, _REFERENCE_TITLE)
+
 _INSTRUCTIONS = (
     "You review an agent's attempt at a task. Name the decisions that helped and those that did not, "
     "and say what the agent should do instead in those situations. Be concrete and brief."
 )
+
+
+def judged_sources(sources: Sequence[str]) -> list[JudgeMode]:
+    """Those of ``sources`` that need a judge."""
+    return [mode for mode in JUDGE_MODES if mode in sources]
+
+
+def judge_mode(sources: Sequence[str]) -> JudgeMode | None:
+    """What the judge is asked where evidence comes from ``sources``; None: nothing."""
+    return next(iter(judged_sources(sources)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +63,14 @@ def judge_request(
     if not trajectory.steps:
         raise ValueError(f"trajectory {trajectory.trajectory_id!r} has no step to judge")
     blocks = [
-        f"## The task, as the agent first saw it\n{trajectory.steps[0].prompt_text}",
-        f"## The attempt to review\n{_attempt_text(trajectory, group.options, include_feedback)}",
+        f"## {_TASK_TITLE}\n{trajectory.steps[0].prompt_text}",
+        f"## {_ATTEMPT_TITLE}\n{_attempt_text(trajectory, group.options, include_feedback)}",
     ]
     if mode == "judge_current_traj_on_successful_sample":
         reference = _reference(trajectory, group)
         if reference is not None:
             text = _attempt_text(reference, group.options, include_feedback)
-            blocks.append(f"## A successful attempt to compare with\n{text}")
+            blocks.append(f"## {_REFERENCE_TITLE}\n{text}")
     return JudgeRequest(trajectory.trajectory_id, _INSTRUCTIONS, "\n\n".join(blocks))
 
 

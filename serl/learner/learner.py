@@ -119,7 +119,8 @@ class SERLLearner(TorchLearner):
         NonFiniteGradientsError when optimizer steps keep having to be skipped.
         """
         report = LearnerReport()
-        lr = learning_rate(self._experiment.learner, update_step)
+        num_updates = self._experiment.training.num_iterations
+        lr = learning_rate(self._experiment.learner, update_step, num_updates)
         grad_norms: list[float] = []
         with report.timed("update"):
             targets = self._targets(plan, update_step, report, recorded)
@@ -311,7 +312,7 @@ class SERLLearner(TorchLearner):
         weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
         log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
         report.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
-        report.sums["entropy"] += float(scored["entropies"].sum()) * weight
+        report.sums["entropy"] += float(scored["entropies"].detach().sum()) * weight
 
     def _token_batch(self, plan: LearnerPlan, rows: MicroBatch) -> TokenBatch:
         """The tensors of ``rows``; of a one-token dummy for an empty micro-batch."""

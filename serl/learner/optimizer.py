@@ -26,11 +26,18 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: LearnerSection)
     )
 
 
-def learning_rate(settings: LearnerSection, update_step: int) -> float:
-    """The learning rate of update ``update_step`` (0, 1, …): linear warmup, then constant."""
-    if settings.lr_warmup_updates == 0:
+def learning_rate(settings: LearnerSection, update_step: int, num_updates: int) -> float:
+    """The learning rate of update ``update_step`` (0, 1, …) of ``num_updates``.
+
+    It rises in a straight line to ``lr`` over the warmup. Then it is constant, or with the linear schedule it
+    falls by equal amounts and would be 0 at update ``num_updates``, which is not made any more.
+    """
+    warmup = settings.lr_warmup_updates
+    if update_step < warmup:
+        return settings.lr * (update_step + 1) / warmup
+    if settings.lr_schedule == "constant":
         return settings.lr
-    return settings.lr * min(1.0, (update_step + 1) / settings.lr_warmup_updates)
+    return settings.lr * max(0, num_updates - update_step) / max(1, num_updates - warmup)
 
 
 class OptimizerStep:

@@ -15,6 +15,7 @@ from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
 from serl.hindsight.modes import HindsightMode, hindsight_mode
+from serl.hindsight.sources import evidence_source
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.teacher import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
@@ -58,6 +59,23 @@ def build_samples(
     if teacher_lambda(config.hindsight, update_step) > 0.0:
         metrics |= _add_teacher_prompts(samples, groups, config, encoder, judge_texts or {})
     return samples, metrics
+
+
+def trajectories_with_advantage(group: TrajectoryGroup, config: ExperimentConfig) -> list[Trajectory]:
+    """The trajectories of ``group`` that have a row with an advantage: evidence about others is not read.
+
+    A group that differs from others only (``reinforce_pp_baseline``) counts as one without advantage.
+    """
+    owners = [trajectory for trajectory in group.trajectories for _ in trajectory.steps]
+    if not owners:
+        return []
+    advantages, _ = _advantages([group], config)
+    taught = {
+        owner.trajectory_id
+        for owner, advantage in zip(owners, advantages.tolist(), strict=True)
+        if advantage != 0.0
+    }
+    return [trajectory for trajectory in group.trajectories if trajectory.trajectory_id in taught]
 
 
 def _advantages(
@@ -134,7 +152,7 @@ def _add_teacher_prompts(
     encoder: PromptEncoder,
     judge_texts: Mapping[str, str | None],
 ) -> dict[str, float]:
-    mode, options = _mode(config), _evidence_options(config)
+    mode, options = _mode(config), evidence_options(config)
     counts = _ContextCounts()
     rows = iter(samples)
     for group in groups:
@@ -155,7 +173,7 @@ def _add_teacher_prompts(
             elif known:
                 limit = config.hindsight.max_context_length
                 _add_teacher_prompt(sample, step, known, encoder, limit, counts)
-    return counts.metrics(mode.sources)
+    return counts.metrics([evidence_source(name).name for name in mode.sources])
 
 
 def _add_teacher_prompt(
@@ -206,7 +224,7 @@ def _mode(config: ExperimentConfig) -> HindsightMode:
     return HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
 
 
-def _evidence_options(config: ExperimentConfig) -> EvidenceOptions:
+def evidence_options(config: ExperimentConfig) -> EvidenceOptions:
     hindsight = config.hindsight
     return EvidenceOptions(
         trajectory_format=hindsight.trajectory_format,

@@ -10,6 +10,7 @@ from serl.hindsight.sources import (
 from serl.hindsight.sources.registry import (
     CandidateTries,
     EvidenceSource,
+    UnknownSourceError,
     evidence_source,
     register_source,
     source_names,
@@ -18,6 +19,7 @@ from serl.hindsight.sources.registry import (
 __all__ = [
     "CandidateTries",
     "EvidenceSource",
+    "UnknownSourceError",
     "evidence_source",
     "future_trajectory",
     "immediate_feedback",

@@ -24,6 +24,10 @@ from serl.hindsight.evidence import Evidence, GroupView, Try
 Collect = Callable[[Try, GroupView], Evidence | None]
 
 
+class UnknownSourceError(ValueError):
+    """No evidence source has the name."""
+
+
 class CandidateTries(Enum):
     """Which tries of a candidate action a source is asked about, where evidence is gathered per anchor."""
 
@@ -65,11 +69,11 @@ def source_names() -> list[str]:
 def evidence_source(name: str) -> EvidenceSource:
     """The source ``name``; of ``module:name``, the module is imported first.
 
-    Raises ValueError for an unknown name, and ImportError.
+    Raises UnknownSourceError, and what importing the module raises.
     """
     module, _, own = name.rpartition(":")
     if module:
         importlib.import_module(module)
     if own not in _SOURCES:
-        raise ValueError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
+        raise UnknownSourceError(f"unknown evidence source {name!r}; known: {', '.join(source_names())}")
     return _SOURCES[own]

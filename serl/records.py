@@ -1,0 +1,243 @@
+"""``trajectories.jsonl``: episodes that were trained on and what the teacher made of them, to be looked at.
+
+Every line is one `TrajectoryRecord`, written after the update that trained on the trajectory. Which ones:
+``logging.trajectories_per_iteration`` members at every ``logging.trajectories_interval``-th iteration, whole
+groups as far as that number goes and groups with a spread of rewards first, for only they have advantages.
+The file never grows past ``logging.max_trajectories_mib``; what is left out from then on is counted.
+
+Numbers are rounded to 4 decimals and null where they are not finite. Nothing is computed from these records:
+training has the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from serl.rollout.token_offsets import token_offsets
+from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup
+
+TRAJECTORIES = "trajectories.jsonl"
+
+
+class Record(BaseModel):
+    """A part of a line. Keys that a reader does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class TeacherPart(Record):
+    """What the learner made of one step; see `serl.types.TeacherRecord`, whose names these are.
+
+    ``context`` is the evidence that the teacher read beside the prompt (null: none, every weight is 1).
+    ``weights`` are the clipped teacher weights, before λ mixes them into ``token_advantages``.
+    """
+
+    advantage: float | None
+    token_advantages: list[float | None]
+    context: str | None
+    weights: list[float | None]
+    deltas: list[float | None]
+    feedback_effects: list[float | None] | None
+    drifts: list[float | None] | None
+
+
+class StepRecord(Record):
+    """One turn. ``messages`` are the prompt as ``{"role", "content"}``; the response follows token by token.
+
+    ``tokens`` has the text that each sampled id adds to the response: together they are ``response``. It is
+    "" for the later tokens of a character spread over several, and for tokens without any text, such as the
+    end of a turn, which ``special_tokens`` names by their position.
+    ``old_logprobs`` (natural, at the sampling temperature), ``action_mask`` (1: part of the action) and the
+    lists of ``teacher`` have one entry per token too. ``version_spans`` has ``[start, end, weights_seq_no]``
+    for the tokens [start, end) sampled under those weights. ``teacher`` is null if the learner reported
+    nothing of the step.
+    """
+
+    messages: list[dict[str, str]]
+    response: str
+    tokens: list[str]
+    token_ids: list[int]
+    special_tokens: dict[int, str]
+    old_logprobs: list[float | None]
+    action_mask: list[Literal[0, 1]]
+    version_spans: list[tuple[int, int, int]]
+    action: str | None
+    action_valid: bool
+    feedback: str | None
+    next_observation: str | None
+    reward: float | None
+    finish_reason: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    teacher: TeacherPart | None
+
+    @model_validator(mode="after")
+    def _one_entry_per_token(self) -> StepRecord:
+        lists: dict[str, Sequence[object] | None] = {
+            name: getattr(self, name) for name in ("tokens", "old_logprobs", "action_mask")
+        }
+        if self.teacher is not None:
+            names = ("token_advantages", "weights", "deltas", "feedback_effects", "drifts")
+            lists |= {f"teacher.{name}": getattr(self.teacher, name) for name in names}
+        for name, values in lists.items():
+            if values is not None and len(values) != len(self.token_ids):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.token_ids)} tokens")
+        return self
+
+
+class TrajectoryRecord(Record):
+    """One line: an episode, the iteration that trained on it, and its steps.
+
+    ``reward`` is the return, ``weights_seq_no`` the oldest weights that sampled a token of it (null: it has
+    no step), ``seconds`` the time from its start to its end.
+    """
+
+    iteration: int
+    trajectory_id: str
+    group_id: str
+    member: int
+    task_id: str
+    task_type: str
+    reward: float | None
+    success: bool
+    end_reason: str
+    weights_seq_no: int | None
+    seconds: float
+    steps: list[StepRecord]
+
+
+def trajectories_to_record(
+    groups: Sequence[TrajectoryGroup], iteration: int, per_iteration: int, interval: int
+) -> list[Trajectory]:
+    """The trajectories of ``iteration`` that are recorded, group by group; see the top of this file."""
+    if iteration % interval:
+        return []
+    with_spread_first = sorted(groups, key=lambda group: len({t.reward for t in group.trajectories}) < 2)
+    return [trajectory for group in with_spread_first for trajectory in group.trajectories][:per_iteration]
+
+
+def trajectory_record(
+    iteration: int, trajectory: Trajectory, teacher_records: Sequence[TeacherRecord], tokenizer: Any
+) -> TrajectoryRecord:
+    """The line of ``trajectory``; ``teacher_records`` may hold other trajectories' too."""
+    of_step = {
+        record.step_index: record
+        for record in teacher_records
+        if record.trajectory_id == trajectory.trajectory_id
+    }
+    return TrajectoryRecord(
+        iteration=iteration,
+        trajectory_id=trajectory.trajectory_id,
+        group_id=trajectory.group_id,
+        member=trajectory.member,
+        task_id=trajectory.task.task_id,
+        task_type=trajectory.task.task_type,
+        reward=_rounded(trajectory.reward),
+        success=trajectory.success,
+        end_reason=trajectory.end_reason,
+        weights_seq_no=trajectory.weights_seq_no,
+        seconds=round(trajectory.seconds, 3),
+        steps=[
+            _step_record(step, of_step.get(index), tokenizer) for index, step in enumerate(trajectory.steps)
+        ],
+    )
+
+
+def _step_record(step: Step, teacher: TeacherRecord | None, tokenizer: Any) -> StepRecord:
+    tokens, special_tokens = _token_texts(step.response_ids, tokenizer)
+    return StepRecord(
+        messages=list(step.messages),
+        response=step.response_text,
+        tokens=tokens,
+        token_ids=step.response_ids,
+        special_tokens=special_tokens,
+        old_logprobs=_all_rounded(step.old_logprobs),
+        action_mask=[1 if in_action else 0 for in_action in step.action_mask],
+        version_spans=[(span.start, span.end, span.weights_seq_no) for span in step.version_spans],
+        action=step.action,
+        action_valid=step.action_valid,
+        feedback=step.feedback,
+        next_observation=step.next_observation,
+        reward=_rounded(step.reward),
+        finish_reason=step.finish_reason,
+        num_prompt_tokens=len(step.prompt_ids),
+        num_cached_tokens=step.num_cached_tokens,
+        teacher=None if teacher is None else _teacher_part(teacher),
+    )
+
+
+def _token_texts(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[str], dict[int, str]]:
+    """What each id adds to the text, a character spread over tokens with the first; and special tokens."""
+    text, offsets = token_offsets(token_ids, tokenizer)
+    pieces: list[str] = []
+    reached = 0
+    for start, end in offsets:
+        pieces.append(text[max(start, reached) : end])
+        reached = max(reached, end)
+    # Only tokens without text have empty spans; an id beyond the vocabulary has no name either.
+    names = {
+        position: tokenizer.convert_ids_to_tokens(token_ids[position]) or f"<id {token_ids[position]}>"
+        for position, (start, end) in enumerate(offsets)
+        if start == end
+    }
+    return pieces, names
+
+
+def _teacher_part(record: TeacherRecord) -> TeacherPart:
+    return TeacherPart(
+        advantage=_rounded(record.advantage),
+        token_advantages=_all_rounded(record.token_advantages),
+        context=record.context,
+        weights=_all_rounded(record.weights),
+        deltas=_all_rounded(record.deltas),
+        feedback_effects=None if record.feedback_effects is None else _all_rounded(record.feedback_effects),
+        drifts=None if record.drifts is None else _all_rounded(record.drifts),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 4)
+
+
+def _all_rounded(values: Sequence[float | None]) -> list[float | None]:
+    return [_rounded(value) for value in values]
+
+
+class TrajectoryWriter:
+    """Appends to ``run_dir/trajectories.jsonl`` until one more line would make it larger than ``max_bytes``.
+
+    From then on nothing is written: short episodes must not be all that is left of the later iterations.
+    ``tokenizer`` is the policy's, a Hugging Face one.
+    """
+
+    def __init__(self, run_dir: Path, tokenizer: Any, max_bytes: int) -> None:
+        self._file = run_dir / TRAJECTORIES
+        self._tokenizer = tokenizer
+        self._max_bytes = max_bytes
+        self.full = False
+
+    def write(
+        self, iteration: int, trajectories: Sequence[Trajectory], teacher_records: Sequence[TeacherRecord]
+    ) -> dict[str, float]:
+        """Writes one line per trajectory; returns how many were written and left out, and the file's MiB."""
+        written = 0
+        with self._file.open("ab") as file:
+            for trajectory in trajectories if not self.full else ():
+                record = trajectory_record(iteration, trajectory, teacher_records, self._tokenizer)
+                line = record.model_dump_json().encode() + b"\n"
+                if file.tell() + len(line) > self._max_bytes:
+                    self.full = True
+                    break
+                file.write(line)
+                written += 1
+            num_bytes = file.tell()
+        return {
+            "records/trajectories_written": float(written),
+            "records/trajectories_left_out": float(len(trajectories) - written),
+            "records/trajectories_mib": num_bytes / 2**20,
+        }

@@ -1,0 +1,137 @@
+"""Every mode of the paper for two iterations on embedded games: real engine, runners, learner, broadcasts.
+
+All modes share one deployment and its env runners. Each begins with the policy as it ships, published as the
+next version, and plays, updates and publishes twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from learner_helpers import local_learner
+
+from serl.algorithm_config import SERLConfig
+from serl.config import ExperimentConfig
+from serl.hindsight.modes import MODES
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.metrics import batch_metrics
+from serl.models.resolve import resolve_model
+from serl.serving.names import ServingNames
+from serl.types import TrajectoryGroup
+from tools.bench.cluster import local_cluster
+from tools.bench.play import Player, player_on_deployment
+
+NUM_ITERATIONS = 2
+JUDGED = [mode for mode in MODES if mode.startswith("judge_")]
+# There is a table of actions for every step, or an observation after it.
+ALWAYS_HAS_EVIDENCE = {
+    *JUDGED,
+    *("immediate_feedback", "next_observation", "future_trajectory"),
+    *(mode for mode in MODES if mode.startswith("anchor_")),
+}
+
+
+def experiment(mode: str) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {
+            "name": "every_mode",
+            "model": {"path": "embedded:tiny_alfworld", "max_model_len": 512},
+            "env": {
+                "args": {"data": "embedded", "max_receptacles": 6},
+                "max_steps": 8,
+                "invalid_action_penalty": 0.3,
+            },
+            "rollout": {"max_prompt_length": 448, "max_response_length": 32, "num_cpus_per_env_runner": 0.5},
+            "serving": {
+                "max_num_seqs": 32,
+                "max_num_batched_tokens": 2048,
+                "kv_cache_gib": 0.2,
+                "num_cpus_per_replica": 0.5,
+            },
+            "training": {"group_size": 4, "groups_per_batch": 3},
+            "hindsight": {"mode": mode, "lambda_decay_steps": 0, "max_context_length": 2048},
+            "learner": {"lr": 1e-3, "micro_batch_tokens": 4096},
+        }
+    )
+
+
+@dataclass
+class House:
+    """The deployment with its runners, and the newest version of the weights that it serves."""
+
+    player: Player
+    names: ServingNames
+    model_dir: Path
+    weights_seq_no: int = 0
+    evidence_shares: dict[str, float] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    model_dir = resolve_model("embedded:tiny_alfworld")
+    with (
+        local_cluster() as run_dir,
+        player_on_deployment(experiment("immediate_feedback"), model_dir, run_dir) as (player, names),
+    ):
+        yield House(player, names, model_dir)
+
+
+def judge_texts(groups: list[TrajectoryGroup]) -> dict[str, str | None]:
+    return {
+        trajectory.trajectory_id: f"The attempt {'succeeded' if trajectory.success else 'lost its way'}."
+        for group in groups
+        for trajectory in group.trajectories
+    }
+
+
+def weights_of(learners: SERLLearnerGroup) -> torch.Tensor:
+    parameters = local_learner(learners).policy.parameters()
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_iterations(mode: str, house: House) -> None:
+    config = SERLConfig.from_experiment(experiment(mode), str(house.model_dir), str(house.model_dir))
+    config.serving_names = house.names
+    learners = SERLLearnerGroup(config=config)
+    publish(learners, house)
+    shares = []
+    for _ in range(NUM_ITERATIONS):
+        groups = house.player.play_groups(3)
+        recorded = frozenset(t.trajectory_id for t in groups[0].trajectories)
+        judged = judge_texts(groups) if mode in JUDGED else None
+        before = weights_of(learners)
+        handle = learners.start_update(groups, house.weights_seq_no, judged, recorded)
+        result = learners.poll_update(handle, timeout_s=0.0)
+        assert result is not None
+        metrics = result.metrics | batch_metrics(groups, house.weights_seq_no)
+        assert metrics["num_optimizer_steps"] == 1
+        assert (weights_of(learners) - before).abs().max() > 1e-5
+        assert all(math.isfinite(value) for value in metrics.values())
+        # What sampled is what is trained, so the weights of the update before have landed.
+        assert metrics["sampler_logprob_gap"] < 1e-3
+        assert metrics["staleness/max"] == 0.0
+        assert len(result.teacher_records) == sum(len(t.steps) for t in groups[0].trajectories)
+        assert metrics["num_contexts_too_long"] == 0
+        shares.append(metrics["evidence_share/any"])
+        assert metrics["teacher_num_selected_tokens"] > 0 or not metrics["num_teacher_prompts"]
+        publish(learners, house)
+    house.evidence_shares[mode] = sum(shares) / NUM_ITERATIONS
+    if mode in ALWAYS_HAS_EVIDENCE:
+        assert min(shares) > 0.5
+
+
+def publish(learners: SERLLearnerGroup, house: House) -> None:
+    house.weights_seq_no += 1
+    assert learners.publish_weights(house.weights_seq_no).num_replicas == 1
+
+
+def test_every_mode_was_run(house: House) -> None:
+    if set(house.evidence_shares) != set(MODES):
+        pytest.skip("only some of the modes were selected, or some failed")
+    assert sum(share > 0.0 for share in house.evidence_shares.values()) >= len(ALWAYS_HAS_EVIDENCE)

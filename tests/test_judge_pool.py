@@ -1,0 +1,329 @@
+"""The judge beside the training loop: who is asked, when, and what a batch gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from judge_helpers import (
+    KEY,
+    KEY_VARIABLE,
+    completion,
+    group_to_judge,
+    helpful,
+    judged_experiment,
+    running,
+)
+from learner_helpers import byte_tokenizer
+
+from serl.config import ExperimentConfig
+from serl.hindsight.judge.endpoint import JudgeError
+from serl.hindsight.judge.pool import JudgePool
+from serl.learner.samples import build_samples
+from serl.rollout.prompt import PromptEncoder
+from serl.run_dir import RunDir
+from serl.types import TrajectoryGroup
+
+
+@contextmanager
+def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[JudgePool]:
+    pool = JudgePool(experiment, run_dir)
+    try:
+        yield pool
+    finally:
+        pool.close()
+        assert "judge" not in [thread.name for thread in threading.enumerate()]
+
+
+def wait_for(pool: JudgePool, groups: Sequence[TrajectoryGroup], update_step: int = 0) -> None:
+    deadline = time.monotonic() + 20.0
+    while not pool.has_answers(groups, update_step):
+        assert time.monotonic() < deadline, f"{pool.num_pending} answers are pending"
+        time.sleep(0.01)
+
+
+def texts_of(pool: JudgePool, groups: Sequence[TrajectoryGroup], update_step: int = 0) -> dict[str, str]:
+    """As the training loop does it: submit, wait, take."""
+    for group in groups:
+        pool.submit(group, update_step, 0)
+    wait_for(pool, groups, update_step)
+    return pool.take(groups, update_step, lambda group_id: True)
+
+
+def asked_about(bodies: Sequence[dict[str, Any]]) -> list[str]:
+    """Group and member number of the trajectories, sorted."""
+    requests = [body["messages"][1]["content"] for body in bodies]
+    return sorted(re.findall(r"go to drawer (\w+ \d+) 0<", request)[0] for request in requests)
+
+
+async def hang(body: dict[str, Any], number: int) -> web.Response:
+    await asyncio.sleep(30)
+    return completion("late")
+
+
+async def nothing(body: dict[str, Any], number: int) -> web.Response:
+    return completion("None")
+
+
+def test_every_trajectory_of_a_group_is_judged_and_counted(tmp_path: Path):
+    group = group_to_judge("g", [10.0, 0.0, 0.0])
+    with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
+        texts = texts_of(pool, [group])
+        assert pool.num_done == 3 and pool.num_pending == 0
+        metrics = pool.metrics()
+    assert set(texts) == {"g-0", "g-1", "g-2"}
+    assert all(text.startswith("Look in the drawer first") for text in texts.values())
+    assert asked_about(endpoint.bodies) == ["g 0", "g 1", "g 2"]
+    assert "Last feedback: Nothing happens." in endpoint.bodies[0]["messages"][1]["content"]
+    assert (metrics["judge/requests"], metrics["judge/answers"], metrics["judge/cached"]) == (3, 3, 0)
+    assert 0 < metrics["judge/latency_mean_s"] <= metrics["judge/latency_max_s"]
+    assert metrics["judge/retries"] == metrics["judge/fallback_answers"] == metrics["judge/pending"] == 0
+    assert 0 <= metrics["judge/waited_s"] < 20
+
+
+def test_what_the_judge_said_is_in_the_teachers_prompt_of_its_trajectory_only(tmp_path: Path):
+    async def respond(body: dict[str, Any], number: int) -> web.Response:
+        name = "winner" if "Outcome: success" in body["messages"][1]["content"] else "loser"
+        return completion("None" if name == "winner" else "The loser should open the drawer.")
+
+    group = group_to_judge("g", [10.0, 0.0])
+    encoder = PromptEncoder(byte_tokenizer())
+    with running(respond) as endpoint:
+        experiment = judged_experiment(endpoint.base_url)
+        with pool_of(experiment, tmp_path) as pool:
+            texts = texts_of(pool, [group])
+            metrics = pool.metrics()
+    samples, _ = build_samples([group], experiment, encoder, 0, texts)
+    assert [sample.teacher_prompt_ids is not None for sample in samples] == [False, False, True, True]
+    assert "The loser should open the drawer." in encoder.decode(samples[2].teacher_prompt_ids or [])
+    assert (metrics["judge/answers"], metrics["judge/failed_nonsense"]) == (1, 1)
+
+
+def test_a_judged_source_may_stand_beside_others_and_feedback_can_be_kept_from_the_judge(tmp_path: Path):
+    sources = ("judge_current_traj_on_successful_sample", "immediate_feedback")
+    group = group_to_judge("g", [10.0, 0.0])
+    encoder = PromptEncoder(byte_tokenizer())
+    with running() as endpoint:
+        experiment = judged_experiment(endpoint.base_url, sources, include_feedback=False)
+        with pool_of(experiment, tmp_path) as pool:
+            texts = texts_of(pool, [group])
+    asked = [body["messages"][1]["content"] for body in endpoint.bodies]
+    assert all("A successful attempt to compare with" in text for text in asked)
+    assert not any("Nothing happens." in text for text in asked)
+    samples, _ = build_samples([group], experiment, encoder, 0, texts)
+    taught = encoder.decode(samples[0].teacher_prompt_ids or [])
+    assert "Look in the drawer first" in taught and "Nothing happens." in taught
+
+
+def test_nobody_is_asked_about_what_trains_nothing(tmp_path: Path):
+    groups = [group_to_judge("same", [10.0, 10.0]), group_to_judge("empty", [10.0, 0.0], num_steps=0)]
+    with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
+        assert texts_of(pool, groups) == {}
+        assert pool.metrics()["judge/requests"] == 0
+    assert endpoint.bodies == []
+
+
+def test_only_trajectories_with_an_advantage_are_asked_about(tmp_path: Path):
+    with running() as endpoint:
+        experiment = judged_experiment(endpoint.base_url)
+        best_only = experiment.model_copy(
+            update={"advantage": experiment.advantage.model_copy(update={"estimator": "grpo_passk"})}
+        )
+        with pool_of(best_only, tmp_path) as pool:
+            texts = texts_of(pool, [group_to_judge("g", [0.0, 10.0, 5.0])])
+    assert list(texts) == ["g-1"] and asked_about(endpoint.bodies) == ["g 1"]
+
+
+def test_an_invalid_action_alone_gives_an_advantage_and_so_a_judgement(tmp_path: Path):
+    group = group_to_judge("g", [10.0, 10.0])
+    group.trajectories[0].steps[0].action_valid = False
+    with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
+        assert set(texts_of(pool, [group])) == {"g-0", "g-1"}
+
+
+def test_no_request_is_made_for_an_update_in_which_lambda_is_zero(tmp_path: Path):
+    groups = [group_to_judge(name, [10.0, 0.0]) for name in "abcdef"]
+    with running() as endpoint:
+        experiment = judged_experiment(endpoint.base_url, hindsight={"lambda_decay_steps": 2})
+        with pool_of(experiment, tmp_path) as pool:
+            pool.submit(groups[0], 0, 0)  # trained at update 0 at the earliest
+            pool.submit(groups[1], 0, 1)  # behind a batch: update 1
+            pool.submit(groups[2], 0, 2)  # update 2, where λ is 0
+            pool.submit(groups[3], 2, 0)
+            wait_for(pool, groups)
+            assert set(pool.take(groups[:1], 0, lambda group_id: True)) == {"a-0", "a-1"}
+            # While update 0 is under way, one batch further is update 2.
+            pool.submit(groups[4], 0, 1)
+            assert set(pool.take(groups[1:2], 1, lambda group_id: True)) == {"b-0", "b-1"}
+            # During update 1, the next is update 2.
+            pool.submit(groups[5], 1, 0)
+            assert pool.num_pending == 0
+    assert asked_about(endpoint.bodies) == ["a 0", "a 1", "b 0", "b 1"]
+
+
+def test_pending_requests_are_given_up_when_lambda_will_be_zero(tmp_path: Path):
+    first, second = group_to_judge("a", [10.0, 0.0]), group_to_judge("b", [10.0, 0.0])
+
+    async def respond(body: dict[str, Any], number: int) -> web.Response:
+        return await (helpful if number < 2 else hang)(body, number)
+
+    with running(respond) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, hindsight={"lambda_decay_steps": 1})
+        with pool_of(experiment, tmp_path) as pool:
+            pool.submit(first, 0, 0)
+            pool.submit(second, 0, 0)
+            wait_for(pool, [first])
+            pool.take([first], 0, lambda group_id: True)
+            assert pool.num_pending == 0
+            assert pool.has_answers([second], 1) and pool.take([second], 1, lambda group_id: True) == {}
+            assert pool.metrics()["judge/given_up"] == 2
+            assert "judge/failed_late" not in pool.metrics()
+
+
+@pytest.mark.parametrize(
+    "hindsight", [{"enabled": False}, {"mixing_lambda": 0.0}, {"sources": ["immediate_feedback"]}]
+)
+def test_without_a_teacher_or_a_judged_source_nothing_is_asked_or_started(
+    hindsight: dict[str, Any], tmp_path: Path
+):
+    with running() as endpoint:
+        experiment = judged_experiment(endpoint.base_url, hindsight=hindsight)
+        with pool_of(experiment, tmp_path) as pool:
+            assert texts_of(pool, [group_to_judge("g", [10.0, 0.0])]) == {}
+            assert "judge" not in [thread.name for thread in threading.enumerate()]
+    assert endpoint.bodies == [] and not (tmp_path / "judge").exists()
+
+
+def test_a_batch_waits_no_longer_than_it_may_and_then_goes_without(tmp_path: Path):
+    group = group_to_judge("g", [10.0, 0.0])
+
+    async def respond(body: dict[str, Any], number: int) -> web.Response:
+        return await (helpful if number == 0 else hang)(body, number)
+
+    with running(respond) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, max_wait_s=0.5)
+        with pool_of(experiment, tmp_path) as pool:
+            started = time.monotonic()
+            texts = texts_of(pool, [group])
+            assert 0.5 <= time.monotonic() - started < 5
+            metrics = pool.metrics()
+    assert len(texts) == 1
+    assert metrics["judge/failed_late"] == 1 and metrics["judge/answers"] == 1
+    assert 0.5 <= metrics["judge/waited_s"] < 5 and metrics["judge/pending"] == 0
+
+
+def test_requests_about_discarded_groups_are_given_up(tmp_path: Path):
+    stale, fresh, taken = (group_to_judge(name, [10.0, 0.0]) for name in ("stale", "fresh", "taken"))
+    with running(hang) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, max_wait_s=0.1)
+        with pool_of(experiment, tmp_path) as pool:
+            for group in (stale, fresh, taken):
+                pool.submit(group, 0, 0)
+            wait_for(pool, [taken])
+            pool.take([taken], 0, lambda group_id: group_id == "fresh")
+            assert pool.num_pending == 2
+            assert pool.metrics()["judge/given_up"] == 2
+
+
+def test_a_second_pool_finds_the_answers_of_the_first_in_the_run_directory(tmp_path: Path):
+    groups = [group_to_judge("g", [10.0, 0.0])]
+    with running() as endpoint:
+        run_dir = RunDir.create(
+            judged_experiment(endpoint.base_url, hindsight={}).model_copy(
+                update={"output_dir": str(tmp_path)}
+            )
+        )
+        experiment = judged_experiment(endpoint.base_url)
+        with pool_of(experiment, run_dir.path) as pool:
+            first = texts_of(pool, groups)
+        file = run_dir.path / "judge" / "answers.jsonl"
+        with file.open("a") as log:
+            log.write('{"key": "unfini')
+        # What a resumed run does to its folder.
+        run_dir.metrics.start(0)
+        run_dir.metrics.close()
+        with pool_of(experiment, run_dir.path) as pool:
+            assert texts_of(pool, groups) == first
+            metrics = pool.metrics()
+            assert len(endpoint.bodies) == 2
+            texts_of(pool, [group_to_judge("h", [10.0, 0.0])])
+        with pool_of(experiment, run_dir.path) as pool:
+            texts_of(pool, [group_to_judge("h", [10.0, 0.0])])
+        assert len(endpoint.bodies) == 4
+        other = judged_experiment(endpoint.base_url, temperature=0.5)
+        with pool_of(other, run_dir.path) as pool:
+            texts_of(pool, groups)
+        assert len(endpoint.bodies) == 6
+    assert (metrics["judge/requests"], metrics["judge/cached"], metrics["judge/answers"]) == (2, 2, 2)
+    assert "judge/latency_mean_s" not in metrics
+    lines = file.read_text().splitlines()
+    assert sum(line.startswith('{"key": "unfini') for line in lines) == 1
+    assert {json.loads(line)["text"] for line in lines[:2]} == set(first.values())
+
+
+def test_failures_are_not_cached_and_the_cache_can_be_off(tmp_path: Path):
+    groups = [group_to_judge("g", [10.0, 0.0])]
+    with running(nothing) as endpoint:
+        for _ in range(2):
+            with pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
+                assert texts_of(pool, groups) == {}
+        assert len(endpoint.bodies) == 4
+    with running() as endpoint:
+        for _ in range(2):
+            with pool_of(judged_experiment(endpoint.base_url, cache=False), tmp_path / "off") as pool:
+                assert len(texts_of(pool, groups)) == 2
+        assert len(endpoint.bodies) == 4
+    assert not (tmp_path / "off").exists()
+
+
+def test_strict_fails_with_trajectory_and_reason(tmp_path: Path):
+    groups = [group_to_judge("g", [10.0, 0.0])]
+    with running(nothing) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, strict=True)
+        with pool_of(experiment, tmp_path) as pool:
+            with pytest.raises(JudgeError, match=r"strict = true: .* trajectory g-\d: nonsense: 'None'"):
+                texts_of(pool, groups)
+    with running(hang) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, strict=True, timeout_s=30.0, max_wait_s=0.1)
+        with pool_of(experiment, tmp_path) as pool:
+            with pytest.raises(JudgeError, match=r"trajectory g-0: late: not there after 0.1 s"):
+                texts_of(pool, groups)
+
+
+def test_a_missing_key_stops_the_run_and_a_key_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    group = group_to_judge("g", [10.0, 0.0])
+    with running() as endpoint:
+        experiment = judged_experiment(endpoint.base_url, api_key_env=KEY_VARIABLE).model_copy(
+            update={"output_dir": str(tmp_path)}
+        )
+        run_dir = RunDir.create(experiment)
+        monkeypatch.delenv(KEY_VARIABLE, raising=False)
+        with pool_of(experiment, run_dir.path) as pool:
+            with pytest.raises(JudgeError, match=KEY_VARIABLE):
+                pool.submit(group, 0, 0)
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        with pool_of(experiment, run_dir.path) as pool:
+            assert len(texts_of(pool, [group])) == 2
+    assert set(endpoint.authorizations) == {f"Bearer {KEY}"}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "answers.jsonl"} <= {path.name for path in written}
+    assert not any(KEY in path.read_text(errors="replace") for path in written)
+
+
+def test_closing_gives_up_what_is_pending_at_once(tmp_path: Path):
+    with running(hang) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, timeout_s=30.0)
+        with pool_of(experiment, tmp_path) as pool:
+            pool.submit(group_to_judge("g", [10.0, 0.0]), 0, 0)
+            time.sleep(0.2)
+            started = time.monotonic()
+        assert time.monotonic() - started < 5

@@ -1,0 +1,43 @@
+"""Which kinds of evidence a recorded step had, by the titles that its context carries."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from serl.hindsight.sources import evidence_source, source_names
+from serl.records import TeacherPart
+
+NO_EVIDENCE = "no evidence"
+NO_ADVANTAGE = "not asked: advantage 0"
+NO_LAMBDA = "not asked: λ is 0"
+
+# `## Title` heads evidence of the step itself, `  Title (about):` that of one action tried at an anchor.
+_HEADING = re.compile(r"^(?:## (?P<own>.+)|  (?P<tried>.+) \([^()]*\):)$", re.MULTILINE)
+_ANCHOR_HEADING = re.compile(r"^## Actions tried in this situation", re.MULTILINE)
+
+
+def evidence_kind(teacher: TeacherPart, effective_lambda: float | None) -> str:
+    """What a step's context is made of, as ``a + b``, or why it has none."""
+    if effective_lambda == 0.0:
+        return NO_LAMBDA
+    if teacher.advantage == 0.0:
+        return NO_ADVANTAGE
+    if teacher.context is None:
+        return NO_EVIDENCE
+    names = _source_of_title()
+    found = [names.get(match["own"] or match["tried"]) for match in _HEADING.finditer(teacher.context)]
+    # A set that keeps the order; headings that quoted text brings along name no source.
+    sources = list(dict.fromkeys(name for name in found if name is not None))
+    if _ANCHOR_HEADING.search(teacher.context):
+        sources.insert(0, "anchor")
+    return " + ".join(sources) or "other evidence"
+
+
+@cache
+def _source_of_title() -> dict[str, str]:
+    """The two judged sources share a title, and so a name here."""
+    names: dict[str, str] = {}
+    for name in source_names():
+        names.setdefault(evidence_source(name).title, "judge" if name.startswith("judge_") else name)
+    return names
