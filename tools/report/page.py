@@ -26,7 +26,7 @@ _HINDSIGHT = {
 }
 _STALENESS = {
     "staleness, mean": "staleness/mean",
-    "staleness, most": "staleness/max",
+    "staleness, oldest of a batch": "staleness/max",
     "log-prob gap": "learner/sampler_logprob_gap",
     "gap, newest weights only": "learner/sampler_logprob_gap_fresh",
     "discarded as stale": "buffer/groups_discarded_stale",
