@@ -22,12 +22,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes."""
+    """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes.
+
+    ``fingerprints``: a hash of each task's content, in the order of ``tasks``; empty if there are none. Two
+    tasks with the same content have the same one, whatever their ids are.
+    """
 
     name: str
     tasks: tuple[Task, ...]
     content_hash: str
     skipped: tuple[str, ...] = field(default=())
+    fingerprints: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -39,15 +44,21 @@ def manifest_hash(fingerprints: Sequence[tuple[str, str]]) -> str:
 
 
 def assert_disjoint(*task_sets: TaskSet) -> None:
-    """Raises ValueError if two task sets share a task id."""
-    seen: dict[str, str] = {}
+    """Raises ValueError if two task sets share a task, by its id or, under whatever id, by its content."""
+    seen: dict[str, tuple[str, str]] = {}
     for task_set in task_sets:
-        for task in task_set.tasks:
-            if task.task_id in seen:
-                raise ValueError(
-                    f"task {task.task_id!r} is in both task sets {seen[task.task_id]!r} and {task_set.name!r}"
-                )
-            seen[task.task_id] = task_set.name
+        fingerprints = task_set.fingerprints or ("",) * len(task_set)
+        own: dict[str, tuple[str, str]] = {}
+        for task, fingerprint in zip(task_set.tasks, fingerprints, strict=True):
+            for key in (f"id {task.task_id}", f"content {fingerprint}"):
+                if key in seen:
+                    name, task_id = seen[key]
+                    alias = f" as {task_id!r}, their contents are equal" if task_id != task.task_id else ""
+                    raise ValueError(f"task {task.task_id!r} of {task_set.name!r} is also in {name!r}{alias}")
+            own[f"id {task.task_id}"] = task_set.name, task.task_id
+            if fingerprint:
+                own[f"content {fingerprint}"] = task_set.name, task.task_id
+        seen |= own
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serl.types import Trajectory
 
@@ -28,7 +28,11 @@ class SuccessRate:
 
 @dataclass(frozen=True, slots=True)
 class PanelResult:
-    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures."""
+    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures.
+
+    ``outcomes``: whether each task that gave an episode was solved, by task id. That pairs the panels of two
+    runs task by task.
+    """
 
     weights_seq_no: int
     overall: SuccessRate
@@ -37,6 +41,7 @@ class PanelResult:
     invalid_action_rate: float
     unfinished: int
     seconds: float
+    outcomes: dict[str, bool] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics below ``evaluation/``."""
@@ -86,4 +91,5 @@ def panel_result(
         invalid_action_rate=sum(not s.action_valid for s in steps) / len(steps) if steps else 0.0,
         unfinished=num_tasks - len(trajectories),
         seconds=seconds,
+        outcomes={t.task.task_id: t.success for t in sorted(trajectories, key=lambda t: t.task.task_id)},
     )

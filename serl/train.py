@@ -68,8 +68,12 @@ def running_algorithm(
 def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
     stop_handler = signal.getsignal(signal.SIGTERM)
     if address is None:
+        # Without an address Ray would join a cluster that `ray start` has left running on this machine.
         context = ray.init(
-            include_dashboard=experiment.cluster.dashboard, dashboard_host="127.0.0.1", log_to_driver=False
+            address="local",
+            include_dashboard=experiment.cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
         )
     else:
         context = ray.init(address=address, log_to_driver=False)

@@ -18,6 +18,8 @@ from envs.alfworld.prompt import shorten
 from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import PromptParts, Turn, assert_disjoint
 from envs.registry import make_provider as make_registered_provider
+from serl.config.load import load_experiment
+from serl.preflight import examine_inputs
 from tools.make_alfworld_games import main as make_games
 
 
@@ -62,6 +64,25 @@ def test_the_games_that_ship_with_the_package_are_the_default() -> None:
     assert len(train) >= 2000 and len(seen) >= 200
     assert len({task.task_type for task in train.tasks}) == 6
     assert_disjoint(train, seen, provider.task_set("valid_unseen"))
+
+
+def test_a_training_game_is_found_among_the_evaluation_games_even_under_another_name(
+    game_folder: Path,
+) -> None:
+    games = game_folder / "json_2.1.1"
+    folder = trial_folders(game_folder, "train")[0]
+    shutil.copytree(folder, games / "valid_seen" / folder.parent.name / "trial_T20000101_000000_000000")
+    provider = make_provider({"data": str(game_folder)})
+    train, seen = provider.task_set("train"), provider.task_set("valid_seen")
+    name = f"{folder.parent.name}/trial_T20000101_000000_000000"
+    sentence = f"task '{name}' of 'alfworld/valid_seen' is also in 'alfworld/train'"
+    with pytest.raises(ValueError, match=sentence):
+        assert_disjoint(train, seen)
+    experiment = load_experiment(
+        Path(__file__).parents[1] / "experiments" / "quickstart.yaml", [f"env.args={{data: {game_folder}}}"]
+    )
+    (finding,) = [found for found in examine_inputs(experiment) if found.subject == "data"]
+    assert finding.verdict == "wrong" and "their contents are equal" in finding.text
 
 
 def test_filters_keep_small_rooms_and_the_wanted_kinds_of_task() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from serl.checkpoint import (
 )
 from serl.evaluation import panel_result, wilson_interval
 from serl.metrics import batch_metrics
+from serl.train import read_panels
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 from tools.curve import moving_mean
 
@@ -47,7 +49,7 @@ def _trajectory(member: int, steps: list[Step], success: bool, task_type: str = 
         trajectory_id=f"g0-{member}",
         group_id="g0",
         member=member,
-        task=Task("t0", task_type),
+        task=Task(f"t{member}", task_type),
         steps=steps,
         reward=10.0 if success else 0.0,
         success=success,
@@ -77,6 +79,15 @@ def test_a_task_without_an_episode_counts_as_a_failure_of_the_panel() -> None:
     assert {name: rate.count for name, rate in result.by_task_type.items()} == {"find": 1, "heat": 1}
     assert result.mean_steps == 2.0
     assert result.invalid_action_rate == 0.75
+    assert result.outcomes == {"t0": True, "t1": False}
+
+
+def test_panels_read_back_as_written_and_those_of_older_runs_without_outcomes(tmp_path: Path) -> None:
+    result = panel_result([_trajectory(0, [_step(3)], True)], num_tasks=1, weights_seq_no=3, seconds=2.0)
+    row = {"iteration": 3, **asdict(result)}
+    older = {name: value for name, value in row.items() if name != "outcomes"}
+    (tmp_path / "panels.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(older)}\n")
+    assert read_panels(tmp_path) == [(3, result), (3, replace(result, outcomes={}))]
 
 
 def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:

@@ -93,6 +93,7 @@ class AlfworldProvider:
             tasks=tuple(Task(record.task_id, record.task_type) for record in records),
             content_hash=manifest_hash([(record.task_id, record.fingerprint) for record in records]),
             skipped=scan.damaged,
+            fingerprints=tuple(record.fingerprint for record in records),
         )
 
     def make_env(self) -> AlfworldEnv:

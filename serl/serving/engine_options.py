@@ -95,6 +95,13 @@ def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) ->
         arguments["enforce_eager"] = True
         arguments["block_size"] = CPU_BLOCK_SIZE
         arguments["kv_cache_memory_bytes"] = int(serving.kv_cache_gib * 2**30)
+        if experiment.rollout.seeded_requests:
+            # After a part of a prompt vLLM 0.32 winds a request's generator back, and torch's CPU generators
+            # cannot be: the engine would die. So prompts are computed whole, and one must fit into a step.
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(
+                arguments["max_num_batched_tokens"], model.max_model_len
+            )
     return arguments
 
 

@@ -1,0 +1,134 @@
+"""The algorithm once more, as plainly as it can be written: one process, one row at a time, no Ray, no vLLM.
+
+It shares the pure functions (advantages, evidence, contexts, teacher weights, λ, loss, order of minibatches)
+and nothing of what serves, buffers, packs, shards or schedules: none of that may change the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from single_process_play import play_groups
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from envs.base import Task
+from serl.buffer.packing import random_minibatches
+from serl.config import ExperimentConfig
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.modes import HindsightMode
+from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
+from serl.learner.advantages import StepRows, group_advantages
+from serl.learner.losses import Denominators, LossTokens, policy_loss
+from serl.learner.samples import with_context
+from serl.rollout.prompt import PromptEncoder
+from serl.types import Step, TrajectoryGroup
+
+
+class SingleProcessLoop:
+    """A policy, its teacher and an optimizer; `play` and `update` in turns are the whole algorithm."""
+
+    def __init__(self, config: ExperimentConfig, model_dir: Path):
+        self.config = config
+        self.policy: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self.teacher: Any = copy.deepcopy(self.policy).requires_grad_(False)
+        learner = config.learner
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+        )
+        self.encoder = PromptEncoder.load(str(model_dir))
+
+    def play(self, tasks: Sequence[Task], update_step: int) -> list[TrajectoryGroup]:
+        """One group a task, sampled by the policy of the moment."""
+        return play_groups(self.policy, self.encoder, self.config, tasks, update_step)
+
+    def update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
+        """One update on ``groups``, the ``update_step``-th (0, 1, …)."""
+        steps = [step for group in groups for t in group.trajectories for step in t.steps]
+        advantages = self._advantages(groups, steps)
+        token_advantages = self._weighted(groups, steps, advantages, update_step)
+        learner = self.config.learner
+        for epoch in range(learner.num_epochs):
+            order = [self.config.seed, update_step, epoch]
+            for rows in random_minibatches(len(steps), learner.num_minibatches, order):
+                trained = [row for row in rows if advantages[row] != 0.0]
+                num_tokens = sum(len(steps[row].response_ids) for row in rows)
+                denominators = Denominators(num_tokens, len(rows))
+                for row in trained:
+                    self._loss(steps[row], token_advantages[row], denominators).backward()
+                if trained:
+                    torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.grad_clip)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+
+    def _loss(self, step: Step, advantages: Tensor, denominators: Denominators) -> Tensor:
+        logprobs = self._logprobs(self.policy, step.prompt_ids, step.response_ids)
+        tokens = LossTokens(
+            logprobs, torch.tensor(step.old_logprobs), advantages, torch.zeros(len(logprobs)).long()
+        )
+        settings = self.config.loss
+        return policy_loss(tokens, settings.name, settings.model_dump(), denominators)[0]
+
+    def _advantages(self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step]) -> Tensor:
+        rows = StepRows.from_groups(groups, self.config.advantage.gamma)
+        penalty = self.config.env.invalid_action_penalty
+        rows.rewards.sub_(torch.tensor([penalty * (not step.action_valid) for step in steps]).double())
+        options = self.config.advantage.model_dump()
+        advantages, _ = group_advantages(rows, self.config.advantage.estimator, options)
+        return torch.where(advantages < 0, self.config.loss.negative_advantage_scale * advantages, advantages)
+
+    @torch.no_grad()
+    def _weighted(
+        self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step], advantages: Tensor, update_step: int
+    ) -> list[Tensor]:
+        """Each step's advantages [response tokens], those of its action tokens weighted by the teacher."""
+        hindsight = self.config.hindsight
+        plain = [a.repeat(len(step.response_ids)) for a, step in zip(advantages, steps, strict=True)]
+        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, update_step)
+        if not hindsight.enabled or lambda_ == 0.0:
+            return plain
+        if update_step % hindsight.teacher_sync_interval == 0:
+            self.teacher.load_state_dict(self.policy.state_dict())
+        mode = HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
+        options = EvidenceOptions(
+            **{name: getattr(hindsight, name) for name in EvidenceOptions.__dataclass_fields__}
+        )
+        evidence = [
+            known
+            for group in groups
+            for of_trajectory in collect_evidence(GroupView(group.trajectories, options), mode)
+            for known in of_trajectory
+        ]
+        scores, plain_scores, selected = [], [], []
+        for step, known in zip(steps, evidence, strict=True):
+            text, _ = render_context(known)
+            messages = step.messages if text is None else with_context(step.messages, text)
+            prompt_ids = self.encoder.encode(messages)
+            scores.append(self._logprobs(self.teacher, prompt_ids, step.response_ids))
+            plain_scores.append(self._logprobs(self.teacher, step.prompt_ids, step.response_ids))
+            selected.append(torch.tensor(step.action_mask) & (text is not None))
+        trained = torch.cat([a != 0 for a in plain])
+        weights, _ = teacher_weights(
+            torch.cat(plain),
+            torch.cat([torch.tensor(step.old_logprobs) for step in steps]),
+            torch.cat(scores),
+            torch.cat(selected) & trained,
+            weight_clip=hindsight.weight_clip,
+            baseline=hindsight.baseline,
+            teacher_logprobs_without_context=torch.cat(plain_scores),
+            center=hindsight.center,
+        )
+        mixed = weighted_advantages(torch.cat(plain), weights, lambda_)
+        return list(mixed.split([len(step.response_ids) for step in steps]))
+
+    def _logprobs(self, model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
+        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        distribution = torch.log_softmax(logits / self.config.rollout.temperature, dim=-1)
+        return distribution.gather(1, torch.tensor(response_ids)[:, None])[:, 0]

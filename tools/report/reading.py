@@ -1,0 +1,158 @@
+"""A sweep's folder (see `tools.sweep.runs`) as runs with their metrics and panels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serl.config import ExperimentConfig
+from serl.config.load import load_experiment
+from serl.evaluation import PanelResult
+from serl.run_dir import CONFIG
+from serl.train import read_panels
+from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, run_dirs
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run. ``rows`` are its training iterations' metrics, in order."""
+
+    arm: str
+    seed: int
+    experiment: ExperimentConfig
+    versions: dict[str, Any]
+    rows: list[dict[str, Any]]
+    panels: list[tuple[int, PanelResult]]
+
+    @property
+    def final_panel(self) -> PanelResult | None:
+        return self.panels[-1][1] if self.panels else None
+
+    def values(self, name: str) -> list[tuple[int, float]]:
+        """``(iteration, value)`` of the metric ``name`` wherever it is a number."""
+        return [(row["iteration"], row[name]) for row in self.rows if row.get(name) is not None]
+
+    def mean(self, name: str) -> float | None:
+        numbers = [value for _, value in self.values(name)]
+        return sum(numbers) / len(numbers) if numbers else None
+
+    def total(self, name: str) -> float:
+        return sum(value for _, value in self.values(name))
+
+    def until(self, name: str, iteration: int) -> float:
+        """The sum of ``name`` over the iterations up to ``iteration``."""
+        return sum(value for at, value in self.values(name) if at <= iteration)
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedRun:
+    """A run that has no result: ``iteration`` updates of ``num_iterations`` were made."""
+
+    arm: str
+    seed: int
+    iteration: int
+    num_iterations: int | None
+    attempts: list[Attempt]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Runs in the order of arms and seeds; ``commands`` are those that made the sweep."""
+
+    runs: list[Run]
+    unfinished: list[UnfinishedRun]
+    retried: list[tuple[str, int, list[Attempt]]]
+    commands: list[str]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    def of(self, arm: str) -> list[Run]:
+        return [run for run in self.runs if run.arm == arm]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Everything below ``folder``; raises FileNotFoundError if it is no folder of a sweep."""
+    seed_folders = sorted(folder.glob("*/seed_*"), key=lambda path: (path.parent.name, _seed(path)))
+    if not seed_folders:
+        raise FileNotFoundError(f"{folder} holds no sweep: ARM/seed_N folders are expected in it")
+    runs, unfinished, retried = [], [], []
+    for path in seed_folders:
+        arm, seed, tried = path.parent.name, _seed(path), attempts(path)
+        run_dir = finished_run(path)
+        if run_dir is None:
+            unfinished.append(_unfinished(arm, seed, path, tried))
+            continue
+        runs.append(_read_run(arm, seed, run_dir))
+        if len(tried) > 1:
+            retried.append((arm, seed, tried))
+    file = folder / COMMANDS
+    commands = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return Sweep(runs, unfinished, retried, list(dict.fromkeys(commands)))
+
+
+def _seed(path: Path) -> int:
+    return int(path.name.removeprefix("seed_"))
+
+
+def _read_run(arm: str, seed: int, run_dir: Path) -> Run:
+    return Run(
+        arm=arm,
+        seed=seed,
+        experiment=load_experiment(run_dir / CONFIG),
+        versions=json.loads((run_dir / "versions.json").read_text(encoding="utf-8")),
+        rows=list(_training_rows(run_dir / "metrics.jsonl")),
+        panels=read_panels(run_dir),
+    )
+
+
+def _training_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of updates; those of panels have the iteration of the update before."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "weights_seq_no" in row:
+            yield row
+
+
+def _unfinished(arm: str, seed: int, path: Path, tried: list[Attempt]) -> UnfinishedRun:
+    found = run_dirs(path)
+    if not found:
+        return UnfinishedRun(arm, seed, 0, None, tried)
+    metrics = found[-1] / "metrics.jsonl"
+    iterations = [row["iteration"] for row in _whole_rows(metrics)] if metrics.exists() else []
+    wanted = load_experiment(found[-1] / CONFIG).training.num_iterations
+    return UnfinishedRun(arm, seed, max(iterations, default=0), wanted, tried)
+
+
+def _whole_rows(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file whose last line may be cut off."""
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        if line.endswith("}"):
+            yield json.loads(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stood when it played a panel: what it had cost by then, and its success rate."""
+
+    iteration: int
+    env_steps: float
+    hours: float
+    success: float
+
+
+def progress(run: Run) -> list[Progress]:
+    """One entry a panel. Environment steps and hours are those of training iterations, panels left out."""
+    return [
+        Progress(
+            iteration=iteration,
+            env_steps=run.until("runners/env_steps", iteration),
+            hours=run.until("time/iteration_s", iteration) / 3600.0,
+            success=panel.overall.rate,
+        )
+        for iteration, panel in run.panels
+    ]

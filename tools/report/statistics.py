@@ -1,0 +1,133 @@
+"""Intervals over seeds, and paired tests of final panels between arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from tools.report.reading import Run, Sweep
+
+NUM_PERMUTATIONS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over ``count`` values; ``half_width`` of its 95 % interval, NaN for a single value."""
+
+    mean: float
+    half_width: float
+    count: int
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """The mean with Student's 95 % interval (n − 1 degrees of freedom); raises ValueError without values."""
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    count = len(values)
+    mean = sum(values) / count
+    if count == 1:
+        return Estimate(mean, math.nan, 1)
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    quantile = float(stats.t.ppf(0.975, count - 1))
+    return Estimate(mean, quantile * math.sqrt(variance / count), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Final panels of two arms on the seeds and games that both have.
+
+    ``difference`` is success of ``left`` − ``right``, its interval that of the paired differences over seeds.
+    ``left_only`` and ``right_only`` count (seed, game) pairs that one solved and the other did not.
+    ``p_value`` is of the per-game test, ``adjusted`` Holm's over all comparisons of the table.
+    """
+
+    left: str
+    right: str
+    difference: Estimate
+    num_games: int
+    left_only: int
+    right_only: int
+    p_value: float
+    adjusted: float = math.nan
+
+
+def compare_all(sweep: Sweep) -> list[Comparison]:
+    """All pairs of arms that share a seed with recorded outcomes, p-values adjusted over all of them."""
+    found = [
+        comparison
+        for left, right in combinations(sweep.arms, 2)
+        if (comparison := compare(sweep.of(left), sweep.of(right))) is not None
+    ]
+    adjusted = holm([comparison.p_value for comparison in found])
+    return [
+        Comparison(c.left, c.right, c.difference, c.num_games, c.left_only, c.right_only, c.p_value, p)
+        for c, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison | None:
+    """The paired comparison of two arms; None without a seed of both whose panels tell their outcomes.
+
+    A game without an episode in one of two panels counts as not solved there, as in the panel's own rate.
+    """
+    right_of = {run.seed: run for run in right_runs}
+    gains: dict[str, list[int]] = {}
+    by_seed: list[float] = []
+    left_only = right_only = 0
+    for run in left_runs:
+        other = right_of.get(run.seed)
+        left, right = (
+            found.final_panel.outcomes if found and found.final_panel else {} for found in (run, other)
+        )
+        if not left or not right:
+            continue
+        games = sorted({*left, *right})
+        gained = [int(left.get(game, False)) - int(right.get(game, False)) for game in games]
+        for game, gain in zip(games, gained, strict=True):
+            gains.setdefault(game, []).append(gain)
+        by_seed.append(sum(gained) / len(games))
+        left_only += gained.count(1)
+        right_only += gained.count(-1)
+    if not by_seed:
+        return None
+    per_game = [sum(values) for values in gains.values()]
+    return Comparison(
+        left_runs[0].arm,
+        right_runs[0].arm,
+        mean_interval(by_seed),
+        len(gains),
+        left_only,
+        right_only,
+        sign_flip_p_value(per_game),
+    )
+
+
+def sign_flip_p_value(differences: Sequence[int]) -> float:
+    """Two-sided p of a paired randomisation test: under the null each difference may have either sign.
+
+    Exact by enumeration for up to 14 differences that are not 0, else from `NUM_PERMUTATIONS` draws of a
+    fixed seed, the observed one counted in (so p is never 0).
+    """
+    values = np.array([value for value in differences if value != 0])
+    observed = abs(int(values.sum()))
+    if len(values) <= 14:
+        signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+        return float((np.abs(signs @ values) >= observed).mean()) if len(values) else 1.0
+    signs = np.random.default_rng(0).choice([-1, 1], size=(NUM_PERMUTATIONS, len(values)))
+    return float(((np.abs(signs @ values) >= observed).sum() + 1) / (NUM_PERMUTATIONS + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

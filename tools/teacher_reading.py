@@ -1,0 +1,309 @@
+"""Whether a policy, as its own teacher, reads evidence, before any reinforcement learning.
+
+    python -m tools.teacher_reading embedded:tiny_alfworld --states 200
+
+On held-out ALFWorld games a searcher plays up to a random step. There a planner with full knowledge says
+which action is better (the first of a plan) and which admissible one is worse (it brings the task no nearer);
+a third one is inadmissible. They are scored with and without evidence, through the sources and contexts of
+training:
+
+- feedback: the environment's answer to the better, the worse or the inadmissible action
+- successful sample: the planner's solution of the game
+
+A teacher that reads has a positive difference for the better action and a negative one for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from envs.alfworld.engine import Engine
+from envs.alfworld.env import AlfworldEnv
+from envs.alfworld.oracle import Searcher, plan
+from envs.alfworld.provider import AlfworldProvider, make_provider
+from envs.base import PromptParts, Task, Turn
+from serl.config import HindsightSection
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.modes import HindsightMode
+from serl.learner.samples import with_context
+from serl.models.resolve import ModelPathError, resolve_model
+from serl.rollout.actions import action_token_mask
+from serl.rollout.prompt import PromptEncoder
+from serl.types import Step, Trajectory
+from serl.warm_start.demonstrations import response_text
+from tools.report.statistics import mean_interval
+
+_BATCH_SIZE = 64
+_NOISE = 0.2
+_FEEDBACK = HindsightMode(("immediate_feedback",), "step", "all")
+_SUCCESS = HindsightMode(("successful_sample",), "step", "all")
+# The action that evidence is about, which evidence, and the action that is scored.
+_LINES = (
+    ("better", _FEEDBACK, "better"),
+    ("worse", _FEEDBACK, "better"),
+    ("worse", _FEEDBACK, "worse"),
+    ("inadmissible", _FEEDBACK, "better"),
+    ("inadmissible", _FEEDBACK, "inadmissible"),
+    ("better", _SUCCESS, "better"),
+    ("worse", _SUCCESS, "worse"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A state and actions to score: ``trials[name]`` is the trajectory whose last step takes that action."""
+
+    trials: dict[str, Trajectory]
+    solution: Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One line of the result: log-probs (nats) of the action's tokens, means over ``count`` situations.
+
+    ``half_width`` is of the difference's 95 % interval, ``positive`` the share of positive differences.
+    """
+
+    evidence: str
+    action: str
+    count: int
+    without: float
+    with_evidence: float
+    difference: float
+    half_width: float
+    positive: float
+
+
+class _Player:
+    """One game, recorded as the env runner would."""
+
+    def __init__(self, provider: AlfworldProvider, task: Task, history_length: int):
+        self.provider, self.task, self.history_length = provider, task, history_length
+        self.env: AlfworldEnv = provider.make_env()
+        self.seen, self.info = self.env.reset(options={"task_id": task.task_id})
+        self.turns: list[Turn] = []
+        self.steps: list[Step] = []
+
+    def fork(self) -> _Player:
+        """Another player in the same state."""
+        other = object.__new__(_Player)
+        other.__dict__ |= self.__dict__
+        other.env, other.turns, other.steps = self.env.copy(), list(self.turns), list(self.steps)
+        return other
+
+    def act(self, thought: str, action: str) -> None:
+        history = tuple(self.turns[-self.history_length :]) if self.history_length else ()
+        admissible = tuple(self.info["admissible_actions"])
+        parts = PromptParts(self.info["task_description"], history, len(self.turns), self.seen, admissible)
+        before = self.seen
+        self.seen, _, _, _, self.info = self.env.step(action)
+        self.turns.append(Turn(before, action))
+        self.steps.append(
+            Step(
+                prompt_ids=[],
+                response_ids=[],
+                old_logprobs=[],
+                action_mask=[],
+                version_spans=(),
+                finish_reason="stop",
+                messages=self.provider.messages(parts),
+                response_text=response_text(thought, action),
+                anchor=before,
+                action=action,
+                action_valid=self.info["action_valid"],
+                feedback=self.info["feedback"],
+                next_observation=self.seen,
+            )
+        )
+
+    def trajectory(self, name: str) -> Trajectory:
+        success = bool(self.info["success"])
+        end_reason = "success" if success else "max_steps"
+        return Trajectory(name, "g", 0, self.task, self.steps, 10.0 * success, success, end_reason)
+
+    def plan(self) -> list[str]:
+        """The rest of a solution by full knowledge; empty once the game is won."""
+        assert isinstance(self.env.engine, Engine)
+        return [] if self.info["success"] else plan(self.env.engine)
+
+
+def find_situations(
+    provider: AlfworldProvider, tasks: Sequence[Task], max_steps: int, history_length: int, seed: int
+) -> list[Situation]:
+    """One situation a task, where the game is not won before its random step; the same for the same seed."""
+    found = (
+        _situation(
+            _Player(provider, task, history_length), max_steps, random.Random(f"{seed}:{task.task_id}")
+        )
+        for task in tasks
+    )
+    return [situation for situation in found if situation is not None]
+
+
+def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation | None:
+    solver = player.fork()
+    for command in solver.plan():
+        solver.act("", command)
+    searcher = Searcher(player.info["task_description"], rng, _NOISE)
+    known: set[str] = set()
+    for _ in range(rng.randrange(1, max_steps)):
+        known.update(player.info["admissible_actions"])
+        thought, action = searcher.act(player.seen, player.info["admissible_actions"])
+        player.act(thought, action)
+        if player.info["success"]:
+            return None
+    # What the policy would think here; a random action comes with no thought that says anything.
+    thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
+    refused = sorted(known - set(player.info["admissible_actions"]))
+    worse = _worse_action(player, rng)
+    if searcher.last_action_was_random or worse is None or not refused:
+        return None
+    trials = {}
+    for name, action in (
+        ("better", player.plan()[0]),
+        ("worse", worse),
+        ("inadmissible", rng.choice(refused)),
+    ):
+        trial = player.fork()
+        trial.act(thought, action)
+        trials[name] = trial.trajectory(name)
+    return Situation(trials, solver.trajectory("solution"))
+
+
+def _worse_action(player: _Player, rng: random.Random) -> str | None:
+    """An admissible action that leaves the task as far from its end as it is, or farther."""
+    admissible = list(player.info["admissible_actions"])
+    rng.shuffle(admissible)
+    for action in admissible:
+        trial = player.fork()
+        trial.act("", action)
+        if len(trial.plan()) >= len(player.plan()):
+            return action
+    return None
+
+
+def measure(model: Any, encoder: PromptEncoder, situations: Sequence[Situation]) -> list[Reading]:
+    """The readings of all kinds of evidence. Raises ValueError without situations."""
+    readings = []
+    for tried, mode, scored in _LINES:
+        steps = [situation.trials[scored].steps[-1] for situation in situations]
+        contexts = [_context(situation.trials[tried], mode, situation.solution) for situation in situations]
+        told = [with_context(step.messages, text) for step, text in zip(steps, contexts, strict=True)]
+        responses = [step.response_text for step in steps]
+        without = action_logprobs(model, encoder, [step.messages for step in steps], responses)
+        with_evidence = action_logprobs(model, encoder, told, responses)
+        differences = [b - a for a, b in zip(without, with_evidence, strict=True)]
+        estimate = mean_interval(differences)
+        readings.append(
+            Reading(
+                evidence=f"feedback on the {tried} action" if mode is _FEEDBACK else "successful sample",
+                action=scored,
+                count=estimate.count,
+                without=sum(without) / len(without),
+                with_evidence=sum(with_evidence) / len(with_evidence),
+                difference=estimate.mean,
+                half_width=estimate.half_width,
+                positive=sum(difference > 0 for difference in differences) / len(differences),
+            )
+        )
+    return readings
+
+
+def _context(trial: Trajectory, mode: HindsightMode, solution: Trajectory) -> str:
+    """The evidence of the trial's last step, as the teacher would read it with default settings."""
+    defaults = HindsightSection()
+    options = EvidenceOptions(
+        **{name: getattr(defaults, name) for name in EvidenceOptions.__dataclass_fields__}
+    )
+    evidence = collect_evidence(GroupView([trial, solution], options), mode)[0][-1]
+    text, _ = render_context(evidence)
+    assert text is not None
+    return text
+
+
+@torch.no_grad()
+def action_logprobs(
+    model: Any,
+    encoder: PromptEncoder,
+    prompts: Sequence[Sequence[dict[str, str]]],
+    responses: Sequence[str],
+) -> list[float]:
+    """Σ log-probs (nats, temperature 1) of each response's action tokens after its prompt."""
+    rows = []
+    for messages, response in zip(prompts, responses, strict=True):
+        response_ids = encoder.tokenizer.encode(response, add_special_tokens=False)
+        mask = action_token_mask(response_ids, encoder.tokenizer)
+        prompt_ids = encoder.encode(messages)
+        rows.append((prompt_ids + response_ids, [False] * len(prompt_ids) + mask))
+    sums = []
+    for start in range(0, len(rows), _BATCH_SIZE):
+        batch = rows[start : start + _BATCH_SIZE]
+        # Padding is on the right: causal attention never lets a real token see it.
+        ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
+        scored = pad_sequence([torch.tensor(mask) for _, mask in batch], batch_first=True)[:, 1:]
+        logprobs = model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+        sums += torch.where(scored, logprobs, 0.0).sum(1).tolist()
+    return sums
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for a model or data that do not exist."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="as model.path")
+    parser.add_argument("--data", default="embedded", help="as env.args.data")
+    parser.add_argument("--max-receptacles", type=int, default=6, help="as env.args.max_receptacles (0: all)")
+    parser.add_argument("--split", default="valid_seen")
+    parser.add_argument("--states", type=int, default=200, help="games to take a state from")
+    parser.add_argument("--max-steps", type=int, default=10, help="steps played before the state at most")
+    parser.add_argument("--history-length", type=int, default=2, help="as env.history_length")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        model_dir = resolve_model(options.model)
+        provider = make_provider({"data": options.data, "max_receptacles": options.max_receptacles or None})
+        tasks = list(provider.task_set(options.split).tasks)
+    except (ModelPathError, ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    from transformers import AutoModelForCausalLM
+
+    random.Random(options.seed).shuffle(tasks)
+    situations = find_situations(
+        provider, tasks[: options.states], options.max_steps, options.history_length, options.seed
+    )
+    if not situations:
+        print("no game left a situation to score; raise --states", file=sys.stderr)
+        return 2
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    readings = measure(model, PromptEncoder.load(str(model_dir)), situations)
+    print(f"{options.model}: log-prob of an action, {len(situations)} held-out states of {options.split}")
+    print(f"{'evidence':38}{'action':14}{'without':>9}{'with':>9}{'difference, 95 %':>20}{'positive':>10}")
+    for reading in readings:
+        difference = f"{reading.difference:+.2f} ± {reading.half_width:.2f}"
+        print(
+            f"{reading.evidence:38}{reading.action:14}{reading.without:9.2f}{reading.with_evidence:9.2f}"
+            f"{difference:>20}{reading.positive:>10.0%}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(reading) for reading in readings], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
