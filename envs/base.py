@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,4 +115,51 @@ class EnvProvider(Protocol):
 
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         """Chat messages of one step's prompt; what never changes comes first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstratedAction:
+    """``is_detour``: drawn at random instead of what the expert thinks best, to be made up for later."""
+
+    thought: str
+    action: str
+    is_detour: bool = False
+
+
+class Demonstrator(Protocol):
+    """An expert at the one episode of an environment it was made for, and of nothing else.
+
+    It may know more than the observations say. ``info`` is always that of the environment's last answer.
+    """
+
+    def act(self, observation: str, info: dict[str, Any]) -> DemonstratedAction:
+        """The next action; always an admissible one."""
+        ...
+
+    def admissible_action(self, info: dict[str, Any]) -> str:
+        """Any action that does something here, drawn at random."""
+        ...
+
+    def inadmissible_action(self, info: dict[str, Any]) -> str | None:
+        """An action that policies tend to propose here and that does nothing; None if there is none."""
+        ...
+
+    def try_out(self, action: str) -> tuple[str, bool]:
+        """``(feedback, whether it brings the task nearer)`` of ``action``; the episode stays as it is."""
+        ...
+
+
+class DemonstratingProvider(EnvProvider, Protocol):
+    """A provider that can also show how its tasks are done: what `tools.warm_start` asks for."""
+
+    def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> Demonstrator:
+        """An expert for the episode under way in ``env``, one of this provider's.
+
+        With probability ``detour_share`` an action is a detour.
+        """
+        ...
+
+    def prompt_phrases(self) -> tuple[str, ...]:
+        """Fixed wording of prompts, actions and feedback, which a tokenizer may keep as single tokens."""
         ...

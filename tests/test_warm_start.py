@@ -52,9 +52,9 @@ def demonstrations(provider: AlfworldProvider):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(demonstrations):
+def tokenizer(demonstrations, provider: AlfworldProvider):
     texts = [text for d in demonstrations for text in (d.messages[-1]["content"], d.response)]
-    return build_tokenizer(texts, vocab_size=700, model_max_length=512)
+    return build_tokenizer(texts, provider.prompt_phrases(), vocab_size=700, model_max_length=512)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_demonstrations_include_recoveries_from_inadmissible_actions(demonstrati
     assert any("You see: Nothing happens." in d.messages[-1]["content"] for d in demonstrations)
 
 
-def test_phrases_are_one_token_and_survive_decoding(tokenizer) -> None:
-    for phrase in policy_phrases():
+def test_phrases_are_one_token_and_survive_decoding(tokenizer, provider: AlfworldProvider) -> None:
+    for phrase in policy_phrases(provider.prompt_phrases()):
         ids = tokenizer.encode(phrase, add_special_tokens=False)
         assert len(ids) == 1, phrase
         assert tokenizer.decode(ids, skip_special_tokens=True) == phrase
@@ -184,7 +184,7 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
         shape=SMALL_SHAPE,
         cloning=CloningSettings(batch_size=8),
     )
-    start = warm_start(provider, settings)
+    start = warm_start(provider, "train", settings)
     panel = evaluate(start, provider, "valid_seen", 4, PanelSettings(max_steps=3))
     save(start, settings, panel, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")

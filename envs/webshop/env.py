@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -67,6 +68,12 @@ class WebshopEnv(TextEnv):
         observation = _without_instruction(frame.observation, engine.goal.instruction_text)
         comment = feedback(engine, action, frame, observation, chosen_before)
         return observation, self._reward_of(frame), frame.done, False, self._info(engine.goal, frame, comment)
+
+    def copy(self) -> WebshopEnv:
+        """Another episode in the same state; both go on independently."""
+        copied = copy.copy(self)
+        copied.engine = None if self.engine is None else self.engine.copy()
+        return copied
 
     def _reward_of(self, frame: Frame) -> float:
         score = frame.reward if self._reward == "score" else float(frame.reward == FULL_SCORE)

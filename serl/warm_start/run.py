@@ -1,4 +1,4 @@
-"""From games to a policy folder: demonstrations, tokenizer, behaviour cloning, and a look at the result."""
+"""From tasks to a policy folder: demonstrations, tokenizer, behaviour cloning, and a look at the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.alfworld.provider import AlfworldProvider
+from envs.base import DemonstratingProvider
 from serl.rollout.prompt import PromptEncoder
 from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
 from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
@@ -51,14 +51,15 @@ class WarmStart:
     cloning_seconds: float
 
 
-def warm_start(provider: AlfworldProvider, settings: WarmStartSettings) -> WarmStart:
-    """Trains on the ``train`` games of ``provider`` and on nothing else."""
+def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartSettings) -> WarmStart:
+    """Trains on the tasks of ``split`` and on nothing else."""
     started = time.process_time()
-    tasks = provider.task_set("train").tasks
+    tasks = provider.task_set(split).tasks
     demonstrations = list(demonstrate(provider, tasks, settings.demonstrations, settings.seed))
-    logger.info("%d demonstrations from %d games", len(demonstrations), len(tasks))
+    logger.info("%d demonstrations from %d tasks", len(demonstrations), len(tasks))
     tokenizer = build_tokenizer(
         _texts(demonstrations[: settings.num_tokenizer_demonstrations]),
+        provider.prompt_phrases(),
         settings.vocab_size,
         settings.shape.max_positions,
     )
@@ -95,9 +96,9 @@ def encode(
 
 
 def evaluate(
-    start: WarmStart, provider: AlfworldProvider, split: str, num_tasks: int, settings: PanelSettings
+    start: WarmStart, provider: DemonstratingProvider, split: str, num_tasks: int, settings: PanelSettings
 ) -> PanelResult:
-    """The first ``num_tasks`` games of ``split`` (0: all), each once."""
+    """The first ``num_tasks`` tasks of ``split`` (0: all), each once."""
     tasks = provider.task_set(split).tasks
     return play_panel(start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0)
 
