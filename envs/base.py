@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -87,9 +88,11 @@ class TextEnv(gymnasium.Env[str, str]):
 
     ``blocking``: a call takes long enough (over a millisecond) to hold up other episodes of the process;
     the env runner then calls it in threads, several environments of one provider at the same time.
+    ``reward_range``: the least and the greatest reward of a step, for `tools.check_env`.
     """
 
     blocking: bool = False
+    reward_range: tuple[float, float] = (-math.inf, math.inf)
     observation_space = gymnasium.spaces.Text(max_length=2**20)
     action_space = gymnasium.spaces.Text(max_length=2**16)
 

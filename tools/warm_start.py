@@ -62,7 +62,7 @@ def experiment_of(positional: Sequence[str]) -> ExperimentConfig:
     """The experiment named first, or the quickstart's, with the overrides behind it. Raises ConfigError."""
     names = [text for text in positional if "=" not in text]
     if len(names) > 1:
-        X
+        raise ConfigError([f"one experiment at a time, not {', '.join(names)}"])
     path = Path(names[0]) if names else EXPERIMENTS / "quickstart.yaml"
     return load_experiment(path, [text for text in positional if "=" in text])
 

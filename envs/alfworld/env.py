@@ -49,6 +49,7 @@ class AlfworldEnv(TextEnv):
         blocking: bool = False,
     ):
         self.blocking = blocking
+        self.reward_range = (0.0, success_reward)
         self._load = load
         self._make_engine = make_engine
         self._success_reward = success_reward

@@ -1,4 +1,4 @@
-"""A shopper who knows what every product is, as an expert to be imitated; and the fixed wording of prompts."""
+"""A shopper who knows what every product is, as an expert to imitate, and the fixed wording of prompts."""
 
 from __future__ import annotations
 

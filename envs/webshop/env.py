@@ -37,6 +37,7 @@ class WebshopEnv(TextEnv):
         blocking: bool = False,
     ):
         self.blocking = blocking
+        self.reward_range = (0.0, success_reward)
         self.shop = shop
         self._find_goal = find_goal
         self._reward = reward

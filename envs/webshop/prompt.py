@@ -90,7 +90,13 @@ def _without_middle(texts: Sequence[str], max_tokens: int) -> str:
     """As many texts of both ends of a page as fit, and between them how many are left out."""
     lengths = [estimate_tokens(text) + _SEPARATOR_TOKENS for text in texts]
     head, tail = 1, len(texts) - 1
-    left = max_tokens - lengths[0] - lengths[-1] - _SEPARATOR_TOKENS - estimate_tokens(f"{_MORE} 99 more {_MORE}")
+    left = (
+        max_tokens
+        - lengths[0]
+        - lengths[-1]
+        - _SEPARATOR_TOKENS
+        - estimate_tokens(f"{_MORE} 99 more {_MORE}")
+    )
     while head < tail:
         from_head = head <= len(texts) - tail
         left -= lengths[head if from_head else tail - 1]

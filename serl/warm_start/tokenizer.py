@@ -31,7 +31,7 @@ _WORDS = r" ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
 
 
 def policy_phrases(prompt_phrases: Sequence[str]) -> list[str]:
-    """Every phrase that becomes one token: those of the environment, the response tags, hindsight's heading."""
+    """Every phrase that becomes one token: response tags, hindsight's heading, those of the environment."""
     return list(dict.fromkeys([*RESPONSE_TAGS, hindsight_heading(), *prompt_phrases]))
 
 
