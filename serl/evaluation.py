@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from serl.metrics import episode_means
+from serl.rollout.episode import EPISODE_METRICS
 from serl.types import Trajectory
 
 _Z_95 = 1.959964
@@ -28,7 +30,10 @@ class SuccessRate:
 
 @dataclass(frozen=True, slots=True)
 class PanelResult:
-    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures."""
+    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures.
+
+    ``environment``: the environment's own metrics, such as a task score, as means over the episodes played.
+    """
 
     weights_seq_no: int
     overall: SuccessRate
@@ -37,6 +42,7 @@ class PanelResult:
     invalid_action_rate: float
     unfinished: int
     seconds: float
+    environment: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics below ``evaluation/``."""
@@ -52,6 +58,8 @@ class PanelResult:
         }
         for task_type, success in self.by_task_type.items():
             flat[f"evaluation/success_by_task_type/{task_type}"] = success.rate
+        for name, mean in self.environment.items():
+            flat[f"evaluation/{name}"] = mean
         return flat
 
 
@@ -86,4 +94,7 @@ def panel_result(
         invalid_action_rate=sum(not s.action_valid for s in steps) / len(steps) if steps else 0.0,
         unfinished=num_tasks - len(trajectories),
         seconds=seconds,
+        environment={
+            name: mean for name, mean in episode_means(trajectories).items() if name not in EPISODE_METRICS
+        },
     )

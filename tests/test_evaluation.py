@@ -79,6 +79,14 @@ def test_a_task_without_an_episode_counts_as_a_failure_of_the_panel() -> None:
     assert result.invalid_action_rate == 0.75
 
 
+def test_a_panel_tells_the_environments_own_metrics_and_not_those_of_the_rollout() -> None:
+    played = [_trajectory(number, [_step(3)], False) for number in (1, 4)]
+    played[0].metrics["generation_seconds"] = 9.0
+    result = panel_result(played, num_tasks=2, weights_seq_no=3, seconds=2.0)
+    assert result.environment == {"task_score": 2.5}
+    assert result.metrics()["evaluation/task_score"] == 2.5
+
+
 def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:
     group = TrajectoryGroup(
         "g0",

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", metavar="ID", help="the task to play (default: one drawn at random)")
     parser.add_argument("--seed", type=int, help="draws the same task again")
     parser.add_argument("--max-steps", type=int, default=50, help="default: %(default)s")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         provider = make_provider(options.environment, env_args(options.args))
         task = choose_task(provider, options.split, options.task, options.seed)

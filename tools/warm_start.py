@@ -54,8 +54,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="random actions of the demonstrator, which are learned too (%(default)s)",
     )
     parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
+    parser.add_argument(
+        "--copying-updates",
+        type=int,
+        default=defaults.cloning.num_copying_updates,
+        help="of practice in copying before the demonstrations (%(default)s)",
+    )
+    parser.add_argument(
+        "--heads", type=int, default=defaults.shape.num_heads, help="of attention (%(default)s)"
+    )
     parser.add_argument("--panel", type=int, default=0, help="held-out tasks to play at the end (0: all)")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def experiment_of(positional: Sequence[str]) -> ExperimentConfig:
@@ -100,7 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         detour_share=options.detour_share,
     )
     settings = replace(
-        defaults, seed=options.seed, vocab_size=options.vocab_size, demonstrations=demonstrations
+        defaults,
+        seed=options.seed,
+        vocab_size=options.vocab_size,
+        demonstrations=demonstrations,
+        shape=replace(defaults.shape, num_heads=options.heads),
+        cloning=replace(defaults.cloning, num_copying_updates=options.copying_updates),
     )
     start = warm_start(provider, env.train_split, settings)
     panel_settings = PanelSettings(

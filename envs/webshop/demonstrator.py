@@ -20,6 +20,7 @@ from envs.webshop.pages import (
     SUB_PAGES,
     Kind,
 )
+from envs.webshop.products import Product
 from envs.webshop.prompt import system_message
 from envs.webshop.reachability import FULL_SCORE, choice_for
 from envs.webshop.shop import Shop
@@ -80,8 +81,7 @@ class Purchase:
 def best_purchase(shop: Shop, goal: Goal) -> Purchase:
     """The best product that a search for the goal's kind of product and attributes finds, the earliest of
     equals; the goal's own where it finds none."""
-    own = shop.product(shop.catalogue.number_of(goal.asin))
-    query = " ".join((own.query, *goal.attributes))
+    query = _query(shop.product(shop.catalogue.number_of(goal.asin)), goal)
     best, best_score, best_place = shop.catalogue.number_of(goal.asin), -1.0, 0
     for place, number in enumerate(shop.search(query.lower())):
         score = shop.score(goal, number, tuple(_choice(shop, goal, number).values())).total
@@ -91,6 +91,13 @@ def best_purchase(shop: Shop, goal: Goal) -> Purchase:
             break
     asin = shop.product(best).asin
     return Purchase(query, best, asin, best_place // PRODUCTS_PER_PAGE + 1, _choice(shop, goal, best))
+
+
+def _query(own: Product, goal: Goal) -> str:
+    """The instruction's own words up to the options, which a policy can copy; else kind and attributes."""
+    if own.instruction is not None and goal.instruction_text.startswith(own.instruction.text):
+        return own.instruction.text.removeprefix("Find me ")
+    return " ".join((own.query, *goal.attributes))
 
 
 def _choice(shop: Shop, goal: Goal, number: int) -> dict[str, str]:
@@ -122,11 +129,10 @@ class WebshopDemonstrator:
         return DemonstratedAction(*self._decide())
 
     def admissible_action(self, info: dict[str, Any]) -> str:
-        """A search for some of the words, or a click on anything of the page."""
+        """A search for the first few of the words, or a click on anything of the page."""
         if self._engine.page.has_search_bar:
             words = self.purchase.query.split(" ")
-            kept = set(self._rng.sample(range(len(words)), self._rng.randint(1, len(words))))
-            return f"search[{' '.join(word for place, word in enumerate(words) if place in kept)}]"
+            return f"search[{' '.join(words[: self._rng.randint(1, len(words))])}]"
         return f"click[{self._rng.choice(self._names())}]"
 
     def inadmissible_action(self, info: dict[str, Any]) -> str | None:

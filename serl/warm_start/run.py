@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import DemonstratingProvider
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
+from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone, practise_copying
 from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
 from serl.warm_start.model import PolicyShape, build_policy
 from serl.warm_start.panel import PanelResult, PanelSettings, play_panel
@@ -67,6 +67,7 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
     num_tokens = sum(demonstration.num_tokens for demonstration in encoded)
     policy = build_policy(tokenizer, settings.shape, settings.seed)
     cloning_started = time.process_time()
+    practise_copying(policy, settings.cloning, settings.seed)
     losses = clone(policy, encoded, settings.cloning, token_id(tokenizer, PAD), settings.seed)
     last = losses[-100:]
     return WarmStart(

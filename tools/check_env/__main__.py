@@ -48,7 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=defaults.growth_limit_mb,
         help="of memory, an episode (%(default)g)",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.episodes < 1 or options.max_steps < 1:
         parser.error("--episodes and --max-steps are at least 1")
     return options
