@@ -24,12 +24,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes."""
+    """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes.
+
+    ``skipped`` names what could not be read, ``notes`` what a user should know about the data.
+    """
 
     name: str
     tasks: tuple[Task, ...]
     content_hash: str
     skipped: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.tasks)

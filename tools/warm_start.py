@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         experiment = experiment_of(options.experiment)
         provider = demonstrating_provider(experiment)
-        provider.task_set(experiment.env.train_split), provider.task_set(experiment.evaluation.split)
+        for split in (experiment.env.train_split, experiment.evaluation.split):
+            provider.task_set(split)
     except (ValueError, FileNotFoundError) as error:
         logger.error("%s", error)
         return 2

@@ -109,6 +109,7 @@ class WebshopProvider:
                 [(g.goal_id, goal_fingerprint(g, catalogue.fingerprint)) for g in goals]
             ),
             skipped=catalogue.report.malformed,
+            notes=(f"title nouns from {catalogue.noun_source}",),
         )
 
     def unreachable_goals(self, split: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import psutil
@@ -127,7 +126,7 @@ def _check_answers(record: Record, target: Target, violations: Violations) -> No
 
 def _check_reward(reward: Any, reward_range: tuple[float, float], where: str, violations: Violations) -> None:
     low, high = reward_range
-    if not isinstance(reward, Real) or not math.isfinite(reward):
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
         violations.add("reward", f"{where}: {reward!r:.60} is not a finite number")
     elif not low <= reward <= high:
         violations.add("reward", f"{where}: {reward!r} is outside reward_range {low:g} to {high:g}")
@@ -148,7 +147,7 @@ def _check_info(answer: Answer, where: str, violations: Violations) -> None:
     if isinstance(actions, list) and not all(isinstance(action, str) for action in actions):
         violations.add("info", f"{where}: an admissible action is not text")
     metrics = info.get("metrics", {})
-    if not isinstance(metrics, dict) or not all(isinstance(value, Real) for value in metrics.values()):
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
         violations.add("info", f"{where}: info['metrics'] is {metrics!r:.60}, expected numbers by name")
 
 
