@@ -20,6 +20,9 @@ from transformers import LlamaForCausalLM
 
 logger = logging.getLogger(__name__)
 
+_FIRST_KNOWN_TOKENS = 32
+_KNOWN_TOKENS_GROWTH = 1.012
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedDemonstration:
@@ -94,9 +97,13 @@ def clone(
 
 
 def practise_copying(policy: LlamaForCausalLM, settings: CloningSettings, seed: int) -> list[float]:
-    """Trains ``policy`` in place to repeat random tokens; returns every update's loss (nats)."""
+    """Trains ``policy`` in place to repeat random tokens, of few kinds first and of all in the end.
+
+    Returns every update's loss (nats).
+    """
     generator = torch.Generator().manual_seed(seed)
     vocab_size = policy.config.vocab_size
+    vocabulary = torch.randperm(vocab_size, generator=generator)
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=settings.copying_lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
@@ -105,10 +112,11 @@ def practise_copying(policy: LlamaForCausalLM, settings: CloningSettings, seed: 
     for update in range(settings.num_copying_updates):
         for group in optimizer.param_groups:
             group["lr"] = settings.copying_lr * min(1.0, (update + 1) / settings.warmup_updates)
+        num_known = min(vocab_size, int(_FIRST_KNOWN_TOKENS * _KNOWN_TOKENS_GROWTH**update))
         before, length = torch.randint(settings.copying_length, (2,), generator=generator).tolist()
         rows = settings.copying_batch_size
-        told = torch.randint(vocab_size, (rows, length + 2), generator=generator)
-        other = torch.randint(vocab_size, (rows, before), generator=generator)
+        told = vocabulary[torch.randint(num_known, (rows, length + 2), generator=generator)]
+        other = vocabulary[torch.randint(num_known, (rows, before), generator=generator)]
         input_ids = torch.cat([other, told, told], dim=1)
         hidden = policy.model(input_ids=input_ids, use_cache=False).last_hidden_state
         # The first token of the second telling cannot be known.
