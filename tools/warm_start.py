@@ -55,6 +55,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
     parser.add_argument(
+        "--parent", default=defaults.parent, metavar="MODEL", help="a policy to begin as, as in model.path"
+    )
+    parser.add_argument(
         "--copying-updates",
         type=int,
         default=defaults.cloning.num_copying_updates,
@@ -113,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         defaults,
         seed=options.seed,
         vocab_size=options.vocab_size,
+        parent=options.parent,
         demonstrations=demonstrations,
         shape=replace(defaults.shape, num_heads=options.heads),
         cloning=replace(defaults.cloning, num_copying_updates=options.copying_updates),
