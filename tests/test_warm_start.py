@@ -20,7 +20,6 @@ from serl.warm_start.behaviour_cloning import (
     EncodedDemonstration,
     clone,
     learning_rate_scale,
-    practise_copying,
     token_losses,
 )
 from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
@@ -161,17 +160,6 @@ def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:
     )
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-
-
-def test_copying_can_be_practised_before_there_are_demonstrations(tokenizer) -> None:
-    policy = build_policy(tokenizer, SMALL_SHAPE, seed=0)
-    before = [parameter.clone() for parameter in policy.parameters()]
-    settings = CloningSettings(num_copying_updates=40, copying_batch_size=8, copying_length=6)
-    losses = practise_copying(policy, settings, seed=0)
-    assert len(losses) == 40 and sum(losses[-5:]) < sum(losses[:5])
-    assert practise_copying(build_policy(tokenizer, SMALL_SHAPE, seed=0), settings, seed=0) == losses
-    assert all(not torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
-    assert practise_copying(policy, CloningSettings(), seed=0) == []
 
 
 def test_a_policy_can_begin_as_another_one_whatever_tokens_that_knows(tokenizer, tiny) -> None:

@@ -57,15 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parent", default=defaults.parent, metavar="MODEL", help="a policy to begin as, as in model.path"
     )
-    parser.add_argument(
-        "--copying-updates",
-        type=int,
-        default=defaults.cloning.num_copying_updates,
-        help="of practice in copying before the demonstrations (%(default)s)",
-    )
-    parser.add_argument(
-        "--heads", type=int, default=defaults.shape.num_heads, help="of attention (%(default)s)"
-    )
+    parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
+    parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
     parser.add_argument("--panel", type=int, default=0, help="held-out tasks to play at the end (0: all)")
     return parser.parse_intermixed_args(arguments)
 
@@ -118,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         vocab_size=options.vocab_size,
         parent=options.parent,
         demonstrations=demonstrations,
-        shape=replace(defaults.shape, num_heads=options.heads),
-        cloning=replace(defaults.cloning, num_copying_updates=options.copying_updates),
+        cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
     )
     start = warm_start(provider, env.train_split, settings)
     panel_settings = PanelSettings(

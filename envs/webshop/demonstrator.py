@@ -52,6 +52,9 @@ _PHRASES = (
     BUY_NOW,
     "search[",
     "click[",
+    # With the blank after it, so that the next word is the same token on a page and in an action.
+    " Find me ",
+    ": ",
     ", and price lower than",
     " dollars",
     "…",

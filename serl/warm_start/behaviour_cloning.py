@@ -1,10 +1,4 @@
-"""Behaviour cloning: maximum likelihood of the demonstrated responses, and a little of their prompts.
-
-Before that a policy can practise copying: sequences of random tokens, told twice, of which the second telling
-is learned. What most responses need is to find something in the prompt and to repeat it, and a small policy
-finds that out much sooner from nothing else (C. Olsson et al., "In-context learning and induction heads",
-arXiv 2209.11895) than from demonstrations.
-"""
+"""Behaviour cloning: maximum likelihood of the demonstrated responses, and a little of their prompts."""
 
 from __future__ import annotations
 
@@ -19,9 +13,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 logger = logging.getLogger(__name__)
-
-_FIRST_KNOWN_TOKENS = 32
-_KNOWN_TOKENS_GROWTH = 1.012
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +32,7 @@ class CloningSettings:
     """One pass over the demonstrations by AdamW with a linear warm-up and a cosine to a tenth of ``lr``.
 
     ``prompt_loss_weight`` is the weight of the mean loss over prompt tokens: what a prompt repeats teaches
-    copying, which the responses need, from ten times as many tokens. ``num_copying_updates`` of AdamW at a
-    constant ``copying_lr`` come first, each of ``copying_batch_size`` sequences of up to ``copying_length``
-    tokens.
+    copying, which the responses need, from ten times as many tokens.
     """
 
     lr: float = 2e-3
@@ -54,10 +43,6 @@ class CloningSettings:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     log_interval: int = 200
-    num_copying_updates: int = 0
-    copying_lr: float = 3e-3
-    copying_batch_size: int = 32
-    copying_length: int = 24
 
 
 def clone(
@@ -93,43 +78,6 @@ def clone(
                 sum(recent) / len(recent),
                 time.perf_counter() - started,
             )
-    return losses
-
-
-def practise_copying(policy: LlamaForCausalLM, settings: CloningSettings, seed: int) -> list[float]:
-    """Trains ``policy`` in place to repeat random tokens, of few kinds first and of all in the end.
-
-    Returns every update's loss (nats).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    vocab_size = policy.config.vocab_size
-    vocabulary = torch.randperm(vocab_size, generator=generator)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=settings.copying_lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
-    policy.train()
-    losses: list[float] = []
-    for update in range(settings.num_copying_updates):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.copying_lr * min(1.0, (update + 1) / settings.warmup_updates)
-        num_known = min(vocab_size, int(_FIRST_KNOWN_TOKENS * _KNOWN_TOKENS_GROWTH**update))
-        before, length = torch.randint(settings.copying_length, (2,), generator=generator).tolist()
-        rows = settings.copying_batch_size
-        told = vocabulary[torch.randint(num_known, (rows, length + 2), generator=generator)]
-        other = vocabulary[torch.randint(num_known, (rows, before), generator=generator)]
-        input_ids = torch.cat([other, told, told], dim=1)
-        hidden = policy.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        # The first token of the second telling cannot be known.
-        logits = policy.lm_head(hidden[:, -told.shape[1] : -1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), told[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.grad_clip)
-        optimizer.step()
-        losses.append(loss.item())
-        if (update + 1) % settings.log_interval == 0:
-            recent = losses[-settings.log_interval :]
-            logger.info("copying, update %d: loss %.3f", update + 1, sum(recent) / len(recent))
     return losses
 
 

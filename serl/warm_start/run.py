@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from envs.base import DemonstratingProvider
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone, practise_copying
+from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
 from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
 from serl.warm_start.model import PolicyShape, build_policy, inherit
 from serl.warm_start.panel import PanelResult, PanelSettings, play_panel
@@ -73,7 +73,6 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
     if settings.parent:
         num_shared = inherit(policy, tokenizer, resolve_model(settings.parent))
         logger.info("begins as %s, which knows %d of %d tokens", settings.parent, num_shared, len(tokenizer))
-    practise_copying(policy, settings.cloning, settings.seed)
     losses = clone(policy, encoded, settings.cloning, token_id(tokenizer, PAD), settings.seed)
     last = losses[-100:]
     return WarmStart(
