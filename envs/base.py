@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +27,8 @@ class TaskSet:
     """An ordered manifest of tasks. ``content_hash`` changes when any task's content changes.
 
     ``fingerprints``: a hash of each task's content, in the order of ``tasks``; empty if there are none. Two
-    tasks with the same content have the same one, whatever their ids are.
+    tasks with the same content have the same one, whatever their ids are. ``skipped`` names what could not be
+    read, ``notes`` what a user should know about the data.
     """
 
     name: str
@@ -33,6 +36,7 @@ class TaskSet:
     content_hash: str
     skipped: tuple[str, ...] = field(default=())
     fingerprints: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -97,9 +101,11 @@ class TextEnv(gymnasium.Env[str, str]):
 
     ``blocking``: a call takes long enough (over a millisecond) to hold up other episodes of the process;
     the env runner then calls it in threads, several environments of one provider at the same time.
+    ``reward_range``: the least and the greatest reward of a step, for `tools.check_env`.
     """
 
     blocking: bool = False
+    reward_range: tuple[float, float] = (-math.inf, math.inf)
     observation_space = gymnasium.spaces.Text(max_length=2**20)
     action_space = gymnasium.spaces.Text(max_length=2**16)
 
@@ -125,4 +131,51 @@ class EnvProvider(Protocol):
 
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         """Chat messages of one step's prompt; what never changes comes first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstratedAction:
+    """``is_detour``: drawn at random instead of what the expert thinks best, to be made up for later."""
+
+    thought: str
+    action: str
+    is_detour: bool = False
+
+
+class Demonstrator(Protocol):
+    """An expert at the one episode of an environment it was made for, and of nothing else.
+
+    It may know more than the observations say. ``info`` is always that of the environment's last answer.
+    """
+
+    def act(self, observation: str, info: dict[str, Any]) -> DemonstratedAction:
+        """The next action; always an admissible one."""
+        ...
+
+    def admissible_action(self, info: dict[str, Any]) -> str:
+        """Any action that does something here, drawn at random."""
+        ...
+
+    def inadmissible_action(self, info: dict[str, Any]) -> str | None:
+        """An action that policies tend to propose here and that does nothing; None if there is none."""
+        ...
+
+    def try_out(self, action: str) -> tuple[str, bool]:
+        """``(feedback, whether it brings the task nearer)`` of ``action``; the episode stays as it is."""
+        ...
+
+
+class DemonstratingProvider(EnvProvider, Protocol):
+    """A provider that can also show how its tasks are done: what `tools.warm_start` asks for."""
+
+    def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> Demonstrator:
+        """An expert for the episode under way in ``env``, one of this provider's.
+
+        With probability ``detour_share`` an action is a detour.
+        """
+        ...
+
+    def prompt_phrases(self) -> tuple[str, ...]:
+        """Fixed wording of prompts, actions and feedback, which a tokenizer may keep as single tokens."""
         ...

@@ -33,10 +33,11 @@ def make_provider(name: str, args: dict[str, Any]) -> EnvProvider:
     ``package.module:factory`` where ``factory(args)`` returns an `EnvProvider`.
     Raises UnknownEnvironmentError, and whatever the factory raises for wrong arguments (ValueError).
     """
-    return _factory(name)(args)
+    return load_target(name)(args)
 
 
-def _factory(name: str) -> Callable[[dict[str, Any]], EnvProvider]:
+def load_target(name: str) -> Callable[..., Any]:
+    """What ``name`` stands for, without calling it. Raises UnknownEnvironmentError."""
     target = BUILT_IN.get(name)
     if target is None:
         for point in entry_points(group=ENTRY_POINT_GROUP):

@@ -84,9 +84,10 @@ class Console:
     def panel(self, title: str, result: PanelResult) -> None:
         """One line for one evaluation panel."""
         unfinished = f", {result.unfinished} unfinished" if result.unfinished else ""
+        own = "".join(f", {name} {mean:.2f}" for name, mean in result.environment.items())
         self.note(
             f"panel, {title}: success {rate_text(result.overall)}, "
-            f"{result.mean_steps:.1f} steps, invalid {result.invalid_action_rate:.2f}{unfinished} "
+            f"{result.mean_steps:.1f} steps, invalid {result.invalid_action_rate:.2f}{own}{unfinished} "
             f"({result.seconds:.1f} s)"
         )
 

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from serl.metrics import episode_means
+from serl.rollout.episode import EPISODE_METRICS
 from serl.types import Trajectory
 
 _Z_95 = 1.959964
@@ -31,7 +33,8 @@ class PanelResult:
     """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures.
 
     ``outcomes``: whether each task that gave an episode was solved, by task id. That pairs the panels of two
-    runs task by task.
+    runs task by task. ``environment``: the environment's own metrics, such as a task score, as means over the
+    episodes played.
     """
 
     weights_seq_no: int
@@ -42,6 +45,7 @@ class PanelResult:
     unfinished: int
     seconds: float
     outcomes: dict[str, bool] = field(default_factory=dict)
+    environment: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics below ``evaluation/``."""
@@ -57,6 +61,8 @@ class PanelResult:
         }
         for task_type, success in self.by_task_type.items():
             flat[f"evaluation/success_by_task_type/{task_type}"] = success.rate
+        for name, mean in self.environment.items():
+            flat[f"evaluation/{name}"] = mean
         return flat
 
 
@@ -92,4 +98,7 @@ def panel_result(
         unfinished=num_tasks - len(trajectories),
         seconds=seconds,
         outcomes={t.task.task_id: t.success for t in sorted(trajectories, key=lambda t: t.task.task_id)},
+        environment={
+            name: mean for name, mean in episode_means(trajectories).items() if name not in EPISODE_METRICS
+        },
     )

@@ -44,7 +44,11 @@ def batch_metrics(groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> dic
     }
     for reason, count in Counter(t.end_reason for t in trajectories).items():
         metrics[f"rollout/end_{reason}"] = count / max(1, len(trajectories))
-    return metrics | _success_by_task_type(trajectories) | _environment_metrics(trajectories)
+    return (
+        metrics
+        | _success_by_task_type(trajectories)
+        | {f"episode/{name}": mean for name, mean in episode_means(trajectories).items()}
+    )
 
 
 def _success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -54,10 +58,10 @@ def _success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, float
     return {f"rollout/success_by_task_type/{task_type}": _mean(wins) for task_type, wins in by_type.items()}
 
 
-def _environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The mean of each metric over the trajectories that have it."""
+def episode_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The mean of each metric of episodes over the trajectories that have it."""
     values: dict[str, list[float]] = {}
     for trajectory in trajectories:
         for name, value in trajectory.metrics.items():
             values.setdefault(name, []).append(value)
-    return {f"episode/{name}": _mean(numbers) for name, numbers in values.items()}
+    return {name: _mean(numbers) for name, numbers in values.items()}

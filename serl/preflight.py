@@ -94,7 +94,10 @@ def _data(experiment: ExperimentConfig) -> Iterator[Finding]:
 
 def _in_words(task_set: TaskSet) -> str:
     skipped = f", {len(task_set.skipped)} damaged ones skipped" if task_set.skipped else ""
-    return f"{task_set.name}: {len(task_set)} tasks{skipped}, content hash {task_set.content_hash[:12]}"
+    notes = "".join(f", {note}" for note in task_set.notes)
+    return (
+        f"{task_set.name}: {len(task_set)} tasks{skipped}, content hash {task_set.content_hash[:12]}{notes}"
+    )
 
 
 def _model(experiment: ExperimentConfig) -> Iterator[Finding]:

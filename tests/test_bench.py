@@ -15,10 +15,12 @@ def test_the_env_benchmark_prints_ratios_and_writes_all_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "figures.json"
-    assert main(["env", "--games", "2", "--steps", "3", "--repetitions", "2", "--json", str(file)]) == 0
+    sizes = ["--games", "2", "--steps", "3", "--products", "1000"]
+    assert main(["env", *sizes, "--repetitions", "2", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("bench env: ")
     assert lines[-1].startswith("summary env: ") and "native step / goal " in lines[-1]
+    assert "webshop step / goal " in lines[-1] and "webshop search, 10 times the products " in lines[-1]
     figures = {figure["name"]: figure for figure in json.loads(file.read_text())["figures"]}
     step, share = figures["native step"], figures["native step / goal"]
     assert len(step["values"]) == 2 and step["at_most"] == 0.1

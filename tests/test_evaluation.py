@@ -90,6 +90,14 @@ def test_panels_read_back_as_written_and_those_of_older_runs_without_outcomes(tm
     assert read_panels(tmp_path) == [(3, result), (3, replace(result, outcomes={}))]
 
 
+def test_a_panel_tells_the_environments_own_metrics_and_not_those_of_the_rollout() -> None:
+    played = [_trajectory(number, [_step(3)], False) for number in (1, 4)]
+    played[0].metrics["generation_seconds"] = 9.0
+    result = panel_result(played, num_tasks=2, weights_seq_no=3, seconds=2.0)
+    assert result.environment == {"task_score": 2.5}
+    assert result.metrics()["evaluation/task_score"] == 2.5
+
+
 def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:
     group = TrajectoryGroup(
         "g0",

@@ -23,7 +23,7 @@ from serl.warm_start.behaviour_cloning import (
     token_losses,
 )
 from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy
+from serl.warm_start.model import PolicyShape, build_policy, inherit
 from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
 from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, warm_start
 from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_heading, policy_phrases, token_id
@@ -52,9 +52,9 @@ def demonstrations(provider: AlfworldProvider):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(demonstrations):
+def tokenizer(demonstrations, provider: AlfworldProvider):
     texts = [text for d in demonstrations for text in (d.messages[-1]["content"], d.response)]
-    return build_tokenizer(texts, vocab_size=700, model_max_length=512)
+    return build_tokenizer(texts, provider.prompt_phrases(), vocab_size=700, model_max_length=512)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_demonstrations_include_recoveries_from_inadmissible_actions(demonstrati
     assert any("You see: Nothing happens." in d.messages[-1]["content"] for d in demonstrations)
 
 
-def test_phrases_are_one_token_and_survive_decoding(tokenizer) -> None:
-    for phrase in policy_phrases():
+def test_phrases_are_one_token_and_survive_decoding(tokenizer, provider: AlfworldProvider) -> None:
+    for phrase in policy_phrases(provider.prompt_phrases()):
         ids = tokenizer.encode(phrase, add_special_tokens=False)
         assert len(ids) == 1, phrase
         assert tokenizer.decode(ids, skip_special_tokens=True) == phrase
@@ -162,6 +162,20 @@ def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
+def test_a_policy_can_begin_as_another_one_whatever_tokens_that_knows(tokenizer, tiny) -> None:
+    parent, known = tiny
+    policy = build_policy(tokenizer, PolicyShape(), seed=0)
+    assert inherit(policy, tokenizer, TINY_POLICY) > 300
+    for name, parameter in policy.named_parameters():
+        if name != "model.embed_tokens.weight":
+            assert torch.equal(parameter, parent.get_parameter(name)), name
+    for token in ("<action>", "Task:", END):
+        row = policy.model.embed_tokens.weight[token_id(tokenizer, token)]
+        assert torch.equal(row, parent.model.embed_tokens.weight[token_id(known, token)])
+    with pytest.raises(ValueError, match="another shape"):
+        inherit(build_policy(tokenizer, SMALL_SHAPE, seed=0), tokenizer, TINY_POLICY)
+
+
 def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:
     policy, tokenizer = tiny
     encoder = PromptEncoder(tokenizer)
@@ -184,7 +198,7 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
         shape=SMALL_SHAPE,
         cloning=CloningSettings(batch_size=8),
     )
-    start = warm_start(provider, settings)
+    start = warm_start(provider, "train", settings)
     panel = evaluate(start, provider, "valid_seen", 4, PanelSettings(max_steps=3))
     save(start, settings, panel, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")

@@ -192,7 +192,8 @@ def test_title_nouns_come_from_their_file_or_from_the_words(
     assert read_nouns(plain).of("B", "Red Cup") == ("red", "cup")
     (small_folder / "title_nouns.json").unlink()
     with caplog.at_level(logging.INFO):
-        make_provider({"catalogue": "small", "data": str(small_folder)}).task_set("train")
+        tasks = make_provider({"catalogue": "small", "data": str(small_folder)}).task_set("train")
+    assert tasks.notes == ("title nouns from title words less stop words",)
     assert "title nouns from title words less stop words" in caplog.text
     assert "prepare_webshop" in caplog.text
 

@@ -10,6 +10,7 @@ from webshop_helpers import SHARED
 from envs.webshop.engine import Engine
 from envs.webshop.oracle import plan
 from tools.make_webshop_catalogue import main as make_catalogue
+from tools.prepare_webshop import main as prepare
 from tools.replay import main as replay_main
 from tools.replay_webshop import open_shop
 
@@ -91,8 +92,7 @@ def test_replay_says_in_one_sentence_what_cannot_be_read(
     contents = {
         "broken.json": ("[{", "it is not JSON"),
         "empty.json": ("[]", "it holds no recordings"),
-        "strange.json": ('[{"what": 1}]', "entry 0: it is no episode, reward or search"),
-        "asin.json": ('[{"buy": "B1", "goal": {"asin": "B1"}}]', "entry 0: "),
+        "number.json": ("7", "it holds no recordings"),
     }
     for name, (content, words) in contents.items():
         (tmp_path / name).write_text(content)
@@ -102,3 +102,33 @@ def test_replay_says_in_one_sentence_what_cannot_be_read(
     assert replay(monkeypatch, tmp_path / "none.json", "--data", tmp_path) == 2
     assert replay(monkeypatch, tmp_path / "none.json") == 2
     assert "set WEBSHOP_DATA" in capsys.readouterr().err
+
+
+def test_a_recording_that_cannot_be_played_fails_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"what": 1}, {"buy": "B1", "goal": {"asin": "B1"}}, 3, recorded_episode(data)]
+    (tmp_path / "mixed.json").write_text(json.dumps(records))
+    assert replay(monkeypatch, tmp_path / "mixed.json", "--data", data) == 1
+    first, second, third, last = capsys.readouterr().out.splitlines()
+    assert first == third.replace("entry 2", "entry 0")
+    assert first == "FAILED mixed.json entry 0: it is no episode, reward or search"
+    assert second.startswith("FAILED mixed.json entry 1: it cannot be played here: KeyError(")
+    assert last == "1 passed, 3 failed"
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_recordings_of_the_full_catalogue_are_played_on_its_files(
+    data: Path,
+    tmp_path: Path,
+    prepared: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "episodes.json").write_text(json.dumps([recorded_episode(data)]))
+    (data / "items_shuffle_1000.json").rename(data / "items_shuffle.json")
+    (data / "items_ins_v2_1000.json").rename(data / "items_ins_v2.json")
+    if prepared:
+        assert prepare(["--data", str(data), "--catalogue", "full", "--model", "no_such_model"]) == 0
+    assert replay(monkeypatch, tmp_path / "episodes.json", "--data", data) == 0
+    assert capsys.readouterr().out == "1 passed, 0 failed\n"

@@ -6,8 +6,8 @@ usage: python -m tools.replay alfworld TRACES.jsonl.xz... --data ALFWORLD_DATA
 An ALFWorld trace is one line of JSON: `trial` (split/task/trial) and `steps`, each with a `command` (null for
 the reset) and what the original answered. WebShop files hold episodes, rewards or searches, or the prices and
 goals of seed 0. One case per trace, episode, reward and search; the first difference of each is shown. The
-last line is `N passed, M failed`. Exit status: 0 if all passed, 1 if any failed, 2 if the traces or data
-cannot be read.
+last line is `N passed, M failed`. A WebShop recording that cannot be played fails alone. Exit
+status: 0 if all passed, 1 if any failed, 2 if the traces or data cannot be read.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 from envs.webshop.data_files import find_files, load_catalogue
 from envs.webshop.engine import Engine, Frame
 from envs.webshop.goals import Goal, make_goal
+from envs.webshop.packed import PackedCatalogue, find_pack
 from envs.webshop.reachability import reachable_on_own_product
 from envs.webshop.reward import Score, score_purchase
 from envs.webshop.shop import Shop
@@ -34,15 +35,27 @@ def webshop_cases(files: Sequence[Path], data: Path) -> Iterator[Case]:
 
 
 def open_shop(data: Path) -> Shop:
-    """The shop over the files in ``data``. Raises RecordingError."""
+    """The shop over the files in ``data``: the small catalogue's if they are there, else the prepared full
+    one, else the full one's own files, in memory. Raises RecordingError."""
     try:
-        return Shop.open(load_catalogue(find_files(data, "small")))
+        try:
+            files = find_files(data, "small")
+        except FileNotFoundError as no_small_files:
+            pack = find_pack(data)
+            if pack.is_dir():
+                packed = PackedCatalogue(pack)
+                return Shop.open(packed, packed.open_index())
+            try:
+                files = find_files(data, "full")
+            except FileNotFoundError:
+                raise no_small_files from None
+        return Shop.open(load_catalogue(files))
     except (OSError, ValueError) as error:
         raise RecordingError(f"Cannot read the data: {error}.") from error
 
 
 def read_cases(path: Path, shop: Shop) -> Iterator[Case]:
-    """The cases of one recorded file. Raises RecordingError for a file that holds none of the known kinds."""
+    """The cases of one recorded file. Raises RecordingError for a file that is no list or mapping of them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,24 +81,25 @@ def _record_case(path: Path, number: int, record: Any, shop: Shop) -> Case:
     )
     for key, compare in kinds:
         if isinstance(record, dict) and key in record:
-            name = str(record.get("name") or record.get("query") or number)
-            return f"{path.name} {name}", partial(_guarded, path, number, partial(compare, record, shop))
-    raise RecordingError(f"Cannot read {path}, entry {number}: it is no episode, reward or search.")
+            name = str(record.get("name") or record.get("query") or f"entry {number}")
+            return f"{path.name} {name}", partial(_guarded, partial(compare, record, shop))
+    return f"{path.name} entry {number}", lambda: "it is no episode, reward or search"
 
 
 def _whole_file_case(path: Path, content: Mapping[str, Any], shop: Shop) -> Callable[[], str | None]:
     if "sha256_all" in content:
-        return lambda: _guarded(path, 0, lambda: goals_difference(content, shop))
+        return lambda: _guarded(lambda: goals_difference(content, shop))
     if content and all(isinstance(price, int | float) for price in content.values()):
-        return lambda: _guarded(path, 0, lambda: prices_difference(content, shop))
+        return lambda: _guarded(lambda: prices_difference(content, shop))
     raise RecordingError(f"Cannot read {path}: it is no recording of goals or prices.")
 
 
-def _guarded(path: Path, number: int, compare: Callable[[], str | None]) -> str | None:
+def _guarded(compare: Callable[[], str | None]) -> str | None:
+    """A recording that cannot be played differs too: the others still count."""
     try:
         return compare()
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise RecordingError(f"Cannot read {path}, entry {number}: {error!r} is missing or wrong.") from error
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+        return f"it cannot be played here: {error!r}"
 
 
 def episode_difference(record: Mapping[str, Any], shop: Shop) -> str | None:

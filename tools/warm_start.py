@@ -1,8 +1,10 @@
-"""Trains the tiny policy that ships with SERL: behaviour cloning of a searcher on the embedded games.
+"""Trains a tiny policy like those that ship with SERL: behaviour cloning of an environment's demonstrator.
 
     python -m tools.warm_start --out policies/my_policy --episodes 2400
+    python -m tools.warm_start experiments/webshop_quickstart.yaml --out policies/my_shopper env.max_steps=10
 
-It takes a few minutes on one core. The result is a Hugging Face folder; name it as ``model.path``.
+Environment, lengths and the panel's split are those of the experiment, whose model is not read. It takes a
+few minutes on one core. The result is a Hugging Face folder; name it as ``model.path``.
 """
 
 from __future__ import annotations
@@ -13,14 +15,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from envs.alfworld.provider import make_provider
+from envs.base import DemonstratingProvider
+from envs.registry import make_provider
+from serl.config import ExperimentConfig
+from serl.config.errors import ConfigError
+from serl.config.load import load_experiment
 from serl.warm_start.panel import PanelSettings
 from serl.warm_start.run import WarmStartSettings, evaluate, save, warm_start
 
 logger = logging.getLogger(__name__)
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -29,17 +38,48 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "experiment",
+        nargs="*",
+        metavar="EXPERIMENT.yaml key.path=value",
+        help="whose tasks to learn (experiments/quickstart.yaml); only its training split is learned",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument(
-        "--data", default="embedded", help="as env.args.data; only its split train is learned"
-    )
-    parser.add_argument("--max-receptacles", type=int, default=6, help="rooms to learn and play in")
     parser.add_argument("--episodes", type=int, default=defaults.demonstrations.num_episodes)
-    parser.add_argument("--max-steps", type=int, default=defaults.demonstrations.max_steps)
-    parser.add_argument("--history-length", type=int, default=defaults.demonstrations.history_length)
-    parser.add_argument("--panel", type=int, default=0, help="held-out games to play at the end (0: all)")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--detour-share",
+        type=float,
+        default=defaults.demonstrations.detour_share,
+        help="random actions of the demonstrator, which are learned too (%(default)s)",
+    )
+    parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
+    parser.add_argument(
+        "--parent", default=defaults.parent, metavar="MODEL", help="a policy to begin as, as in model.path"
+    )
+    parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
+    parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
+    parser.add_argument("--panel", type=int, default=0, help="held-out tasks to play at the end (0: all)")
+    return parser.parse_intermixed_args(arguments)
+
+
+def experiment_of(positional: Sequence[str]) -> ExperimentConfig:
+    """The experiment named first, or the quickstart's, with the overrides behind it. Raises ConfigError."""
+    names = [text for text in positional if "=" not in text]
+    if len(names) > 1:
+        raise ConfigError([f"one experiment at a time, not {', '.join(names)}"])
+    path = Path(names[0]) if names else EXPERIMENTS / "quickstart.yaml"
+    return load_experiment(path, [text for text in positional if "=" in text])
+
+
+def demonstrating_provider(experiment: ExperimentConfig) -> DemonstratingProvider:
+    """The experiment's environment. Raises ValueError if it has no demonstrator, FileNotFoundError."""
+    provider = make_provider(experiment.env.name, experiment.env.args)
+    if not hasattr(provider, "demonstrator") or not hasattr(provider, "prompt_phrases"):
+        raise ValueError(
+            f"env.name = {experiment.env.name!r} has no demonstrator (DemonstratingProvider in envs/base.py)"
+        )
+    return cast(DemonstratingProvider, provider)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,29 +88,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     # On a shared machine a second thread costs more than it brings at this size.
     torch.set_num_threads(1)
+    try:
+        experiment = experiment_of(options.experiment)
+        provider = demonstrating_provider(experiment)
+        for split in (experiment.env.train_split, experiment.evaluation.split):
+            provider.task_set(split)
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("%s", error)
+        return 2
+    env = experiment.env
     defaults = WarmStartSettings()
     demonstrations = replace(
         defaults.demonstrations,
         num_episodes=options.episodes,
-        max_steps=options.max_steps,
-        history_length=options.history_length,
+        max_steps=env.max_steps,
+        history_length=env.history_length,
+        detour_share=options.detour_share,
     )
-    settings = replace(defaults, seed=options.seed, demonstrations=demonstrations)
-    try:
-        provider = make_provider({"data": options.data, "max_receptacles": options.max_receptacles})
-    except (ValueError, FileNotFoundError) as error:
-        logger.error("%s", error)
-        return 2
-    start = warm_start(provider, settings)
-    panel_settings = PanelSettings(max_steps=options.max_steps, history_length=options.history_length)
-    panel = evaluate(start, provider, "valid_seen", options.panel, panel_settings)
+    settings = replace(
+        defaults,
+        seed=options.seed,
+        vocab_size=options.vocab_size,
+        parent=options.parent,
+        demonstrations=demonstrations,
+        cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
+    )
+    start = warm_start(provider, env.train_split, settings)
+    panel_settings = PanelSettings(
+        max_steps=env.max_steps,
+        history_length=env.history_length,
+        temperature=experiment.evaluation.temperature,
+        max_response_length=experiment.rollout.max_response_length,
+    )
+    panel = evaluate(start, provider, experiment.evaluation.split, options.panel, panel_settings)
     save(start, settings, panel, options.out)
     logger.info(
-        "%s: solves %.0f %% of held-out games in %d steps, %.0f %% of its actions are inadmissible; "
+        "%s: solves %.0f %% of held-out tasks in %d steps, %.0f %% of its actions are inadmissible; "
         "%d demonstrations, %.0f CPU seconds",
         options.out,
         100 * panel.success_rate,
-        options.max_steps,
+        env.max_steps,
         100 * panel.inadmissible_rate,
         start.num_demonstrations,
         start.demonstration_seconds + start.cloning_seconds,

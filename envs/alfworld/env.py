@@ -49,6 +49,7 @@ class AlfworldEnv(TextEnv):
         blocking: bool = False,
     ):
         self.blocking = blocking
+        self.reward_range = (0.0, success_reward)
         self._load = load
         self._make_engine = make_engine
         self._success_reward = success_reward
@@ -66,7 +67,7 @@ class AlfworldEnv(TextEnv):
         self.engine = self._make_engine(game)
         frame = self.engine.reset()
         observation, task = split_task(frame.observation)
-        self._task_description, self._task_type = task or game.task_description, game.task_type
+        self.task_description, self._task_type = task or game.task_description, game.task_type
         self._admissible = frame.admissible_commands
         self._done = False
         self._known_answers = {observation}
@@ -118,7 +119,7 @@ class AlfworldEnv(TextEnv):
     def _info(self, frame: Frame, action_valid: bool, feedback: str | None) -> dict[str, Any]:
         return {
             "admissible_actions": list(frame.admissible_commands),
-            "task_description": self._task_description,
+            "task_description": self.task_description,
             "task_type": self._task_type,
             "success": frame.won,
             "action_valid": action_valid,

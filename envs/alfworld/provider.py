@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from envs.alfworld import prompt
+from envs.alfworld.demonstrator import AlfworldDemonstrator, prompt_phrases
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv, GameEngine
 from envs.alfworld.game import Game
@@ -18,7 +20,7 @@ from envs.alfworld.one_thread import OneThreadEngine
 from envs.alfworld.tasks import TASK_TYPES
 from envs.alfworld.textworld_engine import TextWorldEngine
 from envs.arguments import nearest_name, parse_arguments
-from envs.base import PromptParts, Task, TaskSet, manifest_hash
+from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 
 _CACHED_GAMES = 128
 
@@ -105,6 +107,16 @@ class AlfworldProvider:
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         """Chat messages of one step's prompt."""
         return prompt.messages(parts, self.arguments.show_admissible_actions)
+
+    def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> AlfworldDemonstrator:
+        """The searcher for the game under way in ``env``. Raises ValueError for a task of another wording."""
+        if not isinstance(env, AlfworldEnv) or not isinstance(env.engine, Engine):
+            raise ValueError("demonstrations need an episode of the native engine")
+        return AlfworldDemonstrator(env, env.task_description, rng, detour_share)
+
+    def prompt_phrases(self) -> tuple[str, ...]:
+        """Fixed wording of prompts, actions and feedback."""
+        return prompt_phrases()
 
     def _make_textworld_engine(self, game: Game) -> GameEngine:
         return OneThreadEngine(TextWorldEngine, game, self._textworld_thread)

@@ -7,6 +7,7 @@ Departures, all of them where the original would crash or depend on chance: quer
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
@@ -85,6 +86,14 @@ class Engine:
                 reward, done = self._click(argument)
                 return self._frame(reward, done, True)
         return self._frame(0.0, False, False)
+
+    def copy(self) -> Engine:
+        """Another episode in the same state; both go on independently."""
+        copied = copy.copy(self)
+        copied.options = dict(self.options)
+        copied.opened_asins = set(self.opened_asins)
+        copied.action_counts = Counter(self.action_counts)
+        return copied
 
     def rich_observation(self) -> str:
         """The current page in the original's mode ``text_rich``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ class WebshopEnv(TextEnv):
         blocking: bool = False,
     ):
         self.blocking = blocking
+        self.reward_range = (0.0, success_reward)
         self.shop = shop
         self._find_goal = find_goal
         self._reward = reward
@@ -67,6 +69,12 @@ class WebshopEnv(TextEnv):
         observation = _without_instruction(frame.observation, engine.goal.instruction_text)
         comment = feedback(engine, action, frame, observation, chosen_before)
         return observation, self._reward_of(frame), frame.done, False, self._info(engine.goal, frame, comment)
+
+    def copy(self) -> WebshopEnv:
+        """Another episode in the same state; both go on independently."""
+        copied = copy.copy(self)
+        copied.engine = None if self.engine is None else self.engine.copy()
+        return copied
 
     def _reward_of(self, frame: Frame) -> float:
         score = frame.reward if self._reward == "score" else float(frame.reward == FULL_SCORE)

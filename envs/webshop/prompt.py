@@ -83,10 +83,29 @@ def trim_observation(observation: str, max_tokens: int) -> str:
     if longest > _SHORTEST_CUT:
         limit = longest - _SEPARATOR_TOKENS
         return SEPARATOR.join(_cut(text, limit) for text in texts)
-    texts = [_cut(text, _SHORTEST_CUT) for text in texts]
-    kept = max(max_tokens // (_SHORTEST_CUT + _SEPARATOR_TOKENS), 2)
-    head, tail = texts[: (kept + 1) // 2], texts[len(texts) - kept // 2 :]
-    return SEPARATOR.join([*head, f"{_MORE} {len(texts) - len(head) - len(tail)} more {_MORE}", *tail])
+    return _without_middle([_cut(text, _SHORTEST_CUT) for text in texts], max_tokens)
+
+
+def _without_middle(texts: Sequence[str], max_tokens: int) -> str:
+    """As many texts of both ends of a page as fit, and between them how many are left out."""
+    lengths = [estimate_tokens(text) + _SEPARATOR_TOKENS for text in texts]
+    head, tail = 1, len(texts) - 1
+    left = (
+        max_tokens
+        - lengths[0]
+        - lengths[-1]
+        - _SEPARATOR_TOKENS
+        - estimate_tokens(f"{_MORE} 99 more {_MORE}")
+    )
+    while head < tail:
+        from_head = head <= len(texts) - tail
+        left -= lengths[head if from_head else tail - 1]
+        if left < 0:
+            break
+        head, tail = (head + 1, tail) if from_head else (head, tail - 1)
+    if head >= tail:
+        return SEPARATOR.join(texts)
+    return SEPARATOR.join([*texts[:head], f"{_MORE} {tail - head} more {_MORE}", *texts[tail:]])
 
 
 def trim_actions(actions: Sequence[str], max_tokens: int) -> tuple[str, ...]:

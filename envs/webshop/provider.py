@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 from functools import cached_property
@@ -11,10 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
 from envs.arguments import nearest_name, parse_arguments
-from envs.base import PromptParts, Task, TaskSet, manifest_hash
+from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 from envs.webshop import prompt
 from envs.webshop.catalogue import Catalogue
 from envs.webshop.data_files import DATA_VARIABLE, data_folder, embedded_catalogue, find_files, load_catalogue
+from envs.webshop.demonstrator import WebshopDemonstrator, prompt_phrases
 from envs.webshop.env import Reward, WebshopEnv
 from envs.webshop.goals import Goal, goal_fingerprint
 from envs.webshop.nouns import FALLBACK
@@ -107,6 +109,7 @@ class WebshopProvider:
                 [(g.goal_id, goal_fingerprint(g, catalogue.fingerprint)) for g in goals]
             ),
             skipped=catalogue.report.malformed,
+            notes=(f"title nouns from {catalogue.noun_source}",),
         )
 
     def unreachable_goals(self, split: str) -> tuple[str, ...]:
@@ -127,6 +130,16 @@ class WebshopProvider:
         """Chat messages of one step's prompt."""
         arguments = self.arguments
         return prompt.messages(parts, arguments.show_admissible_actions, arguments.max_observation_tokens)
+
+    def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> WebshopDemonstrator:
+        """A shopper for the episode under way in ``env``. Raises ValueError without one."""
+        if not isinstance(env, WebshopEnv):
+            raise ValueError(f"demonstrations need a WebshopEnv, not {type(env).__name__}")
+        return WebshopDemonstrator(env, rng, detour_share)
+
+    def prompt_phrases(self) -> tuple[str, ...]:
+        """Fixed wording of prompts, actions and feedback, and the ids of all products."""
+        return prompt_phrases(self.shop)
 
     @property
     def shop(self) -> Shop:

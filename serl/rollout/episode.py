@@ -25,6 +25,9 @@ from serl.types import Assignment, Completion, Step, Trajectory
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
 
+# What a trajectory's metrics hold beside the environment's own.
+EPISODE_METRICS = GENERATION_SECONDS, DROPPED_HISTORY_TURNS = "generation_seconds", "dropped_history_turns"
+
 
 class Policy(Protocol):
     """Whoever turns prompt ids into sampled ids. Raises TimeoutError at the deadline, and RequestRefused."""
@@ -227,7 +230,7 @@ def _trajectory(
         environment_seconds=environment_seconds,
         metrics={
             **progress.info.get("metrics", {}),
-            "generation_seconds": progress.generation_seconds,
-            "dropped_history_turns": float(progress.num_dropped_turns),
+            GENERATION_SECONDS: progress.generation_seconds,
+            DROPPED_HISTORY_TURNS: float(progress.num_dropped_turns),
         },
     )

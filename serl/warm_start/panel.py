@@ -1,4 +1,4 @@
-"""Plays a panel of games with a policy in this process: a quick look at a warm start, without serving."""
+"""Plays a panel of tasks with a policy in this process: a quick look at a warm start, without serving."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.provider import AlfworldProvider
-from envs.base import PromptParts, Task, Turn
+from envs.base import EnvProvider, PromptParts, Task, Turn
 from serl.rollout.actions import parse_action
 from serl.rollout.prompt import PromptEncoder
 from serl.warm_start.tokenizer import END, PAD, token_id
@@ -40,9 +38,9 @@ class PanelResult:
 
 
 class _Episode:
-    def __init__(self, provider: AlfworldProvider, task: Task, history_length: int):
+    def __init__(self, provider: EnvProvider, task: Task, history_length: int):
         self.task = task
-        self.env: AlfworldEnv = provider.make_env()
+        self.env = provider.make_env()
         self.observation, self.info = self.env.reset(options={"task_id": task.task_id})
         self.history: deque[Turn] = deque(maxlen=history_length)
         self.num_turns = 0
@@ -61,7 +59,8 @@ class _Episode:
     def act(self, response: str) -> None:
         action = parse_action(response) or response
         self.history.append(Turn(self.observation, action))
-        self.observation, _, self.done, _, self.info = self.env.step(action)
+        self.observation, _, terminated, truncated, self.info = self.env.step(action)
+        self.done = terminated or truncated
         self.num_turns += 1
         self.num_inadmissible += not self.info["action_valid"]
 
@@ -69,12 +68,12 @@ class _Episode:
 def play_panel(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    provider: AlfworldProvider,
+    provider: EnvProvider,
     tasks: Sequence[Task],
     settings: PanelSettings,
     seed: int,
 ) -> PanelResult:
-    """Plays every task once, all games side by side, sampling at ``temperature``."""
+    """Plays every task once, all episodes side by side, sampling at ``temperature``."""
     encoder = PromptEncoder(tokenizer)
     episodes = [_Episode(provider, task, settings.history_length) for task in tasks]
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From games to a policy folder: demonstrations, tokenizer, behaviour cloning, and a look at the result."""
+"""From tasks to a policy folder: demonstrations, tokenizer, behaviour cloning, and a look at the result."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.alfworld.provider import AlfworldProvider
+from envs.base import DemonstratingProvider
+from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
 from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy
+from serl.warm_start.model import PolicyShape, build_policy, inherit
 from serl.warm_start.panel import PanelResult, PanelSettings, play_panel
 from serl.warm_start.tokenizer import END, PAD, build_tokenizer, token_id
 
@@ -28,11 +29,13 @@ class WarmStartSettings:
     """Everything a warm start depends on; the same settings give the same policy on the same machine.
 
     ``vocab_size`` bounds the tokenizer, ``num_tokenizer_demonstrations`` is how many it learns from.
+    ``parent``: a policy of the same shape to begin as, named as ``model.path``; empty for none.
     """
 
     seed: int = 0
     vocab_size: int = 900
     num_tokenizer_demonstrations: int = 20_000
+    parent: str = ""
     demonstrations: DemonstrationSettings = field(default_factory=DemonstrationSettings)
     shape: PolicyShape = field(default_factory=PolicyShape)
     cloning: CloningSettings = field(default_factory=CloningSettings)
@@ -51,14 +54,15 @@ class WarmStart:
     cloning_seconds: float
 
 
-def warm_start(provider: AlfworldProvider, settings: WarmStartSettings) -> WarmStart:
-    """Trains on the ``train`` games of ``provider`` and on nothing else."""
+def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartSettings) -> WarmStart:
+    """Trains on the tasks of ``split`` and on nothing else."""
     started = time.process_time()
-    tasks = provider.task_set("train").tasks
+    tasks = provider.task_set(split).tasks
     demonstrations = list(demonstrate(provider, tasks, settings.demonstrations, settings.seed))
-    logger.info("%d demonstrations from %d games", len(demonstrations), len(tasks))
+    logger.info("%d demonstrations from %d tasks", len(demonstrations), len(tasks))
     tokenizer = build_tokenizer(
         _texts(demonstrations[: settings.num_tokenizer_demonstrations]),
+        provider.prompt_phrases(),
         settings.vocab_size,
         settings.shape.max_positions,
     )
@@ -66,6 +70,9 @@ def warm_start(provider: AlfworldProvider, settings: WarmStartSettings) -> WarmS
     num_tokens = sum(demonstration.num_tokens for demonstration in encoded)
     policy = build_policy(tokenizer, settings.shape, settings.seed)
     cloning_started = time.process_time()
+    if settings.parent:
+        num_shared = inherit(policy, tokenizer, resolve_model(settings.parent))
+        logger.info("begins as %s, which knows %d of %d tokens", settings.parent, num_shared, len(tokenizer))
     losses = clone(policy, encoded, settings.cloning, token_id(tokenizer, PAD), settings.seed)
     last = losses[-100:]
     return WarmStart(
@@ -95,9 +102,9 @@ def encode(
 
 
 def evaluate(
-    start: WarmStart, provider: AlfworldProvider, split: str, num_tasks: int, settings: PanelSettings
+    start: WarmStart, provider: DemonstratingProvider, split: str, num_tasks: int, settings: PanelSettings
 ) -> PanelResult:
-    """The first ``num_tasks`` games of ``split`` (0: all), each once."""
+    """The first ``num_tasks`` tasks of ``split`` (0: all), each once."""
     tasks = provider.task_set(split).tasks
     return play_panel(start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0)
 

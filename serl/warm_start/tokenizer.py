@@ -1,8 +1,8 @@
 """A byte-level BPE tokenizer whose phrases are single tokens, so that a tiny policy's prompts stay short.
 
-Fixed wording (the system message, the labels of the prompt, the engine's stock phrases) becomes added tokens;
-what is left between them is split into words and numbers, which BPE learns from game texts. A thing's name is
-a token of its own, apart from its number: what a task names is found by the very same token.
+Fixed wording (the system message, the labels of the prompt, the environment's stock phrases) becomes added
+tokens; what is left between them is split into words and numbers, which BPE learns from prompts. A thing's
+name is a token of its own, apart from its number: what a task names is found by the very same token.
 None of the phrases is special: decoding keeps them.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from envs.alfworld.prompt import system_message
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, StepEvidence
 
@@ -29,71 +28,11 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
 _WORDS = r" ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
-_PROMPT_LABELS = (
-    "Task:",
-    "\nTurns so far:",
-    "\nYou saw:",
-    "\nYou did:",
-    "\nYou see:",
-    "\nAdmissible actions:",
-)
-_ENGINE_PHRASES = (
-    " You are in the middle of a room. Looking quickly around you, you see",
-    " You arrive at",
-    ". On the",
-    ", you see",
-    " you see",
-    " you see nothing.",
-    ", you see nothing.",
-    ". In it, you see",
-    ". In it",
-    " You open the",
-    " You close the",
-    " You pick up the",
-    " from the",
-    " You move the",
-    " to the",
-    " You turn on the",
-    " You heat the",
-    " You cool the",
-    " You clean the",
-    " using the",
-    " is open",
-    " is closed.",
-    " You are facing the",
-    ". Next to it",
-    " You are carrying:",
-    " You are not carrying anything.",
-    " Nothing happens.",
-    ", a",
-    ", and a",
-)
-_COMMANDS = ("go to", "take", "open", "close", "move", "use", "heat", "cool", "clean", "slice", "examine")
-_IDLE_COMMANDS = ("look", "inventory")
-_FEEDBACK_PHRASES = (
-    "The action worked:",
-    "The action worked but told nothing new:",
-    "The action worked and the task is solved:",
-    "' is not an admissible action here: nothing happened.",
-)
 
 
-def policy_phrases() -> list[str]:
-    """Every phrase that becomes one token, the response tags included."""
-    commands = [form for name in _COMMANDS for form in (name, f" {name}", f", {name}")]
-    idle = [form for name in _IDLE_COMMANDS for form in (name, f" {name}", f", {name}")]
-    systems = [system_message(show_admissible_actions=shown) for shown in (True, False)]
-    phrases = [
-        *RESPONSE_TAGS,
-        *systems,
-        hindsight_heading(),
-        *_PROMPT_LABELS,
-        *_ENGINE_PHRASES,
-        *commands,
-        *idle,
-        *_FEEDBACK_PHRASES,
-    ]
-    return list(dict.fromkeys(phrases))
+def policy_phrases(prompt_phrases: Sequence[str]) -> list[str]:
+    """Every phrase that becomes one token: response tags, hindsight's heading, those of the environment."""
+    return list(dict.fromkeys([*RESPONSE_TAGS, hindsight_heading(), *prompt_phrases]))
 
 
 def hindsight_heading() -> str:
@@ -103,9 +42,11 @@ def hindsight_heading() -> str:
     return (text or "").removesuffix(marker)
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: Iterable[str], prompt_phrases: Sequence[str], vocab_size: int, model_max_length: int
+) -> PreTrainedTokenizerFast:
     """Learns at most ``vocab_size`` entries (phrases included) from ``texts``."""
-    phrases = policy_phrases()
+    phrases = policy_phrases(prompt_phrases)
     special = [PAD, END, USER, ASSISTANT]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -76,12 +76,17 @@ def model_folder(experiment: ExperimentConfig) -> Path:
 
 
 def _add_env(benchmarks: argparse._SubParsersAction) -> None:
-    parser = _add_benchmark(benchmarks, "env", "the ALFWorld engine against TextWorld", repetitions=3)
+    parser = _add_benchmark(
+        benchmarks, "env", "the ALFWorld engine against TextWorld, and WebShop", repetitions=3
+    )
     parser.add_argument(
         "--data", default="embedded", help="the games, as env.args.data of an experiment (embedded)"
     )
     parser.add_argument("--games", type=_positive, default=6, help="games a repetition (6)")
     parser.add_argument("--steps", type=_positive, default=15, help="steps a game (15)")
+    parser.add_argument(
+        "--products", type=int, default=20_000, help="of the large WebShop; 0: none (%(default)s)"
+    )
 
 
 def _add_experiment_benchmark(

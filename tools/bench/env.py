@@ -1,4 +1,4 @@
-"""The native ALFWorld engine against the original one, TextWorld, on the same games and commands."""
+"""The native ALFWorld engine against the original one, TextWorld, on the same games; then WebShop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from envs.alfworld.game import Game
 from envs.alfworld.game_sources import GameSource, open_source
 from envs.alfworld.pack import PackError
 from envs.alfworld.textworld_engine import MissingTextWorldError, TextWorldEngine
+from tools.bench import webshop
 from tools.bench.arguments import BenchmarkInputError
 from tools.bench.figures import Figures
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
     if has_textworld:
         _report_ratios(native, original, figures)
         figures.note(f"  steps with another answer than TextWorld's: {num_different}")
+    webshop.run(options, figures)
 
 
 def _open(data: str) -> GameSource:

@@ -1,0 +1,217 @@
+"""A shopper who knows what every product is, as an expert to imitate, and the fixed wording of prompts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from envs.base import DemonstratedAction
+from envs.webshop.engine import Engine
+from envs.webshop.env import WebshopEnv
+from envs.webshop.goals import Goal
+from envs.webshop.pages import (
+    BUY_NOW,
+    NEXT_PAGE,
+    PREVIOUS_PAGE,
+    PRODUCTS_PER_PAGE,
+    SEPARATOR,
+    SUB_PAGES,
+    Kind,
+)
+from envs.webshop.products import Product
+from envs.webshop.prompt import system_message
+from envs.webshop.reachability import FULL_SCORE, choice_for
+from envs.webshop.shop import Shop
+
+_REMEMBERED_NAMES = 100
+_NEVER = 1_000
+
+_PHRASES = (
+    "Task:",
+    "\nTurns so far:",
+    "\nYou saw:",
+    "\nYou did:",
+    "\nYou see:",
+    "\nAdmissible actions:",
+    SEPARATOR,
+    "WebShop",
+    " WebShop",
+    "Search",
+    "Back to Search",
+    " Back to Search",
+    "Page",
+    "(Total results:",
+    NEXT_PAGE,
+    PREVIOUS_PAGE,
+    "Price: $",
+    " to $",
+    "Rating: N.A.",
+    *SUB_PAGES[:3],
+    BUY_NOW,
+    "search[",
+    "click[",
+    # With the blank after it, so that the next word is the same token on a page and in an action.
+    " Find me ",
+    ": ",
+    ", and price lower than",
+    " dollars",
+    "…",
+    " more …",
+    "The action worked:",
+    "The action worked but changed nothing:",
+    "The action worked: this is",
+    "The search worked:",
+    " products found.",
+    "The search found no product.",
+    "The purchase ended the task. Your score (min 0.0, max 1.0):",
+    "' is not an admissible action here: nothing happened.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A way to meet a goal as well as the shop allows: query, product and option values by name."""
+
+    query: str
+    number: int
+    asin: str
+    result_page: int
+    choice: Mapping[str, str]
+
+
+def best_purchase(shop: Shop, goal: Goal) -> Purchase:
+    """The best product that a search for the goal's kind of product and attributes finds, the earliest of
+    equals; the goal's own where it finds none."""
+    query = _query(shop.product(shop.catalogue.number_of(goal.asin)), goal)
+    best, best_score, best_place = shop.catalogue.number_of(goal.asin), -1.0, 0
+    for place, number in enumerate(shop.search(query.lower())):
+        score = shop.score(goal, number, tuple(_choice(shop, goal, number).values())).total
+        if score > best_score:
+            best, best_score, best_place = number, score, place
+        if score == FULL_SCORE:
+            break
+    asin = shop.product(best).asin
+    return Purchase(query, best, asin, best_place // PRODUCTS_PER_PAGE + 1, _choice(shop, goal, best))
+
+
+def _query(own: Product, goal: Goal) -> str:
+    """The instruction's own words up to the options, which a policy can copy; else kind and attributes."""
+    if own.instruction is not None and goal.instruction_text.startswith(own.instruction.text):
+        return own.instruction.text.removeprefix("Find me ")
+    return " ".join((own.query, *goal.attributes))
+
+
+def _choice(shop: Shop, goal: Goal, number: int) -> dict[str, str]:
+    product = shop.product(number)
+    choice = choice_for(goal, product)
+    if choice is None:
+        wanted = goal.options if isinstance(goal.options, Mapping) else {}
+        choice = {name: value for name, value in wanted.items() if value in product.options.get(name, ())}
+    return choice
+
+
+class WebshopDemonstrator:
+    """Searches for the kind of product and the attributes asked for, opens the best product, chooses and
+    buys. Names are written as the page shows them."""
+
+    def __init__(self, env: WebshopEnv, rng: random.Random, detour_share: float):
+        if env.engine is None:
+            raise ValueError("a demonstrator needs an episode under way")
+        self._env = env
+        self._rng = rng
+        self._detour_share = detour_share
+        self.purchase = best_purchase(env.shop, env.engine.goal)
+        self._seen_names: list[str] = [BUY_NOW, *self.purchase.choice.values()]
+
+    def act(self, observation: str, info: dict[str, Any]) -> DemonstratedAction:
+        self._see()
+        if self._rng.random() < self._detour_share:
+            return DemonstratedAction("try something", self.admissible_action(info), is_detour=True)
+        return DemonstratedAction(*self._decide())
+
+    def admissible_action(self, info: dict[str, Any]) -> str:
+        """A search for the first few of the words, or a click on anything of the page."""
+        if self._engine.page.has_search_bar:
+            words = self.purchase.query.split(" ")
+            return f"search[{' '.join(words[: self._rng.randint(1, len(words))])}]"
+        return f"click[{self._rng.choice(self._names())}]"
+
+    def inadmissible_action(self, info: dict[str, Any]) -> str | None:
+        """A click on something of another page."""
+        self._see()
+        refused = [name for name in self._seen_names if name.lower() not in self._engine.clickables]
+        return f"click[{self._rng.choice(refused)}]" if refused else None
+
+    def try_out(self, action: str) -> tuple[str, bool]:
+        future = self._env.copy()
+        assert future.engine is not None
+        _, _, _, _, info = future.step(action)
+        return info["feedback"], self._distance(future.engine) < self._distance(self._engine)
+
+    @property
+    def _engine(self) -> Engine:
+        assert self._env.engine is not None
+        return self._env.engine
+
+    def _names(self) -> list[str]:
+        return [text.text for text in self._engine.page.texts if text.kind is not Kind.TEXT]
+
+    def _see(self) -> None:
+        self._seen_names = (self._seen_names + self._names())[-_REMEMBERED_NAMES:]
+
+    def _decide(self) -> tuple[str, str]:
+        """``(thought, action)``: the first step of the shortest way to the purchase."""
+        engine, purchase = self._engine, self.purchase
+        if engine.asin == purchase.asin:
+            if BUY_NOW.lower() not in engine.clickables:
+                return "go back", f"click[{PREVIOUS_PAGE}]"
+            for name, value in purchase.choice.items():
+                if engine.options.get(name) != value:
+                    return f"choose {name}", f"click[{value}]"
+            return "buy it", f"click[{BUY_NOW}]"
+        if not self._is_searched(engine):
+            return "search", f"search[{purchase.query}]"
+        if engine.asin is not None:
+            return "go back", f"click[{PREVIOUS_PAGE}]"
+        if engine.result_page < purchase.result_page:
+            return "look further", f"click[{NEXT_PAGE}]"
+        if engine.result_page > purchase.result_page:
+            return "go back", f"click[{PREVIOUS_PAGE}]"
+        return "open it", f"click[{purchase.asin}]"
+
+    def _is_searched(self, engine: Engine) -> bool:
+        return purchase_found_by(engine, self.purchase) == self.purchase.result_page
+
+    def _distance(self, engine: Engine) -> int:
+        """Actions that are left, by the way of `_decide`."""
+        if engine.score is not None:
+            return 0 if engine.score.total == FULL_SCORE else _NEVER
+        missing = sum(engine.options.get(name) != value for name, value in self.purchase.choice.items())
+        on_sub_page = engine.asin is not None and BUY_NOW.lower() not in engine.clickables
+        if engine.asin == self.purchase.asin:
+            return missing + 1 + on_sub_page
+        from_results = 1 + len(self.purchase.choice) + 1
+        if not self._is_searched(engine):
+            return 1 + self.purchase.result_page - 1 + from_results
+        back = 0 if engine.asin is None else 1 + on_sub_page
+        return back + abs(engine.result_page - self.purchase.result_page) + from_results
+
+
+def purchase_found_by(engine: Engine, purchase: Purchase) -> int | None:
+    """The result page on which the search under way shows the product; None if it does not."""
+    found = engine.shop.search(" ".join(engine.keywords)) if engine.keywords else ()
+    if purchase.number not in found:
+        return None
+    return found.index(purchase.number) // PRODUCTS_PER_PAGE + 1
+
+
+def prompt_phrases(shop: Shop) -> tuple[str, ...]:
+    """Stock phrases of prompt, pages, actions and feedback, and the ids of all products."""
+    products = (shop.product(number) for number in range(len(shop.catalogue)))
+    return (
+        *(system_message(show_admissible_actions=shown) for shown in (True, False)),
+        *_PHRASES,
+        *(product.asin for product in products),
+    )

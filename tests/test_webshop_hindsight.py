@@ -1,0 +1,154 @@
+"""Every hindsight mode on a group of WebShop episodes, played by the real env runner's coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rollout_helpers import byte_tokenizer
+
+from envs.base import Task
+from envs.webshop.oracle import plan
+from envs.webshop.provider import WebshopProvider, make_provider
+from serl.config import ExperimentConfig
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context
+from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.judge_request import JUDGE_MODES, judge_request
+from serl.hindsight.modes import MODES, hindsight_mode
+from serl.rollout.env_calls import EnvCalls
+from serl.rollout.episode import EpisodeSettings, run_episode
+from serl.rollout.prompt import PromptEncoder
+from serl.serving.client import Sampling
+from serl.types import Assignment, Completion, Trajectory, VersionSpan
+
+OPTIONS = EvidenceOptions(
+    trajectory_format="observation_action",
+    exclude_own_success=True,
+    remove_thinking=True,
+    max_trajectory_steps=0,
+    max_future_steps=0,
+    anchor_similarity=None,
+)
+SCORE_LINE = "Your score (min 0.0, max 1.0): "
+
+
+class Script:
+    """A policy that takes ``actions`` one after the other."""
+
+    def __init__(self, encoder: PromptEncoder, actions: Sequence[str]):
+        self._encoder, self._actions = encoder, iter(actions)
+
+    async def generate(
+        self, prompt_ids: list[int], sampling: Sampling, session_id: str, deadline_s: float
+    ) -> Completion:
+        ids = self._encoder.tokenizer.encode(f"<think>so</think><action>{next(self._actions)}</action>")
+        return Completion(ids, [0.0] * len(ids), "stop", (VersionSpan(0, len(ids), 1),))
+
+
+def play(provider: WebshopProvider, task: Task, member: int, actions: Sequence[str]) -> Trajectory:
+    encoder = PromptEncoder(byte_tokenizer())
+    counters: Counter[str] = Counter()
+    settings = EpisodeSettings(
+        max_steps=15,
+        history_length=2,
+        invalid_action_penalty=0.1,
+        max_prompt_length=8192,
+        request_timeout_s=5.0,
+        sampling=Sampling(max_tokens=512, temperature=1.0, top_p=1.0, stop=("</action>",), seed=None),
+        seeded_requests=False,
+    )
+    with ThreadPoolExecutor(1) as executor:
+        env = EnvCalls(provider.make_env(), task, executor, 5.0, counters)
+        return asyncio.run(
+            run_episode(
+                Assignment(task, "g", member, 0),
+                env,
+                provider.messages,
+                encoder,
+                Script(encoder, actions),
+                settings,
+                counters,
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def group() -> list[Trajectory]:
+    """A full score, the same product without its options, and another product after a mistake."""
+    provider = make_provider({})
+    unreachable = provider.unreachable_goals("train")
+    task = next(
+        task
+        for task in provider.task_set("train").tasks
+        if task.task_id not in unreachable and len(provider.goal(task.task_id).options) == 2
+    )
+    good = plan(provider.shop, provider.goal(task.task_id))
+    hasty = [action for action in good if action.startswith(("search", "click[B"))] + ["click[Buy Now]"]
+    other = [good[0], "dance", "click[features]", "search[pillow]", "click[next >]", "click[< prev]"]
+    found = provider.shop.search("pillow")
+    other += [f"click[{provider.shop.product(found[0]).asin}]", "click[buy now]"]
+    return [play(provider, task, member, actions) for member, actions in enumerate((good, hasty, other))]
+
+
+def view(group: list[Trajectory], **changes: Any) -> GroupView:
+    return replace(GroupView(group, OPTIONS), **changes)
+
+
+def test_the_episodes_end_as_they_were_played(group: list[Trajectory]) -> None:
+    assert [t.end_reason for t in group] == ["success", "failure", "failure"]
+    assert [t.reward for t in group] == [10.0, 0.0, 0.0]
+    scores = [t.metrics["task_score"] for t in group]
+    assert scores[0] == 1.0 and 0 < scores[1] < 1 and scores[2] < scores[1]
+    assert [step.action_valid for step in group[2].steps[:4]] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_something_to_say_about_most_steps(group: list[Trajectory], mode: str) -> None:
+    judged = {t.trajectory_id: f"Attempt {t.member} was judged." for t in group}
+    evidence = collect_evidence(view(group, judge_texts=judged), hindsight_mode(mode))
+    contexts = [[render_context(step)[0] for step in steps] for steps in evidence]
+    assert [len(steps) for steps in contexts] == [len(t.steps) for t in group]
+    # The successful episode has no other success to quote, a last step no future.
+    for number in (1, 2):
+        assert all(contexts[number][:-1]), contexts[number]
+    if mode in JUDGE_MODES:
+        assert "Attempt 1 was judged." in str(contexts[1][0])
+        text = judge_request(group[1], view(group), mode, include_feedback=True).text
+        assert "Task: Find me" in text and SCORE_LINE in text
+
+
+def test_after_the_last_action_the_feedback_is_the_final_page_s_score_line(group: list[Trajectory]) -> None:
+    contexts = [
+        render_context(steps[-1])[0]
+        for steps in collect_evidence(view(group), hindsight_mode("immediate_feedback"))
+    ]
+    for trajectory, context in zip(group, contexts, strict=True):
+        assert f"{SCORE_LINE}{trajectory.metrics['task_score']:.2f}" in str(context)
+
+
+def test_steps_from_the_same_page_share_an_anchor(group: list[Trajectory]) -> None:
+    """All three began at the search bar with the same query, so the table lists one action tried by three."""
+    first = collect_evidence(view(group), hindsight_mode("anchor_next_observation"))
+    assert first[0][0] and group[0].steps[0].anchor == group[1].steps[0].anchor == "WebShop [SEP] Search"
+    results = [t.steps[1].anchor for t in group]
+    assert results[0] == results[1] == results[2]
+    table = render_context(first[1][1])[0] or ""
+    assert str(group[0].steps[1].action).lower() in table.lower() and "dance" in table
+
+
+def test_the_whole_config_is_valid_with_every_mode() -> None:
+    for mode in MODES:
+        if mode not in JUDGE_MODES:
+            config = {
+                "name": "x",
+                "model": {"path": "embedded:tiny_webshop"},
+                "env": {"name": "webshop"},
+                "hindsight": {"mode": mode},
+            }
+            assert ExperimentConfig(**config).hindsight.mode == mode

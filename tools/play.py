@@ -1,0 +1,179 @@
+"""Play an environment in a terminal, with what a policy would see: the valid actions and what came before.
+
+    python -m tools.play alfworld
+    python -m tools.play webshop --split valid --seed 3 catalogue=small data=WEBSHOP_DATA
+
+Answer with the number of an action or with the action itself. `history` shows all turns so far, `quit` (or
+the end of the input) leaves. Arguments `key=value` are the environment's own (`env.args`). An environment is
+named as in `env.name`: built in, installed, or package.module:factory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from envs.base import EnvProvider, Task, TextEnv, Turn
+from envs.registry import UnknownEnvironmentError, make_provider
+
+_LEFT_OPEN = re.compile(r"<([^<>]+)>")
+_QUIT = frozenset({"quit", "exit", "q"})
+_LAST_TURNS = 2
+
+
+class BadRequest(ValueError):
+    """What was asked for cannot be played; the message is for the user."""
+
+
+class Left(Exception):
+    """The player left before the end."""
+
+
+@dataclass(slots=True)
+class Score:
+    """How a game went. ``ended``: by the environment, not by the player or the limit of steps."""
+
+    reward: float = 0.0
+    success: bool = False
+    ended: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
+
+    def line(self) -> str:
+        outcome = "solved" if self.success else "not solved" if self.ended else "left unfinished"
+        metrics = "".join(f", {name} {value:.3g}" for name, value in self.metrics.items())
+        return f"{outcome} after {len(self.turns)} steps: reward {self.reward:g}{metrics}"
+
+
+def choose_task(provider: EnvProvider, split: str, task_id: str | None, seed: int | None) -> Task:
+    """The task named, or one drawn from ``split``. Raises BadRequest for a task that is not there."""
+    tasks = provider.task_set(split).tasks
+    if task_id is None:
+        return random.Random(seed).choice(tasks)
+    for task in tasks:
+        if task.task_id == task_id:
+            return task
+    raise BadRequest(f"no task {task_id!r} in split {split!r}; the first of {len(tasks)}: {tasks[0].task_id}")
+
+
+def read_action(actions: Sequence[str], turns: Sequence[Turn]) -> str:
+    """What the player does. A number stands for an action of the list; what that leaves open is asked for.
+
+    Raises Left.
+    """
+    while True:
+        answer = _ask("> ").strip()
+        if answer.lower() in _QUIT:
+            raise Left
+        if answer.lower() == "history":
+            print(_in_words(turns) or "Nothing has been done yet.")
+        elif answer.isdecimal():
+            number = int(answer)
+            if 1 <= number <= len(actions):
+                return _LEFT_OPEN.sub(lambda left_open: _ask(f"{left_open[1]}: "), actions[number - 1])
+            print(f"There is no action {number}: 1 to {len(actions)}, or an action in words.")
+        elif answer:
+            return answer
+
+
+def play(env: TextEnv, task: Task, max_steps: int) -> Score:
+    """One game, until it ends, the player leaves or ``max_steps`` are over."""
+    score = Score()
+    observation, info = env.reset(options={"task_id": task.task_id})
+    print(f"Task: {info['task_description']}")
+    while not score.ended and len(score.turns) < max_steps:
+        actions = info["admissible_actions"]
+        _show(score.turns, observation, actions)
+        try:
+            action = read_action(actions, score.turns)
+        except Left:
+            break
+        score.turns.append(Turn(observation, action))
+        observation, reward, terminated, truncated, info = env.step(action)
+        score.reward += reward
+        score.success = bool(info["success"])
+        score.metrics = dict(info.get("metrics", {}))
+        score.ended = terminated or truncated
+        if info["feedback"]:
+            print(f"\n{info['feedback']}")
+    print(f"\n{observation}" if score.ended else "")
+    print(score.line())
+    return score
+
+
+def _show(turns: Sequence[Turn], observation: str, actions: Sequence[str]) -> None:
+    print(f"\nStep {len(turns) + 1}")
+    if turns:
+        print(f"You did: {'; '.join(turn.action for turn in turns[-_LAST_TURNS:])}")
+    print(f"{observation}\n")
+    width = len(str(len(actions)))
+    for number, action in enumerate(actions, 1):
+        print(f"{number:>{width}}  {action}")
+
+
+def _in_words(turns: Sequence[Turn]) -> str:
+    return "\n".join(f"{n}. {turn.observation}\n   > {turn.action}" for n, turn in enumerate(turns, 1))
+
+
+def _ask(prompt: str) -> str:
+    """A line of input; the end of it is like leaving."""
+    try:
+        return input(prompt)
+    except EOFError:
+        print()
+        raise Left from None
+
+
+def env_args(pairs: Sequence[str]) -> dict[str, object]:
+    """``key=value`` arguments, values read as YAML. Raises BadRequest."""
+    args: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadRequest(f"{pair!r} is no key=value")
+        try:
+            args[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadRequest(f"{pair!r}: the value is not YAML") from error
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for an environment or task that is not there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.play",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("environment", help="alfworld, webshop, or package.module:factory")
+    parser.add_argument("args", nargs="*", metavar="key=value", help="arguments of the environment")
+    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument("--task", metavar="ID", help="the task to play (default: one drawn at random)")
+    parser.add_argument("--seed", type=int, help="draws the same task again")
+    parser.add_argument("--max-steps", type=int, default=50, help="default: %(default)s")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        provider = make_provider(options.environment, env_args(options.args))
+        task = choose_task(provider, options.split, options.task, options.seed)
+    except (BadRequest, UnknownEnvironmentError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.environment}, task {task.task_id}. A number or an action; history; quit.")
+    env = provider.make_env()
+    try:
+        play(env, task, options.max_steps)
+    except KeyboardInterrupt:
+        print()
+    finally:
+        env.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
