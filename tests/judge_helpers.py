@@ -49,13 +49,14 @@ class Endpoint:
         return [body["model"] for body in self.bodies]
 
     async def chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
         number = len(self.bodies)
-        self.bodies.append(await request.json())
+        self.bodies.append(body)
         self.authorizations.append(request.headers.get("Authorization", ""))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            return await self.respond(self.bodies[number], number)
+            return await self.respond(body, number)
         finally:
             self.in_flight -= 1
 

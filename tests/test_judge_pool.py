@@ -174,19 +174,19 @@ def test_pending_requests_are_given_up_when_lambda_will_be_zero(tmp_path: Path):
     first, second = group_to_judge("a", [10.0, 0.0]), group_to_judge("b", [10.0, 0.0])
 
     async def respond(body: dict[str, Any], number: int) -> web.Response:
-        return await (helpful if number < 2 else hang)(body, number)
+        return await (helpful if asked_about([body])[0][0] == "a" else hang)(body, number)
 
     with running(respond) as endpoint:
-        experiment = judged_experiment(endpoint.base_url, hindsight={"lambda_decay_steps": 1})
+        experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, hindsight={"lambda_decay_steps": 1})
         with pool_of(experiment, tmp_path) as pool:
             pool.submit(first, 0, 0)
             pool.submit(second, 0, 0)
             wait_for(pool, [first])
-            pool.take([first], 0, lambda group_id: True)
+            assert len(pool.take([first], 0, lambda group_id: True)) == 2
             assert pool.num_pending == 0
             assert pool.has_answers([second], 1) and pool.take([second], 1, lambda group_id: True) == {}
-            assert pool.metrics()["judge/given_up"] == 2
-            assert "judge/failed_late" not in pool.metrics()
+            metrics = pool.metrics()
+    assert metrics["judge/given_up"] == 2 and "judge/failed_late" not in metrics
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,15 @@ def test_a_batch_waits_no_longer_than_it_may_and_then_goes_without(tmp_path: Pat
     with running(respond) as endpoint:
         experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, max_wait_s=0.5)
         with pool_of(experiment, tmp_path) as pool:
+            pool.submit(group, 0, 0)
+            deadline = time.monotonic() + 20.0
+            while pool.num_done == 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             started = time.monotonic()
-            texts = texts_of(pool, [group])
+            wait_for(pool, [group])
             assert 0.5 <= time.monotonic() - started < 5
+            texts = pool.take([group], 0, lambda group_id: True)
             metrics = pool.metrics()
     assert len(texts) == 1
     assert metrics["judge/failed_late"] == 1 and metrics["judge/answers"] == 1
