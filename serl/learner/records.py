@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 from serl.hindsight.teacher_weights import gap_parts
@@ -19,17 +20,18 @@ def teacher_records(
     recorded: Collection[str],
 ) -> list[TeacherRecord]:
     """Those of the ``samples`` whose trajectories are ``recorded``, from the tensors of the update."""
-    effects = drifts = None
+    weighed = compared = torch.zeros_like(tokens.selected)
+    effects = drifts = torch.zeros_like(tokens.old_logprobs)
     if taught.scores is not None:
         scores = taught.scores
+        weighed, compared = tokens.selected, scores.compared
         effects, drifts = gap_parts(tokens.old_logprobs, scores.with_context, scores.without_context)
     records = []
     for row, sample in enumerate(samples):
         if sample.trajectory_id not in recorded:
             continue
         own = slice(int(tokens.starts[row]), int(tokens.starts[row + 1]))
-        selected = tokens.selected[own]
-        compared = taught.scores is not None and bool(taught.scores.compared[own].any())
+        has_parts = bool(compared[own].any())
         records.append(
             TeacherRecord(
                 trajectory_id=sample.trajectory_id,
@@ -37,10 +39,10 @@ def teacher_records(
                 advantage=sample.advantage,
                 token_advantages=taught.advantages[own].tolist(),
                 context=sample.context,
-                weights=_where(selected, taught.weights[own]),
-                deltas=_where(selected, taught.deltas[own]),
-                feedback_effects=_where(selected, effects[own]) if compared and effects is not None else None,
-                drifts=_where(selected, drifts[own]) if compared and drifts is not None else None,
+                weights=_where(weighed[own], taught.weights[own]),
+                deltas=_where(weighed[own], taught.deltas[own]),
+                feedback_effects=_where(compared[own], effects[own]) if has_parts else None,
+                drifts=_where(compared[own], drifts[own]) if has_parts else None,
             )
         )
     return records
@@ -69,7 +71,5 @@ def untrained_records(
     ]
 
 
-def _where(selected: Tensor, values: Tensor) -> list[float | None]:
-    return [
-        value if marked else None for marked, value in zip(selected.tolist(), values.tolist(), strict=True)
-    ]
+def _where(known: Tensor, values: Tensor) -> list[float | None]:
+    return [value if marked else None for marked, value in zip(known.tolist(), values.tolist(), strict=True)]
