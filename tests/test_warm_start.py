@@ -25,7 +25,7 @@ from serl.warm_start.behaviour_cloning import (
 from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
 from serl.warm_start.model import PolicyShape, build_policy, inherit
 from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
-from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, warm_start
+from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
 from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_heading, policy_phrases, token_id
 
 TINY_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
@@ -200,7 +200,8 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
     )
     start = warm_start(provider, "train", settings)
     panel = evaluate(start, provider, "valid_seen", 4, PanelSettings(max_steps=3))
-    save(start, settings, panel, tmp_path / "policy")
+    save(start, tmp_path / "policy")
+    save_report(start, settings, panel, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     ids = torch.tensor([PromptEncoder(tokenizer).encode([{"role": "user", "content": "Task: put"}])])

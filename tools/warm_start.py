@@ -25,7 +25,7 @@ from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.warm_start.panel import PanelSettings
-from serl.warm_start.run import WarmStartSettings, evaluate, save, warm_start
+from serl.warm_start.run import WarmStartSettings, evaluate, save, save_report, warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
     )
     start = warm_start(provider, env.train_split, settings)
+    save(start, options.out)
     panel_settings = PanelSettings(
         max_steps=env.max_steps,
         history_length=env.history_length,
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_response_length=experiment.rollout.max_response_length,
     )
     panel = evaluate(start, provider, experiment.evaluation.split, options.panel, panel_settings)
-    save(start, settings, panel, options.out)
+    save_report(start, settings, panel, options.out)
     logger.info(
         "%s: solves %.0f %% of held-out tasks in %d steps, %.0f %% of its actions are inadmissible; "
         "%d demonstrations, %.0f CPU seconds",

@@ -109,10 +109,16 @@ def evaluate(
     return play_panel(start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0)
 
 
-def save(start: WarmStart, settings: WarmStartSettings, panel: PanelResult, folder: Path) -> None:
-    """Writes a Hugging Face folder (safetensors, tokenizer, chat template) and ``warm_start.json``."""
+def save(start: WarmStart, folder: Path) -> None:
+    """Writes a Hugging Face folder: safetensors, tokenizer, chat template."""
     start.policy.save_pretrained(folder)
     start.tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def save_report(start: WarmStart, settings: WarmStartSettings, panel: PanelResult, folder: Path) -> None:
+    """Writes ``warm_start.json`` beside the policy: what it took and what it can do."""
     report = {
         "settings": asdict(settings),
         "num_demonstrations": start.num_demonstrations,
@@ -124,8 +130,6 @@ def save(start: WarmStart, settings: WarmStartSettings, panel: PanelResult, fold
         "held_out_panel": asdict(panel),
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    for file in folder.iterdir():
-        file.chmod(0o644)
 
 
 def _texts(demonstrations: list[Demonstration]) -> list[str]:

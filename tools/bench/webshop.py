@@ -30,6 +30,8 @@ SEARCH_GOAL_MS = 20.0
 _PER_KIND = 17  # 60 kinds: 1,020 products
 _GROWTH = 10
 _QUERIES = 40
+_DESCRIPTION_WORDS = 120
+_VOCABULARY = 100_000
 _STATUS = Path("/proc/self/status")
 
 
@@ -189,11 +191,15 @@ def _write_files(folder: Path, num_products: int) -> DataFiles:
 
 
 def _made_up(num_products: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Generated products with descriptions as long as those of real ones, of words as rare as Zipf's."""
+    draw = random.Random(0)
     made = 0
     seed = 0
     while made < num_products:
         part = generate_catalogue(seed, len(DIFFICULTIES))
         for item in part.items[: num_products - made]:
+            words = (f"word{int(_VOCABULARY ** draw.random())}" for _ in range(_DESCRIPTION_WORDS))
+            item["full_description"] += f" {' '.join(words)}."
             yield item, part.items_ins[item["asin"]]
         made += len(part.items)
         seed += 1
