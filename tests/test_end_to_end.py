@@ -79,7 +79,11 @@ def test_two_iterations_write_metrics_panels_trajectories_and_checkpoints(
         "iteration_000001",
         "iteration_000002",
     ]
-    assert (run_dir / "trajectories.jsonl").read_text().count("\n") == 16
+    lines = (run_dir / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 16
+    steps = [step for line in lines for step in json.loads(line)["steps"]]
+    assert all(step["teacher"] for step in steps), "the learner reported nothing of some recorded steps"
+    assert any(step["teacher"]["context"] for step in steps)
     assert len([line for line in console.splitlines() if line.startswith("[")]) == 2
     assert len(console.splitlines()) < 25, "the console shows more than its own lines"
 
