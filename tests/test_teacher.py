@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_helpers import learner_group, reference_logprobs, sampled_groups, save_tiny_policy
+import torch
+from learner_helpers import (
+    learner_group,
+    local_learner,
+    reference_logprobs,
+    sampled_groups,
+    save_tiny_policy,
+)
+from torch import Tensor
 
+from serl.buffer.packing import LearnerPlan, plan_update
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.samples import build_samples
 from serl.learner.teacher import context_free_rows
@@ -230,3 +239,49 @@ def test_teacher_tokens_and_seconds_are_counted(model_dir: Path, groups: list[Tr
     )
     assert metrics["num_teacher_tokens"] == expected
     assert metrics["teacher_tokens_per_s"] == pytest.approx(expected / metrics["seconds_teacher"])
+
+
+def test_the_parts_of_two_learners_add_up_to_the_gradient_of_one(
+    model_dir: Path, groups: list[TrajectoryGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What learners send each other is played back here; `test_learner_group` has real ones."""
+    hindsight = TEACHER | {"baseline": "teacher", "center": "batch"}
+    loss = {"kl_coefficient": 0.1, "entropy_coefficient": 0.05}
+    group = learner_group(model_dir, hindsight=hindsight, loss=loss)
+    samples = samples_of(group, groups)
+
+    def plans(num_learners: int) -> list[LearnerPlan]:
+        rows = context_free_rows(samples, group._experiment.hindsight, (), (0,))
+        return plan_update(
+            samples,
+            num_learners=num_learners,
+            num_minibatches=1,
+            num_epochs=1,
+            micro_batch_tokens=300,
+            seed=(0,),
+            train_every_row=True,
+            context_free_rows=rows,
+        )
+
+    sent: list[Tensor] = []
+
+    def send(values: Tensor) -> tuple[Tensor, int]:
+        sent.append(values)
+        return values, 0
+
+    def receive(values: Tensor) -> tuple[Tensor, int]:
+        return torch.cat(sent), 0
+
+    learner = local_learner(group)
+    (alone,) = (learner.gradients(plan, 0) for plan in plans(1))
+    parts = plans(2)
+    assert all(part.samples for part in parts)
+    monkeypatch.setattr("serl.learner.learner.whole_batch", send)
+    for part in parts:
+        learner.gradients(part, 0)
+    assert [len(values) > 0 for values in sent] == [True, True]
+    monkeypatch.setattr("serl.learner.learner.whole_batch", receive)
+    together = [learner.gradients(part, 0) for part in parts]
+    for name, whole in alone.items():
+        error = float((together[0][name] + together[1][name] - whole).abs().max())
+        assert error <= 1e-5 * float(whole.abs().max()), name
