@@ -152,11 +152,6 @@ class Demonstrator(Protocol):
         """An action that policies tend to propose here and that does nothing; None if there is none."""
         ...
 
-    def disguise(self, text: str) -> str:
-        """``text`` with the names exchanged that a policy must read and not know by heart, such as the ids of
-        things that no task outside training has; the same exchange during the whole episode."""
-        ...
-
     def try_out(self, action: str) -> tuple[str, bool]:
         """``(feedback, whether it brings the task nearer)`` of ``action``; the episode stays as it is."""
         ...

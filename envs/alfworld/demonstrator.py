@@ -98,10 +98,6 @@ class AlfworldDemonstrator:
         refused = [action for action in options if action not in info["admissible_actions"]]
         return self._rng.choice(refused) if refused else None
 
-    def disguise(self, text: str) -> str:
-        """As it is: things are called the same in every game."""
-        return text
-
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()
         _, _, _, _, info = future.step(action)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ from envs.webshop.prompt import system_message
 from envs.webshop.reachability import FULL_SCORE, choice_for
 from envs.webshop.shop import Shop
 
-_PRODUCT_ID = re.compile(r"\b[A-Za-z0-9]{10}\b")
 _REMEMBERED_NAMES = 100
 _NEVER = 1_000
 
@@ -125,7 +123,6 @@ class WebshopDemonstrator:
         self._rng = rng
         self._detour_share = detour_share
         self.purchase = best_purchase(env.shop, env.engine.goal)
-        self._other_ids: dict[str, str] = {}
         self._seen_names: list[str] = [BUY_NOW, *self.purchase.choice.values()]
 
     def act(self, observation: str, info: dict[str, Any]) -> DemonstratedAction:
@@ -146,18 +143,6 @@ class WebshopDemonstrator:
         self._see()
         refused = [name for name in self._seen_names if name.lower() not in self._engine.clickables]
         return f"click[{self._rng.choice(refused)}]" if refused else None
-
-    def disguise(self, text: str) -> str:
-        """Product ids dealt out anew: what is sold under which id must be read from the page."""
-        return _PRODUCT_ID.sub(self._other_id, text)
-
-    def _other_id(self, found: re.Match[str]) -> str:
-        if not self._other_ids:
-            shop = self._env.shop
-            asins = [shop.product(number).asin for number in range(len(shop.catalogue))]
-            self._other_ids = dict(zip(asins, self._rng.sample(asins, len(asins)), strict=True))
-        other = self._other_ids.get(found[0].upper(), found[0])
-        return other if found[0].isupper() else other.lower()
 
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()

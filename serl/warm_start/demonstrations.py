@@ -82,18 +82,11 @@ class _Episode:
                 self._try_inadmissible_action()
             shown = self._demonstrator.act(real_observation, self._info)
             if not shown.is_detour or self._settings.imitate_detours:
-                yield self._disguised(
-                    Demonstration(self._messages(), response_text(shown.thought, shown.action))
-                )
+                yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
                 if not shown.is_detour and self._rng.random() < self._settings.hindsight_share:
-                    yield self._disguised(self._with_hindsight(shown))
+                    yield self._with_hindsight(shown)
             if self._act(shown.action):
                 return
-
-    def _disguised(self, demonstration: Demonstration) -> Demonstration:
-        disguise = self._demonstrator.disguise
-        messages = tuple({**m, "content": disguise(m["content"])} for m in demonstration.messages)
-        return Demonstration(messages, disguise(demonstration.response), demonstration.has_hindsight)
 
     def _act(self, action: str) -> bool:
         """Takes the action; True if that ended the episode."""
