@@ -3,9 +3,9 @@
 ``header.json``, ``products.jsonl`` (one product and its title nouns a line, read when asked for), arrays of
 offsets, asins and prices, and the search index. `tools.prepare_webshop` writes it once.
 
-Measured by ``python -m tools.bench env --products 200000`` on two cores, with descriptions as long as real ones:
-187 MB of index, mapped and shared, opened in 0.13 s; a search takes 0.6 ms on average and 1 ms at most; nothing
-to speak of is a process's own. From 20,000 products to 200,000 the index grows 8.8 times, a search 3 times.
+Measured on two cores by ``python -m tools.bench env --products 200000``, descriptions as long as real ones:
+187 MB of index, mapped and shared, opened in 0.13 s; a search takes 0.6 ms on average and 1 ms at most; next
+to nothing is a process's own. From 20,000 to 200,000 products the index grows 8.8 times, a search 3 times.
 """
 
 from __future__ import annotations
