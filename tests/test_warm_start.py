@@ -23,7 +23,7 @@ from serl.warm_start.behaviour_cloning import (
     token_losses,
 )
 from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy, inherit
+from serl.warm_start.model import PolicyShape, build_policy
 from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
 from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
 from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_heading, policy_phrases, token_id
@@ -160,20 +160,6 @@ def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:
     )
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-
-
-def test_a_policy_can_begin_as_another_one_whatever_tokens_that_knows(tokenizer, tiny) -> None:
-    parent, known = tiny
-    policy = build_policy(tokenizer, PolicyShape(), seed=0)
-    assert inherit(policy, tokenizer, TINY_POLICY) > 300
-    for name, parameter in policy.named_parameters():
-        if name != "model.embed_tokens.weight":
-            assert torch.equal(parameter, parent.get_parameter(name)), name
-    for token in ("<action>", "Task:", END):
-        row = policy.model.embed_tokens.weight[token_id(tokenizer, token)]
-        assert torch.equal(row, parent.model.embed_tokens.weight[token_id(known, token)])
-    with pytest.raises(ValueError, match="another shape"):
-        inherit(build_policy(tokenizer, SMALL_SHAPE, seed=0), tokenizer, TINY_POLICY)
 
 
 def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:

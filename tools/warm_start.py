@@ -54,9 +54,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="random actions of the demonstrator, which are learned too (%(default)s)",
     )
     parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
-    parser.add_argument(
-        "--parent", default=defaults.parent, metavar="MODEL", help="a policy to begin as, as in model.path"
-    )
     parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
     parser.add_argument("--panel", type=int, default=0, help="held-out tasks to play at the end (0: all)")
@@ -109,7 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         defaults,
         seed=options.seed,
         vocab_size=options.vocab_size,
-        parent=options.parent,
         demonstrations=demonstrations,
         cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
     )

@@ -3,9 +3,9 @@
 ``header.json``, ``products.jsonl`` (one product and its title nouns a line, read when asked for), arrays of
 offsets, asins and prices, and the search index. `tools.prepare_webshop` writes it once.
 
-Everything grows with the products: 200,000 made-up ones have 128 MB of index (8 bytes a posting) and 420 MB
-of products, open in half a second and cost a process 7 MB of its own; a search takes 2 ms, 10 ms with 1.2
-million.
+Measured on two cores by ``python -m tools.bench env --products 200000``, descriptions as long as real ones:
+187 MB of index, mapped and shared, opened in 0.13 s; a search takes 0.6 ms on average and 1 ms at most; next
+to nothing is a process's own. From 20,000 to 200,000 products the index grows 8.8 times, a search 3 times.
 """
 
 from __future__ import annotations

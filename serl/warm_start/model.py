@@ -1,10 +1,9 @@
-"""The tiny policy: an untrained Llama that fits the quickstart's one core, or one that begins as another."""
+"""The tiny policy: an untrained Llama that fits the quickstart's one core."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,30 +53,3 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, shape: PolicyShape, seed: i
             scale = 0.5 / math.sqrt(2 * shape.num_layers) if is_output else 1.0
             parameter.normal_(0.0, std * scale, generator=generator)
     return policy
-
-
-def inherit(policy: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
-    """Gives ``policy`` in place the weights of the policy in ``folder``, except for the embeddings of tokens
-    that this one does not know; returns how many tokens both know.
-
-    What a small policy learns last and needs everywhere, to find something in its prompt and repeat it, is in
-    its layers. Raises ValueError for a policy of another shape.
-    """
-    parent = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
-    shared = [(number, known[token]) for token, number in tokenizer.get_vocab().items() if token in known]
-    inherited = parent.state_dict()
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            is_embedding = name == "model.embed_tokens.weight"
-            if (
-                name not in inherited
-                or parameter.shape[is_embedding:] != inherited[name].shape[is_embedding:]
-            ):
-                raise ValueError(f"the policy in {folder} has another shape: {name}")
-            if is_embedding:
-                own, others = (list(numbers) for numbers in zip(*shared, strict=True))
-                parameter[own] = inherited[name][others]
-            else:
-                parameter.copy_(inherited[name])
-    return len(shared)

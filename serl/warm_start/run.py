@@ -11,11 +11,10 @@ from pathlib import Path
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import DemonstratingProvider
-from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
 from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy, inherit
+from serl.warm_start.model import PolicyShape, build_policy
 from serl.warm_start.panel import PanelResult, PanelSettings, play_panel
 from serl.warm_start.tokenizer import END, PAD, build_tokenizer, token_id
 
@@ -29,13 +28,11 @@ class WarmStartSettings:
     """Everything a warm start depends on; the same settings give the same policy on the same machine.
 
     ``vocab_size`` bounds the tokenizer, ``num_tokenizer_demonstrations`` is how many it learns from.
-    ``parent``: a policy of the same shape to begin as, named as ``model.path``; empty for none.
     """
 
     seed: int = 0
     vocab_size: int = 900
     num_tokenizer_demonstrations: int = 20_000
-    parent: str = ""
     demonstrations: DemonstrationSettings = field(default_factory=DemonstrationSettings)
     shape: PolicyShape = field(default_factory=PolicyShape)
     cloning: CloningSettings = field(default_factory=CloningSettings)
@@ -70,9 +67,6 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
     num_tokens = sum(demonstration.num_tokens for demonstration in encoded)
     policy = build_policy(tokenizer, settings.shape, settings.seed)
     cloning_started = time.process_time()
-    if settings.parent:
-        num_shared = inherit(policy, tokenizer, resolve_model(settings.parent))
-        logger.info("begins as %s, which knows %d of %d tokens", settings.parent, num_shared, len(tokenizer))
     losses = clone(policy, encoded, settings.cloning, token_id(tokenizer, PAD), settings.seed)
     last = losses[-100:]
     return WarmStart(

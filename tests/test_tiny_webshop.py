@@ -1,0 +1,72 @@
+"""The policy of the WebShop quickstart, as it ships with SERL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from envs.base import PromptParts, Turn
+from envs.registry import make_provider
+from serl.config.load import load_experiment
+from serl.models.resolve import resolve_model
+from serl.rollout.prompt import PromptEncoder
+from serl.warm_start.panel import PanelSettings, play_panel
+
+EXPERIMENT = load_experiment(
+    Path(__file__).resolve().parents[1] / "experiments" / "webshop_quickstart.yaml", []
+)
+FOLDER = resolve_model(EXPERIMENT.model.path)
+
+
+@pytest.fixture(scope="module")
+def provider():
+    return make_provider(EXPERIMENT.env.name, EXPERIMENT.env.args)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+def test_it_is_small_and_in_safetensors() -> None:
+    names = {file.name for file in FOLDER.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert (FOLDER / "model.safetensors").stat().st_size <= 4 * 2**20
+
+
+def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> None:
+    """Fails when the prompt's wording changed and the policy was not trained anew."""
+    encoder = PromptEncoder(tokenizer)
+    lengths = []
+    for task in provider.task_set("valid").tasks[:20]:
+        env = provider.make_env()
+        observation, info = env.reset(options={"task_id": task.task_id})
+        history = ()
+        for number, action in enumerate((f"search[{info['task_description']}]", "click[next >]")):
+            seen = observation
+            observation, _, _, _, info = env.step(action)
+            history = (Turn(seen, action),)
+            parts = PromptParts(info["task_description"], history, number + 1, observation, ())
+            lengths.append(len(encoder.encode(provider.messages(parts))))
+    assert encoder.num_tokens(provider.messages(parts)[0]["content"]) == 1
+    assert max(lengths) <= 260 and sum(lengths) / len(lengths) <= 180
+    assert all(encoder.num_tokens(phrase) == 1 for phrase in provider.prompt_phrases())
+
+
+def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, provider) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    policy = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
+    settings = PanelSettings(
+        max_steps=EXPERIMENT.env.max_steps,
+        history_length=EXPERIMENT.env.history_length,
+        max_response_length=EXPERIMENT.rollout.max_response_length,
+    )
+    result = play_panel(policy, tokenizer, provider, tasks, settings, seed=0)
+    torch.set_num_threads(threads)
+    assert 0.1 <= result.success_rate <= 0.5, result
+    assert result.response_tokens <= 20
