@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serl.driver_log import output_to_file
 from tools.bench.__main__ import main
 from tools.bench.figures import Figure, Figures, shown
 
@@ -78,3 +79,15 @@ def test_figures_show_three_digits_and_all_before_the_point():
         "0.0123",
         "0",
     ]
+
+
+def test_figures_are_seen_while_a_cluster_writes_into_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    figures = Figures("play")
+    with output_to_file(tmp_path / "driver.log"):
+        print("a library's words")
+        figures.add("step", [2.0], "ms")
+    printed = capsys.readouterr().out
+    assert "2 ms" in printed and "a library's words" not in printed
+    assert (tmp_path / "driver.log").read_text() == "a library's words\n"

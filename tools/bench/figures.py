@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -50,20 +51,21 @@ class Figure:
 
 
 class Figures:
-    """Those of ``benchmark``. Says at once on which machine, and how busy that is."""
+    """Those of ``benchmark``. Says at once on which machine, and how busy that is.
+
+    What is printed goes to where standard output leads now, although a cluster's later goes to its log.
+    """
 
     def __init__(self, benchmark: str) -> None:
+        self._stream = sys.stdout
         self._benchmark = benchmark
         self._figures: list[Figure] = []
         self._machine = _machine()
-        print(
-            f"bench {benchmark}: {os.cpu_count()} cores, load {_load()}, "
-            + ", ".join(f"{name} {number}" for name, number in self._machine.items()),
-            flush=True,
-        )
+        packages = ", ".join(f"{name} {number}" for name, number in self._machine.items())
+        self.note(f"bench {benchmark}: {os.cpu_count()} cores, load {_load()}, {packages}")
 
     def note(self, text: str) -> None:
-        print(text, flush=True)
+        print(text, file=self._stream, flush=True)
 
     def add(
         self,
@@ -76,7 +78,7 @@ class Figures:
         """Prints a figure; ``values`` has one value for each repetition."""
         figure = Figure(name, unit, tuple(values), at_least, at_most)
         self._figures.append(figure)
-        print(figure.line(), flush=True)
+        self.note(figure.line())
 
     def add_ratio(
         self,
@@ -97,7 +99,7 @@ class Figures:
             for figure in self._figures
             if figure.unit == RATIO
         ]
-        print(f"summary {self._benchmark}: " + "; ".join([*ratios, f"load {_load()}"]), flush=True)
+        self.note(f"summary {self._benchmark}: " + "; ".join([*ratios, f"load {_load()}"]))
 
     def write_json(self, path: Path) -> None:
         """Everything that was measured, with medians and goals."""
