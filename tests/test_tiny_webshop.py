@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from envs.base import PromptParts, Turn
 from envs.registry import make_provider
@@ -59,7 +59,7 @@ def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> No
 def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, provider) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    policy = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    policy = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
     settings = PanelSettings(
         max_steps=EXPERIMENT.env.max_steps,

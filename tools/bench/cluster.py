@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from serl.driver_log import stderr_to_file
+from serl.driver_log import output_to_file
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def local_cluster() -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="serl-bench-"))
     try:
-        with stderr_to_file(folder / "driver.log"):
+        with output_to_file(folder / "driver.log"):
             try:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
                 yield folder
