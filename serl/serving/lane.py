@@ -1,7 +1,7 @@
 """A client's end of the conversation with a replica; see `serl.serving.streams` for the other one.
 
-Requests that arrive in the same turn of the asyncio loop travel in one Serve call: a call costs about as
-much processor time as a small model's answer.
+A Serve call costs about as much processor time as a small model's answer, so requests travel together: all
+those of one turn of the asyncio loop, and a few of them wait for company (`_MAX_WAIT_S` at most).
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from ray.serve.handle import DeploymentHandle
 from serl.serving.messages import Answer, Request, Sampling, make_request
 
 logger = logging.getLogger(__name__)
+
+# A call leaves at once if it carries this share of the requests that are open. So only a few among many wait,
+# and for no longer than a step or two of a small engine.
+_SHARE_THAT_LEAVES_AT_ONCE = 1 / 8
+_MAX_WAIT_S = 0.03
 
 
 class ReplicaLost(Exception):
@@ -57,7 +62,7 @@ class Lane:
         self._unsent: list[Request] = []
         self._abandoned: list[int] = []
         self._open_calls: dict[_Call, asyncio.Task[None]] = {}
-        self._send_scheduled = False
+        self._next_send: asyncio.Handle | None = None
 
     async def ask(self, prompt_ids: list[int], sampling: Sampling) -> Answer:
         """The answer to one request. Raises ReplicaLost if its replica ends first."""
@@ -75,12 +80,17 @@ class Lane:
             raise
 
     def _schedule_send(self) -> None:
-        if not self._send_scheduled:
-            self._send_scheduled = True
-            asyncio.get_running_loop().call_soon(self._send)
+        loop = asyncio.get_running_loop()
+        if len(self._unsent) < _SHARE_THAT_LEAVES_AT_ONCE * len(self._waiting):
+            if self._next_send is None:
+                self._next_send = loop.call_later(_MAX_WAIT_S, self._send)
+        elif self._next_send is None or isinstance(self._next_send, asyncio.TimerHandle):
+            if self._next_send is not None:
+                self._next_send.cancel()
+            self._next_send = loop.call_soon(self._send)
 
     def _send(self) -> None:
-        self._send_scheduled = False
+        self._next_send = None
         requests = [request for request in self._unsent if request.key in self._waiting]
         abandoned = self._abandoned
         self._unsent, self._abandoned = [], []
