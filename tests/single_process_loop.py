@@ -27,6 +27,7 @@ from serl.hindsight.modes import HindsightMode
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
+from serl.learner.optimizer import learning_rate
 from serl.learner.samples import with_context
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrajectoryGroup
@@ -55,6 +56,9 @@ class SingleProcessLoop:
         advantages = self._advantages(groups, steps)
         token_advantages = self._weighted(groups, steps, advantages, update_step)
         learner = self.config.learner
+        lr = learning_rate(learner, update_step, self.config.training.num_iterations)
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = lr
         for epoch in range(learner.num_epochs):
             order = [self.config.seed, update_step, epoch]
             for rows in random_minibatches(len(steps), learner.num_minibatches, order):
