@@ -95,9 +95,7 @@ class SERLLearnerGroup(LearnerGroup):
             raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
         self._check_idle()
         started = time.monotonic()
-        samples, metrics = build_samples(
-            groups, self._experiment, self._encoder, update_step, judge_texts or {}
-        )
+        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step, judge_texts)
         settings, seed = self._experiment.learner, (self._experiment.seed, update_step)
         train_every_row = self._experiment.loss.trains_every_row
         plans = plan_update(
