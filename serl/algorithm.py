@@ -141,6 +141,8 @@ class SERL(Algorithm):
                 if batch is not None:
                     waited_for_batch = time.monotonic() - started
                     update = self._start_update(batch), batch
+                else:
+                    self._learners.score_early(self._buffer.next_groups(), self._weights_seq_no)
             else:
                 result = self._learners.poll_update(update[0], timeout_s=_POLL_S)
             self._show_progress(counters, started, "rollout" if update is None else "update")

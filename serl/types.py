@@ -133,7 +133,8 @@ class TrainingSample:
     ``advantage`` is the group-relative advantage of every response token of the step.
     ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1), ``context``
     the text of that evidence, and ``evidence_sources`` the names of the sources in it; the teacher scores the
-    very same ``response_ids`` after it.
+    very same ``response_ids`` after it. ``teacher_logprobs`` are its log-probs of the action tokens, where
+    they are known already (see `serl.learner.early_scores`).
     """
 
     group_id: str
@@ -148,6 +149,7 @@ class TrainingSample:
     teacher_prompt_ids: list[int] | None = None
     context: str | None = None
     evidence_sources: tuple[str, ...] = ()
+    teacher_logprobs: list[float] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -193,6 +193,11 @@ class GroupBuffer:
         self._filtered_lengths = []
         return taken
 
+    def next_groups(self) -> list[TrajectoryGroup]:
+        """The complete groups of the coming batch so far, at most ``groups_per_batch``; they stay here."""
+        complete = [group for group in self._groups.values() if group.complete]
+        return [group.as_trajectory_group() for group in complete[: self._groups_per_batch]]
+
     def take_discarded_tasks(self) -> list[Task]:
         """Tasks to deal again, handed out once: of groups that got too old, or were lost at a restore."""
         tasks, self._discarded_tasks = self._discarded_tasks, []

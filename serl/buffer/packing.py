@@ -46,8 +46,9 @@ class Minibatch:
 class LearnerPlan:
     """One learner's part of one update: its trained rows, and the order of work.
 
-    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt, and
-    ``context_free_micro_batches`` those of them that the teacher also scores without the context.
+    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt and no
+    teacher log-probs yet, each of one group, and ``context_free_micro_batches`` those that the teacher also
+    scores without the context.
     """
 
     samples: list[TrainingSample]
@@ -83,11 +84,11 @@ def plan_update(
         for shard in _shards_of_whole_groups(samples, lengths, num_learners)
     ]
 
-    def packed(
-        rows: Collection[int], prompt: Callable[[TrainingSample], list[int]]
-    ) -> list[list[MicroBatch]]:
+    def packed(rows: Collection[int]) -> list[list[MicroBatch]]:
         own = [[index for index in shard if index in rows] for shard in shards]
-        return _same_number([_pack_for_scoring(samples, part, prompt, micro_batch_tokens) for part in own])
+        return _same_number(
+            [_pack_for_scoring(samples, part, _student_prompt, micro_batch_tokens) for part in own]
+        )
 
     taught = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
     minibatches: list[list[Minibatch]] = [[] for _ in shards]
@@ -101,12 +102,31 @@ def plan_update(
         _renumbered(samples, *parts)
         for parts in zip(
             shards,
-            packed(range(len(samples)), lambda sample: sample.prompt_ids),
-            packed(taught, lambda sample: sample.teacher_prompt_ids or []),
-            packed(taught.intersection(context_free_rows), lambda sample: sample.prompt_ids),
+            packed(range(len(samples))),
+            _teacher_micro_batches(samples, shards, micro_batch_tokens),
+            packed(taught.intersection(context_free_rows)),
             minibatches,
             strict=True,
         )
+    ]
+
+
+def plan_teacher_scores(
+    samples: Sequence[TrainingSample], *, num_learners: int, micro_batch_tokens: int
+) -> list[LearnerPlan]:
+    """One plan per learner that has the teacher score ``samples`` (whole groups) and trains nothing.
+
+    The micro-batches are those in which `plan_update` has the teacher score the same groups.
+    """
+    lengths = [_teacher_length(sample) if sample.teacher_prompt_ids else 0 for sample in samples]
+    shards = [
+        [index for index in shard if lengths[index] > 0]
+        for shard in _shards_of_whole_groups(samples, lengths, num_learners)
+    ]
+    taught = _teacher_micro_batches(samples, shards, micro_batch_tokens)
+    return [
+        _renumbered(samples, shard, [], micro_batches, [], [])
+        for shard, micro_batches in zip(shards, taught, strict=True)
     ]
 
 
@@ -166,6 +186,37 @@ def _pack_for_scoring(
         else:
             alone += sharing
     return [*together, *pack(alone)]
+
+
+def _teacher_micro_batches(
+    samples: Sequence[TrainingSample], shards: list[list[int]], micro_batch_tokens: int
+) -> list[list[MicroBatch]]:
+    """Every learner's micro-batches for the teacher.
+
+    None of them mixes groups: how a row is rounded must not depend on when its group is scored.
+    """
+    packed: list[list[MicroBatch]] = []
+    for shard in shards:
+        by_group: dict[str, list[int]] = {}
+        for row in shard:
+            if samples[row].teacher_prompt_ids and samples[row].teacher_logprobs is None:
+                by_group.setdefault(samples[row].group_id, []).append(row)
+        packed.append(
+            [
+                micro_batch
+                for rows in by_group.values()
+                for micro_batch in _pack_for_scoring(samples, rows, _teacher_prompt, micro_batch_tokens)
+            ]
+        )
+    return _same_number(packed)
+
+
+def _student_prompt(sample: TrainingSample) -> list[int]:
+    return sample.prompt_ids
+
+
+def _teacher_prompt(sample: TrainingSample) -> list[int]:
+    return sample.teacher_prompt_ids or []
 
 
 def _teacher_length(sample: TrainingSample) -> int:

@@ -39,6 +39,7 @@ from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerState, load_state, save_state
 from serl.learner.teacher import (
     TaughtTokens,
+    action_logprobs,
     copy_policy,
     copy_weights,
     is_sync_step,
@@ -139,6 +140,20 @@ class SERLLearner(TorchLearner):
         }
         return report
 
+    def score_teacher(self, plan: LearnerPlan, update_step: int) -> tuple[list[list[float]], float]:
+        """The teacher's log-probs of the action tokens of ``plan``'s samples, and the seconds it took.
+
+        ``update_step`` is the coming update, whose teacher it is. Raises RuntimeError if λ is 0 then.
+        """
+        report = LearnerReport()
+        with report.timed("teacher"):
+            teacher = self._teacher_of(update_step)
+            if teacher is None:
+                raise RuntimeError(f"update {update_step} has no teacher")
+            tokens = ResponseTokens.of(plan.samples, update_step, self.device)
+            scores = score_actions(teacher, plan, tokens, self._forward)
+        return action_logprobs(tokens, scores), report.seconds["teacher"]
+
     def gradients(self, plan: LearnerPlan, update_step: int) -> dict[str, Tensor]:
         """The whole gradient of the plan's first minibatch by parameter name; nothing is updated."""
         report = LearnerReport()
@@ -233,15 +248,12 @@ class SERLLearner(TorchLearner):
         hindsight = self._experiment.hindsight
         lambda_ = teacher_lambda(hindsight, update_step)
         report.shared["effective_lambda"] = lambda_
-        if lambda_ == 0.0:
-            self._teacher = None
-        if self._teacher is None:
+        teacher = self._teacher_of(update_step)
+        if teacher is None:
             return TaughtTokens.untaught(tokens)
-        if is_sync_step(hindsight, update_step):
-            copy_weights(self.policy, self._teacher)
         taught, metrics = weigh_tokens(
             tokens,
-            score_actions(self._teacher, plan, tokens, self._forward),
+            score_actions(teacher, plan, tokens, self._forward),
             hindsight,
             lambda_,
             seed=(self._experiment.seed, update_step),
@@ -251,6 +263,15 @@ class SERLLearner(TorchLearner):
         report_gaps(plan.samples, tokens, taught, report)
         report.sums["num_teacher_tokens"] += num_teacher_tokens(plan)
         return taught
+
+    def _teacher_of(self, update_step: int) -> CausalLMModule | None:
+        """The teacher of the coming update; at a sync step it becomes the policy as it is now."""
+        hindsight = self._experiment.hindsight
+        if teacher_lambda(hindsight, update_step) == 0.0:
+            self._teacher = None
+        elif self._teacher is not None and is_sync_step(hindsight, update_step):
+            copy_weights(self.policy, self._teacher)
+        return self._teacher
 
     @torch.no_grad()
     def _logprobs_before_update(

@@ -19,7 +19,8 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from serl.algorithm_config import SERLConfig
-from serl.buffer.packing import plan_update
+from serl.buffer.packing import LearnerPlan, plan_update
+from serl.learner.early_scores import EarlyScores
 from serl.learner.learner import SERLLearner
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
@@ -77,6 +78,23 @@ class SERLLearnerGroup(LearnerGroup):
         self._experiment = config.experiment
         self._encoder = PromptEncoder.load(config.model_dir)
         self._in_flight: UpdateHandle | None = None
+        self._early_scores = EarlyScores(config.experiment, self._encoder)
+        self._scoring: tuple[list[LearnerPlan], list[Any]] | None = None
+
+    def score_early(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
+        """Has the teacher score complete ``groups`` that update ``update_step`` may train on.
+
+        For the time in which learners wait for a batch; returns at once with remote learners. Groups that are
+        scored already, or being scored, are not scored again. Raises LearnerError if a learner failed, or
+        during an update.
+        """
+        if self._in_flight is not None:
+            raise LearnerError(f"update {self._in_flight.update_step} is under way")
+        if not self._collect_scores(timeout_s=0.0):
+            return
+        plans = self._early_scores.plans(groups, update_step, max(1, len(self)))
+        if plans:
+            self._scoring = plans, self._start("score_teacher", [(plan, update_step) for plan in plans])
 
     def start_update(
         self,
@@ -93,9 +111,13 @@ class SERLLearnerGroup(LearnerGroup):
         """
         if self._in_flight is not None:
             raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
-        self._check_idle()
         started = time.monotonic()
+        limit_s = self._experiment.learner.update_timeout_s
+        if not self._collect_scores(limit_s):
+            raise LearnerError(f"the teacher's early scores took longer than {limit_s:g} s")
+        self._check_idle()
         samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step, judge_texts)
+        metrics |= self._early_scores.apply(samples, update_step)
         settings, seed = self._experiment.learner, (self._experiment.seed, update_step)
         train_every_row = self._experiment.loss.trains_every_row
         plans = plan_update(
@@ -153,6 +175,8 @@ class SERLLearnerGroup(LearnerGroup):
 
     def load(self, directory: Path, timeout_s: float) -> None:
         """Goes on from `save`, with any number of learners; raises LearnerError if that fails."""
+        self._collect_scores(timeout_s)
+        self._early_scores.clear()
         self._call("load", str(directory.resolve()), timeout_s=timeout_s)
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -161,6 +185,16 @@ class SERLLearnerGroup(LearnerGroup):
         RLlib asks for them while it sets an algorithm up, and would bring all of them into its process.
         """
         return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {}}}
+
+    def _collect_scores(self, timeout_s: float) -> bool:
+        """Takes in early scores; whether none are being made any more."""
+        if self._scoring is not None:
+            plans, answers = self._scoring
+            if not self._finished(answers, timeout_s, "scoring"):
+                return False
+            self._early_scores.add(plans, self._results(answers))
+            self._scoring = None
+        return True
 
     def _check_idle(self) -> None:
         self._call("ping", timeout_s=_PING_TIMEOUT_S)

@@ -10,6 +10,7 @@ import copy
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -107,7 +108,10 @@ class TaughtTokens:
 def score_actions(
     teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward
 ) -> TeacherScores:
-    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest."""
+    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest.
+
+    Rows whose samples have ``teacher_logprobs`` keep those.
+    """
 
     def scored(micro_batches: Iterable[MicroBatch], with_context: bool) -> tuple[Tensor, Tensor]:
         logprobs = torch.zeros_like(tokens.old_logprobs)
@@ -124,8 +128,19 @@ def score_actions(
         return logprobs, known
 
     with_context, _ = scored(plan.teacher_micro_batches, with_context=True)
+    is_known = torch.tensor([sample.teacher_logprobs is not None for sample in plan.samples])
+    known = list(chain.from_iterable(sample.teacher_logprobs or () for sample in plan.samples))
+    with_context[tokens.selected & tokens.of_rows(is_known)] = torch.tensor(known, device=with_context.device)
     without_context, compared = scored(plan.context_free_micro_batches, with_context=False)
     return TeacherScores(with_context, without_context, compared)
+
+
+def action_logprobs(tokens: ResponseTokens, scores: TeacherScores) -> list[list[float]]:
+    """The teacher's log-probs of each sample's action tokens, with context; empty for unselected samples."""
+    return [
+        scores.with_context[start:end][tokens.selected[start:end]].tolist()
+        for start, end in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)
+    ]
 
 
 def _action_batch(

@@ -1,0 +1,99 @@
+"""Teacher scores of groups that are complete before their batch is.
+
+Learners wait while a batch is incomplete; the teacher reads the complete groups then, and the update finds
+their scores already there. They are the very numbers that the update would have computed: the teacher is that
+of the coming update, and no micro-batch of the teacher mixes groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serl.buffer.packing import LearnerPlan, plan_teacher_scores
+from serl.config import ExperimentConfig
+from serl.hindsight.judge_request import judge_mode
+from serl.learner.samples import build_samples
+from serl.learner.teacher import teacher_lambda
+from serl.rollout.prompt import PromptEncoder
+from serl.types import TrainingSample, TrajectoryGroup
+
+_Row = tuple[str, int]
+
+
+class EarlyScores:
+    """What the teacher said of rows that have not been trained yet, by trajectory and step."""
+
+    def __init__(self, experiment: ExperimentConfig, encoder: PromptEncoder) -> None:
+        self._experiment = experiment
+        self._encoder = encoder
+        self._scored_groups: set[str] = set()
+        self._logprobs: dict[_Row, list[float]] = {}
+        self._num_tokens: dict[_Row, int] = {}
+        self._seconds = 0.0
+        self._teacher: int | None = None
+
+    def plans(
+        self, groups: Sequence[TrajectoryGroup], update_step: int, num_learners: int
+    ) -> list[LearnerPlan]:
+        """What the learners are to score of ``groups`` for the teacher of ``update_step``; empty: nothing."""
+        if not self._can_score(update_step):
+            return []
+        self._follow_teacher(update_step)
+        new = [group for group in groups if group.group_id not in self._scored_groups]
+        if not new:
+            return []
+        self._scored_groups.update(group.group_id for group in new)
+        samples, _ = build_samples(new, self._experiment, self._encoder, update_step)
+        if not any(sample.teacher_prompt_ids for sample in samples):
+            return []
+        budget = self._experiment.learner.micro_batch_tokens
+        return plan_teacher_scores(samples, num_learners=num_learners, micro_batch_tokens=budget)
+
+    def add(self, plans: Sequence[LearnerPlan], answers: Sequence[tuple[list[list[float]], float]]) -> None:
+        """Keeps the learners' answers to ``plans``."""
+        for plan, (logprobs, _) in zip(plans, answers, strict=True):
+            for sample, own in zip(plan.samples, logprobs, strict=True):
+                row = sample.trajectory_id, sample.step_index
+                self._logprobs[row] = own
+                self._num_tokens[row] = len(sample.teacher_prompt_ids or ()) + len(sample.response_ids)
+        self._seconds += max(seconds for _, seconds in answers)
+
+    def apply(self, samples: Sequence[TrainingSample], update_step: int) -> dict[str, float]:
+        """Gives the samples of update ``update_step`` their scores, and forgets their groups.
+
+        Returns the metrics ``num_early_teacher_tokens`` of the samples and ``seconds_early_teacher`` since
+        the update before; nothing without a teacher.
+        """
+        if not self._can_score(update_step):
+            self.clear()
+            return {}
+        self._follow_teacher(update_step)
+        num_tokens = 0
+        for sample in samples:
+            row = sample.trajectory_id, sample.step_index
+            sample.teacher_logprobs = self._logprobs.pop(row, None) if sample.teacher_prompt_ids else None
+            if sample.teacher_logprobs is not None:
+                num_tokens += self._num_tokens.pop(row)
+        self._scored_groups -= {sample.group_id for sample in samples}
+        seconds, self._seconds = self._seconds, 0.0
+        return {"num_early_teacher_tokens": float(num_tokens), "seconds_early_teacher": seconds}
+
+    def clear(self) -> None:
+        self._scored_groups.clear()
+        self._logprobs.clear()
+        self._num_tokens.clear()
+
+    def _can_score(self, update_step: int) -> bool:
+        """A judge may still be at work, and some advantages are known only when the whole batch is."""
+        needs_batch = self._experiment.advantage.estimator == "reinforce_pp_baseline"
+        is_judged = judge_mode(self._experiment.hindsight.sources) is not None
+        return teacher_lambda(self._experiment.hindsight, update_step) > 0.0 and not (
+            needs_batch or is_judged
+        )
+
+    def _follow_teacher(self, update_step: int) -> None:
+        """Forgets everything that an older teacher said."""
+        teacher = update_step // self._experiment.hindsight.teacher_sync_interval
+        if teacher != self._teacher:
+            self.clear()
+            self._teacher = teacher
