@@ -12,7 +12,13 @@ import pytest
 from serl.evaluation import PanelResult, wilson_interval
 from tools.report.__main__ import main
 from tools.report.reading import progress, read_sweep
-from tools.report.statistics import compare, holm, mean_interval, sign_flip_p_value
+from tools.report.statistics import (
+    compare,
+    holm,
+    mean_interval,
+    sign_flip_p_value,
+    weighted_mean_interval,
+)
 from tools.report.timing import PART_NAMES, episode_shares, seconds_per_iteration
 from tools.sweep.runs import Attempt, add_attempt
 
@@ -97,6 +103,15 @@ def test_the_mean_of_two_values_has_students_interval():
     assert math.isnan(mean_interval([0.5]).half_width)
     with pytest.raises(ValueError, match="at least one value"):
         mean_interval([])
+
+
+def test_a_weighted_mean_counts_likely_values_for_more():
+    # mean (3·1 + 1·5) / 4; spread √((3·1)² + (1·3)²) = √18
+    estimate = weighted_mean_interval([1.0, 5.0], [3.0, 1.0])
+    assert estimate.mean == 2.0
+    assert estimate.half_width == pytest.approx(1.95996 * math.sqrt(18) / 4, rel=1e-5)
+    with pytest.raises(ValueError, match="positive sum"):
+        weighted_mean_interval([1.0], [0.0])
 
 
 def test_the_sign_flip_test_is_exact_for_few_differences_and_never_zero_for_many():

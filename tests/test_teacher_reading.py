@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from envs.alfworld.provider import make_provider
 from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
-from tools.teacher_reading import Situation, action_logprobs, find_situations, main, measure
+from tools.teacher_reading import Situation, action_logprobs, find_situations, likeliest_trials, main, measure
 
 POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
 
@@ -26,15 +26,27 @@ def situations() -> list[Situation]:
 def test_a_situation_has_an_action_that_works_one_that_does_not_and_a_solution(situations: list[Situation]):
     assert len(situations) >= 8
     for situation in situations:
-        last = {name: trial.steps[-1] for name, trial in situation.trials.items()}
-        assert len({step.action for step in last.values()}) == 3
-        assert all(step.messages == last["better"].messages for step in last.values())
-        assert {name: step.action_valid for name, step in last.items()} == {
-            "better": True,
-            "worse": True,
-            "inadmissible": False,
-        }
-        assert situation.solution.success and not situation.trials["worse"].success
+        last = {name: [trial.steps[-1] for trial in trials] for name, trials in situation.trials.items()}
+        (better,) = last["better"]
+        actions = [step.action for steps in last.values() for step in steps]
+        assert len(set(actions)) == len(actions) >= 3
+        assert all(step.messages == better.messages for steps in last.values() for step in steps)
+        assert better.action_valid and all(step.action_valid for step in last["worse"])
+        assert last["inadmissible"] and not any(step.action_valid for step in last["inadmissible"])
+        assert situation.solution.success
+        assert not any(trial.success for trial in situation.trials["worse"])
+
+
+def test_of_the_worse_actions_the_likeliest_is_read(situations: list[Situation]):
+    model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).requires_grad_(False)
+    encoder = PromptEncoder.load(str(POLICY))
+    (chosen,) = likeliest_trials(model, encoder, situations[:1])
+    steps = [trial.steps[-1] for trial in situations[0].trials["worse"]]
+    logprobs = action_logprobs(
+        model, encoder, [step.messages for step in steps], [step.response_text for step in steps]
+    )
+    best = max(range(len(steps)), key=logprobs.__getitem__)
+    assert len(steps) > 1 and chosen["worse"].steps[-1] is steps[best]
 
 
 def test_log_probs_in_batches_are_those_of_single_sequences():
@@ -81,7 +93,7 @@ def test_the_difference_is_that_of_the_log_probs_with_and_without_evidence(situa
     for name in ("better", "inadmissible"):
         lengths = [
             sum(action_token_mask(encoder.tokenizer.encode(step.response_text), encoder.tokenizer))
-            for step in (situation.trials[name].steps[-1] for situation in situations)
+            for step in (trials[name].steps[-1] for trials in likeliest_trials(model, encoder, situations))
         ]
         mean_length = sum(lengths) / len(lengths)
         reading = readings[f"feedback on the {name} action", name]

@@ -3,20 +3,24 @@
     python -m tools.teacher_reading embedded:tiny_alfworld --states 200
 
 On held-out ALFWorld games a searcher plays up to a random step. There a planner with full knowledge says
-which action is better (the first of a plan) and which admissible one is worse (it brings the task no nearer);
-a third one is inadmissible. They are scored with and without evidence, through the sources and contexts of
-training:
+which action is better (the first of a plan) and which admissible ones are worse (they bring the task no
+nearer); others are inadmissible. Of the worse and of the inadmissible ones, the one is taken that the policy
+itself finds likeliest: what it would try. The three are scored with and without evidence, through the sources
+and contexts of training:
 
 - feedback: the environment's answer to the better, the worse or the inadmissible action
 - successful sample: the planner's solution of the game
 
-A teacher that reads has a positive difference for the better action and a negative one for the others.
+A teacher that reads has a positive difference for the better action and a negative one for the others. The
+second difference is a mean weighted by how likely the policy is to try the action of the evidence (or, for a
+success, the scored one): what training sees, where an action that is never tried is never taught.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -43,7 +47,7 @@ from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, Trajectory
 from serl.warm_start.demonstrations import response_text
-from tools.report.statistics import mean_interval
+from tools.report.statistics import mean_interval, weighted_mean_interval
 
 _BATCH_SIZE = 64
 _NOISE = 0.2
@@ -63,9 +67,9 @@ _LINES = (
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A state and actions to score: ``trials[name]`` is the trajectory whose last step takes that action."""
+    """A state and actions to score: each trajectory of ``trials[name]`` takes one of them last."""
 
-    trials: dict[str, Trajectory]
+    trials: dict[str, list[Trajectory]]
     solution: Trajectory
 
 
@@ -74,6 +78,7 @@ class Reading:
     """One line of the result: log-probs (nats) of the action's tokens, means over ``count`` situations.
 
     ``half_width`` is of the difference's 95 % interval, ``positive`` the share of positive differences.
+    ``tried`` is the mean probability by which ``weighted_difference`` and its interval are weighted.
     """
 
     evidence: str
@@ -84,6 +89,9 @@ class Reading:
     difference: float
     half_width: float
     positive: float
+    tried: float
+    weighted_difference: float
+    weighted_half_width: float
 
 
 class _Player:
@@ -166,59 +174,94 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
             return None
     # What the policy would think here; a random action comes with no thought that says anything.
     thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
-    refused = sorted(known - set(player.info["admissible_actions"]))
-    worse = _worse_action(player, rng)
-    if searcher.last_action_was_random or worse is None or not refused:
+    better = player.plan()[0]
+    worse = [action for action in sorted(player.info["admissible_actions"]) if _leads_nowhere(player, action)]
+    goal_object = searcher.goal.object
+    places = sorted(action.removeprefix("go to ") for action in known if action.startswith("go to "))
+    imagined = {f"take {goal_object} {number} from {place}" for place in places for number in (1, 2)}
+    refused = sorted((known | imagined) - set(player.info["admissible_actions"]))
+    if searcher.last_action_was_random or not worse or not refused:
         return None
-    trials = {}
-    for name, action in (
-        ("better", player.plan()[0]),
-        ("worse", worse),
-        ("inadmissible", rng.choice(refused)),
-    ):
-        trial = player.fork()
-        trial.act(thought, action)
-        trials[name] = trial.trajectory(name)
+    trials: dict[str, list[Trajectory]] = {}
+    for name, actions in (("better", [better]), ("worse", worse), ("inadmissible", refused)):
+        for action in actions:
+            trial = player.fork()
+            trial.act(thought, action)
+            trials.setdefault(name, []).append(trial.trajectory(name))
     return Situation(trials, solver.trajectory("solution"))
 
 
-def _worse_action(player: _Player, rng: random.Random) -> str | None:
-    """An admissible action that leaves the task as far from its end as it is, or farther."""
-    admissible = list(player.info["admissible_actions"])
-    rng.shuffle(admissible)
-    for action in admissible:
-        trial = player.fork()
-        trial.act("", action)
-        if len(trial.plan()) >= len(player.plan()):
-            return action
-    return None
+def _leads_nowhere(player: _Player, action: str) -> bool:
+    """Whether the action leaves the task as far from its end as it is, or farther."""
+    trial = player.fork()
+    trial.act("", action)
+    return len(trial.plan()) >= len(player.plan())
+
+
+def likeliest_trials(
+    model: Any, encoder: PromptEncoder, situations: Sequence[Situation]
+) -> list[dict[str, Trajectory]]:
+    """Of each name's trials in each situation the one whose action is likeliest without any evidence."""
+    steps = [trial.steps[-1] for s in situations for trials in s.trials.values() for trial in trials]
+    logprobs = iter(
+        action_logprobs(
+            model, encoder, [step.messages for step in steps], [step.response_text for step in steps]
+        )
+    )
+    return [
+        {
+            name: max(zip(trials, logprobs, strict=False), key=lambda pair: pair[1])[0]
+            for name, trials in situation.trials.items()
+        }
+        for situation in situations
+    ]
 
 
 def measure(model: Any, encoder: PromptEncoder, situations: Sequence[Situation]) -> list[Reading]:
     """The readings of all kinds of evidence. Raises ValueError without situations."""
     readings = []
+    chosen = likeliest_trials(model, encoder, situations)
     for tried, mode, scored in _LINES:
-        steps = [situation.trials[scored].steps[-1] for situation in situations]
-        contexts = [_context(situation.trials[tried], mode, situation.solution) for situation in situations]
+        steps = [trials[scored].steps[-1] for trials in chosen]
+        contexts = [
+            _context(trials[tried], mode, situation.solution)
+            for trials, situation in zip(chosen, situations, strict=True)
+        ]
         told = [with_context(step.messages, text) for step, text in zip(steps, contexts, strict=True)]
         responses = [step.response_text for step in steps]
-        without = action_logprobs(model, encoder, [step.messages for step in steps], responses)
-        with_evidence = action_logprobs(model, encoder, told, responses)
-        differences = [b - a for a, b in zip(without, with_evidence, strict=True)]
-        estimate = mean_interval(differences)
+        plain = [step.messages for step in steps]
+        tried_responses = [trials[tried].steps[-1].response_text for trials in chosen]
         readings.append(
-            Reading(
+            _reading(
                 evidence=f"feedback on the {tried} action" if mode is _FEEDBACK else "successful sample",
                 action=scored,
-                count=estimate.count,
-                without=sum(without) / len(without),
-                with_evidence=sum(with_evidence) / len(with_evidence),
-                difference=estimate.mean,
-                half_width=estimate.half_width,
-                positive=sum(difference > 0 for difference in differences) / len(differences),
+                without=action_logprobs(model, encoder, plain, responses),
+                with_evidence=action_logprobs(model, encoder, told, responses),
+                tried=action_logprobs(model, encoder, plain, tried_responses),
             )
         )
     return readings
+
+
+def _reading(
+    evidence: str, action: str, without: list[float], with_evidence: list[float], tried: list[float]
+) -> Reading:
+    differences = [b - a for a, b in zip(without, with_evidence, strict=True)]
+    probabilities = [math.exp(logprob) for logprob in tried]
+    estimate, weighted = mean_interval(differences), weighted_mean_interval(differences, probabilities)
+    return Reading(
+        evidence=evidence,
+        action=action,
+        count=estimate.count,
+        without=sum(without) / len(without),
+        with_evidence=sum(with_evidence) / len(with_evidence),
+        difference=estimate.mean,
+        half_width=estimate.half_width,
+        positive=sum(difference > 0 for difference in differences) / len(differences),
+        tried=sum(probabilities) / len(probabilities),
+        weighted_difference=weighted.mean,
+        weighted_half_width=weighted.half_width,
+    )
 
 
 def _context(trial: Trajectory, mode: HindsightMode, solution: Trajectory) -> str:
@@ -293,12 +336,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     readings = measure(model, PromptEncoder.load(str(model_dir)), situations)
     print(f"{options.model}: log-prob of an action, {len(situations)} held-out states of {options.split}")
-    print(f"{'evidence':38}{'action':14}{'without':>9}{'with':>9}{'difference, 95 %':>20}{'positive':>10}")
+    print(
+        f"{'evidence':38}{'action':14}{'without':>9}{'with':>9}{'difference, 95 %':>18}"
+        f"{'tried':>8}{'weighted':>18}"
+    )
     for reading in readings:
         difference = f"{reading.difference:+.2f} ± {reading.half_width:.2f}"
+        weighted = f"{reading.weighted_difference:+.2f} ± {reading.weighted_half_width:.2f}"
         print(
             f"{reading.evidence:38}{reading.action:14}{reading.without:9.2f}{reading.with_evidence:9.2f}"
-            f"{difference:>20}{reading.positive:>10.0%}"
+            f"{difference:>18}{reading.tried:>8.2f}{weighted:>18}"
         )
     if options.json:
         options.json.write_text(json.dumps([asdict(reading) for reading in readings], indent=1) + "\n")

@@ -37,6 +37,20 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, quantile * math.sqrt(variance / count), count)
 
 
+def weighted_mean_interval(values: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """Σ w·v / Σ w with the normal 95 % interval, for weights that were drawn together with the values.
+
+    Raises ValueError unless the weights' sum is positive.
+    """
+    total = sum(weights)
+    if total <= 0.0:
+        raise ValueError("a weighted mean needs a positive sum of weights")
+    pairs = list(zip(values, weights, strict=True))
+    mean = sum(weight * value for value, weight in pairs) / total
+    spread = math.sqrt(sum((weight * (value - mean)) ** 2 for value, weight in pairs))
+    return Estimate(mean, float(stats.norm.ppf(0.975)) * spread / total, len(pairs))
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Final panels of two arms on the seeds and games that both have.
