@@ -165,6 +165,14 @@ class Demonstrator(Protocol):
         """``(feedback, whether it brings the task nearer)`` of ``action``; the episode stays as it is."""
         ...
 
+    def best_action(self) -> str:
+        """The action that brings the task nearest, with full knowledge of it."""
+        ...
+
+    def solution(self) -> tuple[str, ...]:
+        """The actions of an attempt at the task from its start that succeeds; empty if none is known."""
+        ...
+
 
 class DemonstratingProvider(EnvProvider, Protocol):
     """A provider that can also show how its tasks are done: what `tools.warm_start` asks for."""

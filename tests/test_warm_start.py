@@ -26,7 +26,7 @@ from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
 from serl.warm_start.model import PolicyShape, build_policy
 from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
 from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
-from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_heading, policy_phrases, token_id
+from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_headings, policy_phrases, token_id
 
 TINY_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
@@ -84,8 +84,39 @@ def test_every_demonstrated_action_is_admissible(demonstrations) -> None:
 def test_some_demonstrations_show_hindsight_with_the_words_of_the_teacher(demonstrations) -> None:
     with_hindsight = [d for d in demonstrations if d.has_hindsight]
     assert 0.1 < len(with_hindsight) / len(demonstrations) < 0.4
+    feedback, success, _, _ = hindsight_headings()
     for demonstration in demonstrations:
-        assert (hindsight_heading() in demonstration.messages[-1]["content"]) == demonstration.has_hindsight
+        prompt = demonstration.messages[-1]["content"]
+        assert (feedback in prompt or success in prompt) == demonstration.has_hindsight
+    prompts = [demonstration.messages[-1]["content"] for demonstration in with_hindsight]
+    assert sum(feedback in prompt for prompt in prompts) > sum(success in prompt for prompt in prompts) > 0
+    assert any(success in prompt and "The environment's answer" in prompt for prompt in prompts)
+
+
+def test_no_label_is_an_action_that_the_shown_answer_refuses(demonstrations) -> None:
+    refused = 0
+    for demonstration in demonstrations:
+        _, found, context = demonstration.messages[-1]["content"].partition("## The environment's answer")
+        if found and "is not an admissible action here" in context:
+            refused += 1
+            assert parse_action(demonstration.response) not in context
+    assert refused >= 5
+
+
+def test_the_demonstrator_knows_the_best_action_and_a_solution(provider: AlfworldProvider) -> None:
+    for task in provider.task_set("train").tasks[:10]:
+        env = provider.make_env()
+        env.reset(options={"task_id": task.task_id})
+        demonstrator = provider.demonstrator(env, random.Random(0), 0.0)
+        assert isinstance(env.engine, Engine)
+        before = len(plan(env.engine))
+        assert demonstrator.try_out(demonstrator.best_action())[1]
+        env.step(demonstrator.best_action())
+        assert len(plan(env.engine)) < before
+        replay = provider.make_env()
+        replay.reset(options={"task_id": task.task_id})
+        infos = [replay.step(action)[4] for action in demonstrator.solution()]
+        assert infos[-1]["success"] and all(info["action_valid"] for info in infos)
 
 
 def test_demonstrations_include_recoveries_from_inadmissible_actions(demonstrations) -> None:
@@ -223,7 +254,7 @@ def test_the_shipped_tokenizer_knows_the_words_of_the_prompts(tiny, provider: Al
         lengths.append(len(encoder.encode(provider.messages(parts))))
     assert max(lengths) <= 120 and sum(lengths) / len(lengths) <= 75
     assert encoder.num_tokens(provider.messages(parts)[0]["content"]) == 1
-    assert encoder.num_tokens(hindsight_heading()) == 1
+    assert [encoder.num_tokens(heading) for heading in hindsight_headings()] == [1, 1, 1, 1]
 
 
 def test_the_shipped_policy_solves_some_held_out_games(tiny, provider: AlfworldProvider) -> None:

@@ -94,6 +94,15 @@ def test_an_action_is_tried_out_in_a_copy_and_judged_by_what_is_left_to_do(provi
     assert nearer and feedback.endswith("Your score (min 0.0, max 1.0): 1.00")
 
 
+def test_the_demonstrator_knows_the_best_action_and_a_solution(provider: WebshopProvider) -> None:
+    env, task_id = started(provider, num_options=1)
+    demonstrator = provider.demonstrator(env, random.Random(0), 0.0)
+    assert demonstrator.best_action() == f"search[{best_purchase(env.shop, provider.goal(task_id)).query}]"
+    assert demonstrator.solution()[-1] == "click[Buy Now]"
+    infos = [env.step(action)[4] for action in demonstrator.solution()]
+    assert infos[-1]["success"] and all(info["action_valid"] for info in infos)
+
+
 def test_inadmissible_actions_do_nothing(provider: WebshopProvider) -> None:
     env, _ = started(provider, num_options=2)
     demonstrator = provider.demonstrator(env, random.Random(0), 0.0)

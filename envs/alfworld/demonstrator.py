@@ -12,6 +12,7 @@ from envs.alfworld.prompt import system_message
 from envs.base import DemonstratedAction
 
 _REMEMBERED_ACTIONS = 100
+_MAX_SOLUTION_STEPS = 15
 
 _PROMPT_LABELS = (
     "Task:",
@@ -71,6 +72,7 @@ class AlfworldDemonstrator:
     def __init__(self, env: AlfworldEnv, task_description: str, rng: random.Random, detour_share: float):
         self._env = env
         self._rng = rng
+        self._start = _native_engine(env).copy()
         self._searcher = Searcher(task_description, rng, detour_share)
         self._last_info: dict[str, Any] | None = None
         self._seen_actions: list[str] = []
@@ -101,8 +103,25 @@ class AlfworldDemonstrator:
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()
         _, _, _, _, info = future.step(action)
-        came_nearer = info["success"] or _plan_length(future) < _plan_length(self._env)
+        came_nearer = info["success"] or len(plan(_native_engine(future))) < len(
+            plan(_native_engine(self._env))
+        )
         return info["feedback"], came_nearer
+
+    def best_action(self) -> str:
+        return plan(_native_engine(self._env))[0]
+
+    def solution(self) -> tuple[str, ...]:
+        """A searcher's attempt, or the planner's if that takes too long."""
+        engine = self._start.copy()
+        searcher = Searcher(engine.game.task_description, self._rng)
+        frame = engine.copy().step("look")
+        actions: list[str] = []
+        while not frame.won and len(actions) < _MAX_SOLUTION_STEPS:
+            _, action = searcher.act(frame.observation, frame.admissible_commands)
+            frame = engine.step(action)
+            actions.append(action)
+        return tuple(actions) if frame.won else tuple(plan(self._start))
 
     def _see(self, info: dict[str, Any]) -> None:
         if info is not self._last_info:
@@ -122,7 +141,6 @@ def prompt_phrases() -> tuple[str, ...]:
     )
 
 
-def _plan_length(env: AlfworldEnv) -> int:
-    """Steps of a full-knowledge plan from here: how far the task is from being solved."""
+def _native_engine(env: AlfworldEnv) -> Engine:
     assert isinstance(env.engine, Engine)
-    return len(plan(env.engine))
+    return env.engine

@@ -27,6 +27,7 @@ from envs.webshop.shop import Shop
 
 _REMEMBERED_NAMES = 100
 _NEVER = 1_000
+_MAX_SOLUTION_ACTIONS = 20
 
 _PHRASES = (
     "Task:",
@@ -124,12 +125,13 @@ class WebshopDemonstrator:
         self._detour_share = detour_share
         self.purchase = best_purchase(env.shop, env.engine.goal)
         self._seen_names: list[str] = [BUY_NOW, *self.purchase.choice.values()]
+        self._solution = self._way_to_purchase(env.copy())
 
     def act(self, observation: str, info: dict[str, Any]) -> DemonstratedAction:
         self._see()
         if self._rng.random() < self._detour_share:
             return DemonstratedAction("try something", self.admissible_action(info), is_detour=True)
-        return DemonstratedAction(*self._decide())
+        return DemonstratedAction(*self._decide(self._engine))
 
     def admissible_action(self, info: dict[str, Any]) -> str:
         """A search for the first few of the words, or a click on anything of the page."""
@@ -150,10 +152,24 @@ class WebshopDemonstrator:
         _, _, _, _, info = future.step(action)
         return info["feedback"], self._distance(future.engine) < self._distance(self._engine)
 
+    def best_action(self) -> str:
+        return self._decide(self._engine)[1]
+
+    def solution(self) -> tuple[str, ...]:
+        return self._solution
+
     @property
     def _engine(self) -> Engine:
         assert self._env.engine is not None
         return self._env.engine
+
+    def _way_to_purchase(self, env: WebshopEnv) -> tuple[str, ...]:
+        assert env.engine is not None
+        actions: list[str] = []
+        while env.engine.score is None and len(actions) < _MAX_SOLUTION_ACTIONS:
+            actions.append(self._decide(env.engine)[1])
+            env.step(actions[-1])
+        return tuple(actions) if env.engine.score is not None else ()
 
     def _names(self) -> list[str]:
         return [text.text for text in self._engine.page.texts if text.kind is not Kind.TEXT]
@@ -161,9 +177,9 @@ class WebshopDemonstrator:
     def _see(self) -> None:
         self._seen_names = (self._seen_names + self._names())[-_REMEMBERED_NAMES:]
 
-    def _decide(self) -> tuple[str, str]:
+    def _decide(self, engine: Engine) -> tuple[str, str]:
         """``(thought, action)``: the first step of the shortest way to the purchase."""
-        engine, purchase = self._engine, self.purchase
+        purchase = self.purchase
         if engine.asin == purchase.asin:
             if BUY_NOW.lower() not in engine.clickables:
                 return "go back", f"click[{PREVIOUS_PAGE}]"

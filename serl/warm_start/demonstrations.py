@@ -2,9 +2,13 @@
 
 Every state is labelled with what the environment's `Demonstrator` does; some of its actions are detours, and
 some others that are carried out are not admissible and no label (as in DAgger, arXiv 1011.0686), so that the
-policy learns to recover. A share of the demonstrations also shows hindsight about one action tried in that
-state, rendered as for the teacher: the label is that action if it brought the task nearer, and the expert's
-choice if not. So the policy learns to read hindsight before it becomes its own teacher.
+policy learns to recover.
+
+A share of the demonstrations also shows hindsight, rendered as for the teacher, so that the policy can read
+it before it becomes its own teacher. The environment's answer to one action tried in that state: the label is
+that action if it brought the task nearer, and the best one if not, so no answer lies beside a label that it
+speaks against. Or an attempt that succeeded: the label is its latest action that brings the task nearer from
+here, and the best one if there is none. Or both.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 
 from envs.base import DemonstratedAction, DemonstratingProvider, PromptParts, Task, Turn
 from serl.hindsight.context import render_context
-from serl.hindsight.evidence import Evidence, StepEvidence
+from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class DemonstrationSettings:
     detour_share: float = 0.2
     imitate_detours: bool = True
     inadmissible_action_share: float = 0.06
-    hindsight_share: float = 0.2
+    hindsight_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +115,42 @@ class _Episode:
         return self._provider.messages(parts)
 
     def _with_hindsight(self, shown: DemonstratedAction) -> Demonstration:
-        tried = self._action_to_try(shown.action)
-        feedback, came_nearer = self._demonstrator.try_out(tried)
-        label = tried if came_nearer else shown.action
-        context, _ = render_context(StepEvidence(parts=(Evidence("immediate_feedback", text=feedback),)))
+        kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
+        success = self._demonstrator.solution() if kind != "answer" else ()
+        parts = [_quoted(success)] if success else []
+        label = self._demonstrator.best_action()
+        if kind != "success" or not success:
+            tried = self._action_to_try(label, shown.action)
+            feedback, came_nearer = self._demonstrator.try_out(tried)
+            parts.append(Evidence("immediate_feedback", text=feedback))
+            label = tried if came_nearer else label
+        else:
+            label = self._latest_helpful(success) or label
+        context, _ = render_context(StepEvidence(parts=tuple(parts)))
         *before, last = self._messages()
         messages = (*before, {**last, "content": f"{last['content']}\n\n{context}"})
         return Demonstration(messages, response_text(shown.thought, label), has_hindsight=True)
 
-    def _action_to_try(self, chosen: str) -> str:
+    def _action_to_try(self, best: str, chosen: str) -> str:
+        """As often right as wrong, and wrong in the ways of a policy: out of place, astray, or searching."""
         draw = self._rng.random()
         if draw < 0.4:
+            return best
+        if draw < 0.55:
             return chosen
-        inadmissible = self._demonstrator.inadmissible_action(self._info) if draw < 0.7 else None
+        inadmissible = self._demonstrator.inadmissible_action(self._info) if draw < 0.85 else None
         return inadmissible or self._demonstrator.admissible_action(self._info)
+
+    def _latest_helpful(self, actions: Sequence[str]) -> str | None:
+        for action in dict.fromkeys(reversed(actions)):
+            if action in self._info["admissible_actions"] and self._demonstrator.try_out(action)[1]:
+                return action
+        return None
+
+
+def _quoted(actions: Sequence[str]) -> Evidence:
+    """A successful attempt as the teacher reads it, without its thoughts."""
+    steps = tuple(
+        QuotedStep(index, None, f"<action>{action}</action>") for index, action in enumerate(actions)
+    )
+    return Evidence("successful_sample", quoted_steps=steps)

@@ -32,14 +32,22 @@ _WORDS = r" ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
 
 def policy_phrases(prompt_phrases: Sequence[str]) -> list[str]:
     """Every phrase that becomes one token: response tags, hindsight's heading, those of the environment."""
-    return list(dict.fromkeys([*RESPONSE_TAGS, hindsight_heading(), *prompt_phrases]))
+    return list(dict.fromkeys([*RESPONSE_TAGS, *hindsight_headings(), *prompt_phrases]))
 
 
-def hindsight_heading() -> str:
-    """The fixed text before an environment's feedback in a hindsight context."""
-    marker = "FEEDBACK"
-    text, _ = render_context(StepEvidence(parts=(Evidence("immediate_feedback", text=marker),)))
-    return (text or "").removesuffix(marker)
+def hindsight_headings() -> tuple[str, ...]:
+    """The fixed texts of a hindsight context: before feedback, before a success, and between the two."""
+    feedback, success = (Evidence(name, text="TEXT") for name in ("immediate_feedback", "successful_sample"))
+    first, second, both = (
+        _context(*parts).split("TEXT") for parts in ((feedback,), (success,), (success, feedback))
+    )
+    return first[0], second[0], both[1], "\nStep"
+
+
+def _context(*parts: Evidence) -> str:
+    text, _ = render_context(StepEvidence(parts=parts))
+    assert text is not None
+    return text
 
 
 def build_tokenizer(
