@@ -19,7 +19,12 @@ from tools.report.statistics import (
     sign_flip_p_value,
     weighted_mean_interval,
 )
-from tools.report.timing import PART_NAMES, episode_shares, seconds_per_iteration
+from tools.report.timing import (
+    PART_NAMES,
+    early_teacher_seconds,
+    episode_shares,
+    seconds_per_iteration,
+)
 from tools.sweep.runs import Attempt, add_attempt
 
 CONFIG = """\
@@ -46,6 +51,7 @@ ROW = {
     "time/wait_for_batch_s": 3.0,
     "learner/seconds_samples": 1.0,
     "learner/seconds_teacher": 2.0,
+    "learner/seconds_early_teacher": 1.5,
     "learner/seconds_forward_backward": 4.0,
     "learner/seconds_optimizer": 0.5,
     "broadcast/seconds_transport": 0.25,
@@ -174,6 +180,7 @@ def test_the_parts_of_an_iteration_add_up_to_it(sweep: Path):
         }
     )
     assert episode_shares(runs) == (0.9, 0.1)
+    assert early_teacher_seconds(runs) == 1.5
 
 
 def test_the_page_shows_what_was_measured_and_what_did_not_work(

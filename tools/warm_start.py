@@ -3,8 +3,9 @@
     python -m tools.warm_start --out policies/my_policy --episodes 2400
     python -m tools.warm_start experiments/webshop_quickstart.yaml --out policies/my_shopper env.max_steps=10
 
-Environment, lengths and the panel's split are those of the experiment, whose model is not read. It takes a
-few minutes on one core. The result is a Hugging Face folder; name it as ``model.path``.
+Environment, lengths and the panel's split are those of the experiment, whose model is not read; a task that
+is in the training split and in the panel's, by id or by content, is an error. It takes a few minutes on one
+core. The result is a Hugging Face folder; name it as ``model.path``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import cast
 
 import torch
 
-from envs.base import DemonstratingProvider
+from envs.base import DemonstratingProvider, assert_disjoint
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
@@ -88,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         experiment = experiment_of(options.experiment)
         provider = demonstrating_provider(experiment)
-        for split in (experiment.env.train_split, experiment.evaluation.split):
-            provider.task_set(split)
+        splits = experiment.env.train_split, experiment.evaluation.split
+        assert_disjoint(*(provider.task_set(split) for split in splits))
     except (ValueError, FileNotFoundError) as error:
         logger.error("%s", error)
         return 2

@@ -33,6 +33,12 @@ def seconds_per_iteration(runs: Sequence[Run]) -> list[float]:
     return [total / num_iterations for total in (*totals, max(whole - sum(totals), 0.0))]
 
 
+def early_teacher_seconds(runs: Sequence[Run]) -> float:
+    """Mean seconds of an iteration in which the teacher scored groups while the learners waited."""
+    num_iterations = sum(len(run.values("time/iteration_s")) for run in runs)
+    return sum(run.total("learner/seconds_early_teacher") for run in runs) / max(num_iterations, 1)
+
+
 def episode_shares(runs: Sequence[Run]) -> tuple[float, float]:
     """Shares of the episodes' time: waiting for the policy, in the environment. They sum to 1."""
     generation = sum(run.total("runners/generation_seconds") for run in runs)
