@@ -197,7 +197,7 @@ def test_the_page_shows_what_was_measured_and_what_did_not_work(
     assert "    python -m tools.sweep arms --out sweep" in text
     assert "2 CPUs, Linux, Python 3.11.9; ray 2.60.0, torch 2.13.0; commit abc: all runs" in text
     assert "| `hindsight.enabled` | False | True |" in text
-    assert "| serl | 3.00 | 1.00 | 2.00 | 4.50 | 0.50 | 1.00 | 8 | 90.0% | 10.0% |" in text
+    assert "| serl | 3.00 | 1.00 | 2.00 | 4.50 | 0.50 | 1.00 | 1.50 | 8 | 90.0% | 10.0% |" in text
     assert "| find | 0.25 → 0.38 | 0.25 → 0.62 |" in text
     pictures = {
         name for name in ("success", "training", "time", "hindsight", "staleness") if f"({name}.svg)" in text
