@@ -186,10 +186,13 @@ def test_the_parts_of_an_iteration_add_up_to_it(sweep: Path):
 def test_the_page_shows_what_was_measured_and_what_did_not_work(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert main([str(sweep), "--title", "Two arms"]) == 0
+    notes = sweep.parent / "notes.md"
+    notes.write_text("One seed more would tell.\n")
+    assert main([str(sweep), "--title", "Two arms", "--notes", str(notes)]) == 0
     page = Path(capsys.readouterr().out.strip())
     text = page.read_text()
     assert text.startswith("# Two arms\n")
+    assert "## What we make of it\n\nOne seed more would tell.\n" in text
     assert "4 finished runs of 2 arms; 1 did not finish" in text
     assert "| grpo | 0, 1 | 0.250 ± 0.000 | 0.375 ± 1.588 | +0.125 ± 1.588 | 200 | 2 | 0.4 |" in text
     assert "| grpo − serl | 2 | 4 | -0.250 ± 0.000 | 1 | 3 | 0.7500 | 0.7500 |" in text

@@ -1,4 +1,4 @@
-"""Writes what a sweep shows: ``python -m tools.report SWEEP [--out FOLDER]``.
+"""Writes what a sweep shows: ``python -m tools.report SWEEP [--out FOLDER] [--notes FILE.md]``.
 
 A Markdown page and SVG figures, made of the runs that are finished; the others are listed. Needs matplotlib
 and scipy (``pip install .[dev]``).
@@ -15,21 +15,23 @@ from tools.report.reading import read_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for a folder that holds no sweep."""
+    """Returns the exit status: 0, or 2 for a folder that holds no sweep or notes that do not exist."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", type=Path, help="the --out of tools.sweep")
     parser.add_argument("--out", type=Path, help="folder for page and figures (default SWEEP/report)")
     parser.add_argument("--title", help="the page's heading (default: the sweep's folder)")
+    parser.add_argument("--notes", type=Path, help="Markdown that says what you make of it")
     options = parser.parse_args(arguments)
     try:
         sweep = read_sweep(options.sweep)
+        notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
     title = options.title or options.sweep.resolve().name
-    print(write_report(sweep, options.out or options.sweep / "report", title))
+    print(write_report(sweep, options.out or options.sweep / "report", title, notes))
     return 0
 
 

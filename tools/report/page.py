@@ -1,4 +1,4 @@
-"""The report as Markdown: every sentence with a number in it is made of the sweep's data."""
+"""The report as Markdown: but for a person's notes, every number in it is made of the sweep's data."""
 
 from __future__ import annotations
 
@@ -74,12 +74,16 @@ learner's log-probs in nats, before the update.
 """
 
 
-def write_report(sweep: Sweep, out: Path, title: str) -> Path:
-    """Writes ``out/report.md`` and the figures that there is data for; returns the page."""
+def write_report(sweep: Sweep, out: Path, title: str, notes: str = "") -> Path:
+    """Writes ``out/report.md`` and the figures that there is data for; returns the page.
+
+    ``notes`` is Markdown of a person's, shown as such after the summary.
+    """
     out.mkdir(parents=True, exist_ok=True)
     sections = [
         f"# {title}\n",
         *_summary(sweep, out),
+        *([f"\n## What we make of it\n\n{notes.strip()}\n"] if notes.strip() else []),
         *_comparisons(compare_all(sweep)),
         *_task_types(sweep),
         *_training(sweep, out),
