@@ -175,7 +175,7 @@ class SERLLearnerGroup(LearnerGroup):
 
     def load(self, directory: Path, timeout_s: float) -> None:
         """Goes on from `save`, with any number of learners; raises LearnerError if that fails."""
-        self._collect_scores(timeout_s)
+        self._scoring = None
         self._early_scores.clear()
         self._call("load", str(directory.resolve()), timeout_s=timeout_s)
 
