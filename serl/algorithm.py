@@ -7,9 +7,9 @@
                            policy deployment  ◀──────────── weights, weights_seq_no + 1 ─────┘
 
 One training iteration is one learner update. Rollouts go on while the learner updates, and so does the judge,
-if there is one (`serl.hindsight.judge.pool`); while the learner waits for a batch, its teacher scores the groups
-that are complete (`serl.learner.early_scores`). The buffer admits a group only while it could still be trained
-within ``training.max_staleness`` versions.
+if there is one (`serl.hindsight.judge.pool`); while the learner waits for a batch, its teacher scores the
+groups that are complete (`serl.learner.early_scores`). The buffer admits a group only while it could still be
+trained within ``training.max_staleness`` versions.
 """
 
 from __future__ import annotations
