@@ -43,7 +43,7 @@ def experiment(mode: str) -> ExperimentConfig:
             "model": {"path": "embedded:tiny_alfworld", "max_model_len": 512},
             "env": {
                 "args": {"data": "embedded", "max_receptacles": 6},
-                "max_steps": 8,
+                "max_steps": 6,
                 "invalid_action_penalty": 0.3,
             },
             "rollout": {"max_prompt_length": 448, "max_response_length": 32, "num_cpus_per_env_runner": 0.5},
