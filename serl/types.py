@@ -155,6 +155,11 @@ class TrainingSample:
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def num_teacher_tokens(self) -> int:
+        """What the teacher reads to score the response; 0 without a teacher prompt."""
+        return len(self.teacher_prompt_ids) + len(self.response_ids) if self.teacher_prompt_ids else 0
+
 
 @dataclass(slots=True, frozen=True)
 class TeacherRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from envs.base import Task
 from serl.algorithm_config import SERLConfig
 from serl.config import ExperimentConfig
 from serl.learner.learner import SERLLearner
-from serl.learner.learner_group import SERLLearnerGroup
+from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 
 CHAT_TEMPLATE = (
@@ -72,6 +73,15 @@ def learner_config(model_dir: Path, **sections: dict[str, Any]) -> SERLConfig:
 
 def learner_group(model_dir: Path, **sections: dict[str, Any]) -> SERLLearnerGroup:
     return SERLLearnerGroup(config=learner_config(model_dir, **sections))
+
+
+def finished_update(group: SERLLearnerGroup, handle: UpdateHandle, timeout_s: float = 120.0) -> UpdateResult:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        result = group.poll_update(handle, timeout_s=0.5)
+        if result is not None:
+            return result
+    raise TimeoutError("the update did not finish")
 
 
 def local_learner(group: SERLLearnerGroup) -> SERLLearner:

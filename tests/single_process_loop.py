@@ -20,7 +20,7 @@ from envs.base import Task
 from serl.buffer.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context
+from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.modes import HindsightMode
@@ -28,7 +28,6 @@ from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.optimizer import learning_rate
-from serl.learner.samples import with_context
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrajectoryGroup
 

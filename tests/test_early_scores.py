@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy
+from learner_helpers import finished_update, learner_group, local_learner, sampled_groups, save_tiny_policy
 
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
 from serl.types import TrajectoryGroup
@@ -29,11 +28,7 @@ def groups(model_dir: Path) -> list[TrajectoryGroup]:
 
 
 def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int) -> dict[str, float]:
-    handle = group.start_update(groups, update_step)
-    deadline = time.monotonic() + 120.0
-    while (result := group.poll_update(handle, timeout_s=0.5)) is None:
-        assert time.monotonic() < deadline
-    return result.metrics
+    return finished_update(group, group.start_update(groups, update_step)).metrics
 
 
 def weights(group: SERLLearnerGroup) -> dict[str, torch.Tensor]:
@@ -93,11 +88,13 @@ def test_what_an_older_teacher_said_is_forgotten(
     early.score_early(groups[:3], 0)
     assert updated(early, groups[3:], 0)["num_early_teacher_tokens"] == 0
     assert updated(early, groups[:1], 1)["num_early_teacher_tokens"] > 0
-    updated(late, groups[3:], 0), updated(late, groups[:1], 1)
+    updated(late, groups[3:], 0)
+    updated(late, groups[:1], 1)
     # Update 2 has another teacher: the third group's early scores no longer count.
     early.score_early(groups[2:3], 2)
     assert counts == [12, 6]
-    updated(early, groups[2:3], 2), updated(late, groups[2:3], 2)
+    for group in (early, late):
+        updated(group, groups[2:3], 2)
     for name, tensor in weights(late).items():
         assert weights(early)[name].equal(tensor), name
 
@@ -131,9 +128,7 @@ def test_two_learners_share_the_early_scores_between_them(
         handle = two.start_update(groups, 0)
         with pytest.raises(LearnerError, match="update 0 is under way"):
             two.score_early(groups, 0)
-        deadline = time.monotonic() + 120.0
-        while (result := two.poll_update(handle, timeout_s=0.5)) is None:
-            assert time.monotonic() < deadline
+        result = finished_update(two, handle)
         expected = updated(one, groups, 0)
         assert result.metrics["num_early_teacher_tokens"] > 0
         for name in ("teacher_weight_mean", "teacher_abs_delta_mean", "loss"):

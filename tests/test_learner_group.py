@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy
+from learner_helpers import finished_update, learner_group, local_learner, sampled_groups, save_tiny_policy
 
 from serl.buffer.packing import plan_update
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
@@ -51,12 +50,7 @@ def two_learners(model_dir: Path, cluster: None) -> Iterator[SERLLearnerGroup]:
 
 
 def finished(group: SERLLearnerGroup, handle: UpdateHandle) -> dict[str, float]:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        result = group.poll_update(handle, timeout_s=0.5)
-        if result is not None:
-            return result.metrics
-    raise TimeoutError("the update did not finish")
+    return finished_update(group, handle, START_S).metrics
 
 
 def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[dict[str, Any]]:
@@ -121,11 +115,7 @@ def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
 
 
 def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], recorded: frozenset[str]) -> UpdateResult:
-    handle = group.start_update(groups, 0, recorded=recorded)
-    deadline = time.monotonic() + START_S
-    while (result := group.poll_update(handle, timeout_s=0.5)) is None:
-        assert time.monotonic() < deadline
-    return result
+    return finished_update(group, group.start_update(groups, 0, recorded=recorded), START_S)
 
 
 def weights_in(result: UpdateResult) -> list[float]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from learner_helpers import byte_tokenizer, experiment, sampled_groups, save_tiny_policy
 
-from serl.learner.samples import build_samples, with_context
+from serl.hindsight.context import with_context
+from serl.learner.samples import build_samples
 from serl.rollout.prompt import PromptEncoder
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from envs.alfworld.demonstrator import imagined_actions
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
 from envs.alfworld.oracle import Searcher, plan
@@ -38,10 +39,9 @@ from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import PromptParts, Task, Turn
 from serl.config import HindsightSection
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context
+from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView
 from serl.hindsight.modes import HindsightMode
-from serl.learner.samples import with_context
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
@@ -174,16 +174,14 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
             return None
     # What the policy would think here; a random action comes with no thought that says anything.
     thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
-    better = player.plan()[0]
-    worse = [action for action in sorted(player.info["admissible_actions"]) if _leads_nowhere(player, action)]
-    goal_object = searcher.goal.object
-    places = sorted(action.removeprefix("go to ") for action in known if action.startswith("go to "))
-    imagined = {f"take {goal_object} {number} from {place}" for place in places for number in (1, 2)}
-    refused = sorted((known | imagined) - set(player.info["admissible_actions"]))
+    admissible = set(player.info["admissible_actions"])
+    way = player.plan()
+    worse = [action for action in sorted(admissible) if _steps_left_after(player, action) >= len(way)]
+    refused = sorted({*known, *imagined_actions(searcher.goal.object, known)} - admissible)
     if searcher.last_action_was_random or not worse or not refused:
         return None
     trials: dict[str, list[Trajectory]] = {}
-    for name, actions in (("better", [better]), ("worse", worse), ("inadmissible", refused)):
+    for name, actions in (("better", way[:1]), ("worse", worse), ("inadmissible", refused)):
         for action in actions:
             trial = player.fork()
             trial.act(thought, action)
@@ -191,11 +189,10 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
     return Situation(trials, solver.trajectory("solution"))
 
 
-def _leads_nowhere(player: _Player, action: str) -> bool:
-    """Whether the action leaves the task as far from its end as it is, or farther."""
+def _steps_left_after(player: _Player, action: str) -> int:
     trial = player.fork()
     trial.act("", action)
-    return len(trial.plan()) >= len(player.plan())
+    return len(trial.plan())
 
 
 def likeliest_trials(
@@ -221,6 +218,15 @@ def measure(model: Any, encoder: PromptEncoder, situations: Sequence[Situation])
     """The readings of all kinds of evidence. Raises ValueError without situations."""
     readings = []
     chosen = likeliest_trials(model, encoder, situations)
+    plain = {
+        name: action_logprobs(
+            model,
+            encoder,
+            [trials[name].steps[-1].messages for trials in chosen],
+            [trials[name].steps[-1].response_text for trials in chosen],
+        )
+        for name in dict.fromkeys(scored for _, _, scored in _LINES)
+    }
     for tried, mode, scored in _LINES:
         steps = [trials[scored].steps[-1] for trials in chosen]
         contexts = [
@@ -229,15 +235,13 @@ def measure(model: Any, encoder: PromptEncoder, situations: Sequence[Situation])
         ]
         told = [with_context(step.messages, text) for step, text in zip(steps, contexts, strict=True)]
         responses = [step.response_text for step in steps]
-        plain = [step.messages for step in steps]
-        tried_responses = [trials[tried].steps[-1].response_text for trials in chosen]
         readings.append(
             _reading(
                 evidence=f"feedback on the {tried} action" if mode is _FEEDBACK else "successful sample",
                 action=scored,
-                without=action_logprobs(model, encoder, plain, responses),
+                without=plain[scored],
                 with_evidence=action_logprobs(model, encoder, told, responses),
-                tried=action_logprobs(model, encoder, plain, tried_responses),
+                tried=plain[tried],
             )
         )
     return readings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 from envs.alfworld.engine import Engine
@@ -88,14 +89,7 @@ class AlfworldDemonstrator:
     def inadmissible_action(self, info: dict[str, Any]) -> str | None:
         """An action of another place or time, or with a thing that is not there."""
         self._see(info)
-        places = [
-            action.removeprefix("go to ") for action in self._seen_actions if action.startswith("go to ")
-        ]
-        imagined = [
-            f"take {self._searcher.goal.object} {number} from {place}"
-            for place in places
-            for number in (1, 2)
-        ]
+        imagined = imagined_actions(self._searcher.goal.object, self._seen_actions)
         options = self._seen_actions if self._rng.random() < 0.5 else imagined
         refused = [action for action in options if action not in info["admissible_actions"]]
         return self._rng.choice(refused) if refused else None
@@ -103,13 +97,11 @@ class AlfworldDemonstrator:
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()
         _, _, _, _, info = future.step(action)
-        came_nearer = info["success"] or len(plan(_native_engine(future))) < len(
-            plan(_native_engine(self._env))
-        )
+        came_nearer = info["success"] or len(_plan(future)) < len(_plan(self._env))
         return info["feedback"], came_nearer
 
     def best_action(self) -> str:
-        return plan(_native_engine(self._env))[0]
+        return _plan(self._env)[0]
 
     def solution(self) -> tuple[str, ...]:
         """A searcher's attempt, or the planner's if that takes too long."""
@@ -139,6 +131,17 @@ def prompt_phrases() -> tuple[str, ...]:
         *(form for name in names for form in (name, f" {name}", f", {name}")),
         *_FEEDBACK_PHRASES,
     )
+
+
+def imagined_actions(object_type: str, seen_actions: Iterable[str]) -> list[str]:
+    """Taking a thing of the type from every place that an action went to, whether it is there or not."""
+    places = [action.removeprefix("go to ") for action in seen_actions if action.startswith("go to ")]
+    return [f"take {object_type} {number} from {place}" for place in places for number in (1, 2)]
+
+
+def _plan(env: AlfworldEnv) -> list[str]:
+    """A full-knowledge plan from here; its length is how far the task is from being solved."""
+    return plan(_native_engine(env))
 
 
 def _native_engine(env: AlfworldEnv) -> Engine:

@@ -148,7 +148,7 @@ class GroupBuffer:
 
     def num_batches_before(self, group_id: str) -> int:
         """How many batches of complete groups would be taken before the complete group ``group_id``."""
-        complete = [other.group_id for other in self._groups.values() if other.complete]
+        complete = [other.group_id for other in self._complete_groups()]
         return complete.index(group_id) // self._groups_per_batch
 
     def fail(self, assignment: Assignment, reason: str) -> Assignment | None:
@@ -179,8 +179,7 @@ class GroupBuffer:
         """
         self._advance(weights_seq_no)
         self._discard_stale()
-        complete = [group for group in self._groups.values() if group.complete]
-        batch = complete[: self._groups_per_batch]
+        batch = self._complete_groups()[: self._groups_per_batch]
         if len(batch) < self._groups_per_batch or self._too_urgent_to_leave(batch):
             return None
         taken = [group.as_trajectory_group() for group in batch]
@@ -195,8 +194,7 @@ class GroupBuffer:
 
     def next_groups(self) -> list[TrajectoryGroup]:
         """The complete groups of the coming batch so far, at most ``groups_per_batch``; they stay here."""
-        complete = [group for group in self._groups.values() if group.complete]
-        return [group.as_trajectory_group() for group in complete[: self._groups_per_batch]]
+        return [group.as_trajectory_group() for group in self._complete_groups()[: self._groups_per_batch]]
 
     def take_discarded_tasks(self) -> list[Task]:
         """Tasks to deal again, handed out once: of groups that got too old, or were lost at a restore."""
@@ -205,7 +203,7 @@ class GroupBuffer:
 
     def metrics(self) -> dict[str, float]:
         """What is in the buffer now, the sums since the run began, and the staleness of the last batch."""
-        num_ready = sum(group.complete for group in self._groups.values())
+        num_ready = len(self._complete_groups())
         in_flight = sum(self._group_size - len(group.trajectories) for group in self._groups.values())
         now = {
             "groups_ready": float(num_ready),
@@ -244,6 +242,10 @@ class GroupBuffer:
         self._counters = Counter(state["counters"])
         self._discarded_tasks = [Task(**task) for task in state["tasks"]]
 
+    def _complete_groups(self) -> list[_OpenGroup]:
+        """In the order of admission."""
+        return [group for group in self._groups.values() if group.complete]
+
     def _advance(self, weights_seq_no: int) -> None:
         if weights_seq_no < self._weights_seq_no:
             raise ValueError(f"weights_seq_no went back from {self._weights_seq_no} to {weights_seq_no}")
@@ -262,7 +264,7 @@ class GroupBuffer:
         return False
 
     def _discard_stale(self) -> None:
-        for group in [group for group in self._groups.values() if group.complete]:
+        for group in self._complete_groups():
             oldest = group.as_trajectory_group().weights_seq_no
             if oldest is not None and self._weights_seq_no - oldest > self._max_staleness:
                 self._discard(group, "stale")

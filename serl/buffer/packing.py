@@ -79,10 +79,7 @@ def plan_update(
     if num_learners < 1:
         raise ValueError(f"num_learners must be positive, got {num_learners}")
     lengths = [_trained_length(sample, train_every_row) for sample in samples]
-    shards = [
-        [index for index in shard if lengths[index] > 0]
-        for shard in _shards_of_whole_groups(samples, lengths, num_learners)
-    ]
+    shards = _shards_of_whole_groups(samples, lengths, num_learners)
 
     def packed(rows: Collection[int]) -> list[list[MicroBatch]]:
         own = [[index for index in shard if index in rows] for shard in shards]
@@ -118,11 +115,8 @@ def plan_teacher_scores(
 
     The micro-batches are those in which `plan_update` has the teacher score the same groups.
     """
-    lengths = [_teacher_length(sample) if sample.teacher_prompt_ids else 0 for sample in samples]
-    shards = [
-        [index for index in shard if lengths[index] > 0]
-        for shard in _shards_of_whole_groups(samples, lengths, num_learners)
-    ]
+    lengths = [sample.num_teacher_tokens for sample in samples]
+    shards = _shards_of_whole_groups(samples, lengths, num_learners)
     taught = _teacher_micro_batches(samples, shards, micro_batch_tokens)
     return [
         _renumbered(samples, shard, [], micro_batches, [], [])
@@ -219,21 +213,20 @@ def _teacher_prompt(sample: TrainingSample) -> list[int]:
     return sample.teacher_prompt_ids or []
 
 
-def _teacher_length(sample: TrainingSample) -> int:
-    return len(sample.teacher_prompt_ids or ()) + len(sample.response_ids)
-
-
 def _trained_length(sample: TrainingSample, train_every_row: bool) -> int:
     """Tokens that a learner computes for the row; 0 if it is not trained."""
     if not sample.response_ids or (sample.advantage == 0.0 and not train_every_row):
         return 0
-    return sample.num_tokens + (_teacher_length(sample) if sample.teacher_prompt_ids else 0)
+    return sample.num_tokens + sample.num_teacher_tokens
 
 
 def _shards_of_whole_groups(
     samples: Sequence[TrainingSample], lengths: Sequence[int], num_learners: int
 ) -> list[list[int]]:
-    """Row indices per learner: the group with the most tokens first, always to the least loaded learner."""
+    """Row indices per learner: the group with the most tokens first, always to the least loaded learner.
+
+    Rows of length 0 are nobody's.
+    """
     groups: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         groups.setdefault(sample.group_id, []).append(index)
@@ -244,7 +237,7 @@ def _shards_of_whole_groups(
         learner = min(range(num_learners), key=lambda candidate: (load[candidate], candidate))
         shards[learner] += groups[group]
         load[learner] += tokens[group]
-    return [sorted(shard) for shard in shards]
+    return [sorted(row for row in shard if lengths[row] > 0) for shard in shards]
 
 
 def _minibatch_parts(

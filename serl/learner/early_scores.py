@@ -28,7 +28,6 @@ class EarlyScores:
         self._encoder = encoder
         self._scored_groups: set[str] = set()
         self._logprobs: dict[_Row, list[float]] = {}
-        self._num_tokens: dict[_Row, int] = {}
         self._seconds = 0.0
         self._teacher: int | None = None
 
@@ -53,9 +52,7 @@ class EarlyScores:
         """Keeps the learners' answers to ``plans``."""
         for plan, (logprobs, _) in zip(plans, answers, strict=True):
             for sample, own in zip(plan.samples, logprobs, strict=True):
-                row = sample.trajectory_id, sample.step_index
-                self._logprobs[row] = own
-                self._num_tokens[row] = len(sample.teacher_prompt_ids or ()) + len(sample.response_ids)
+                self._logprobs[sample.trajectory_id, sample.step_index] = own
         self._seconds += max(seconds for _, seconds in answers)
 
     def apply(self, samples: Sequence[TrainingSample], update_step: int) -> dict[str, float]:
@@ -68,12 +65,11 @@ class EarlyScores:
             self.clear()
             return {}
         self._follow_teacher(update_step)
-        num_tokens = 0
         for sample in samples:
-            row = sample.trajectory_id, sample.step_index
-            sample.teacher_logprobs = self._logprobs.pop(row, None) if sample.teacher_prompt_ids else None
-            if sample.teacher_logprobs is not None:
-                num_tokens += self._num_tokens.pop(row)
+            if sample.teacher_prompt_ids:
+                row = sample.trajectory_id, sample.step_index
+                sample.teacher_logprobs = self._logprobs.pop(row, None)
+        num_tokens = sum(s.num_teacher_tokens for s in samples if s.teacher_logprobs is not None)
         self._scored_groups -= {sample.group_id for sample in samples}
         seconds, self._seconds = self._seconds, 0.0
         return {"num_early_teacher_tokens": float(num_tokens), "seconds_early_teacher": seconds}
@@ -81,7 +77,6 @@ class EarlyScores:
     def clear(self) -> None:
         self._scored_groups.clear()
         self._logprobs.clear()
-        self._num_tokens.clear()
 
     def _can_score(self, update_step: int) -> bool:
         """A judge may still be at work, and some advantages are known only when the whole batch is."""

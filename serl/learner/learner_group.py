@@ -146,13 +146,13 @@ class SERLLearnerGroup(LearnerGroup):
             raise LearnerError(f"update {handle.update_step} is not under way")
         what = f"update {handle.update_step}"
         wait_s = min(timeout_s, max(handle.deadline - time.monotonic(), 0.0))
-        if not self._finished(handle.answers, wait_s, what):
+        reports: list[LearnerReport] | None = self._gathered(handle.answers, wait_s, what)
+        if reports is None:
             if time.monotonic() >= handle.deadline:
                 limit = self._experiment.learner.update_timeout_s
                 raise LearnerError(f"{what} took longer than learner.update_timeout_s = {limit:g} s")
             return None
         self._in_flight = None
-        reports: list[LearnerReport] = self._results(handle.answers)
         records = handle.records + [record for report in reports for record in report.records]
         records.sort(key=lambda record: (record.trajectory_id, record.step_index))
         return UpdateResult(handle.update_step, handle.sample_metrics | update_metrics(reports), records)
@@ -190,9 +190,10 @@ class SERLLearnerGroup(LearnerGroup):
         """Takes in early scores; whether none are being made any more."""
         if self._scoring is not None:
             plans, answers = self._scoring
-            if not self._finished(answers, timeout_s, "scoring"):
+            results = self._gathered(answers, timeout_s, "scoring")
+            if results is None:
                 return False
-            self._early_scores.add(plans, self._results(answers))
+            self._early_scores.add(plans, results)
             self._scoring = None
         return True
 
@@ -202,9 +203,10 @@ class SERLLearnerGroup(LearnerGroup):
     def _call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         """``method`` on every learner; all results, in order."""
         answers = self._start(method, [arguments] * max(1, len(self)))
-        if not self._finished(answers, timeout_s, method):
+        results = self._gathered(answers, timeout_s, method)
+        if results is None:
             raise LearnerError(f"{method}: not all of {len(self)} learners finished within {timeout_s:g} s")
-        return self._results(answers)
+        return results
 
     def _start(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self.is_local:
@@ -213,31 +215,29 @@ class SERLLearnerGroup(LearnerGroup):
             getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)
         ]
 
-    def _finished(self, answers: list[Any], timeout_s: float, what: str) -> bool:
-        """Whether all answers are there within ``timeout_s``; raises LearnerError at the first failure.
+    def _gathered(self, answers: list[Any], timeout_s: float, what: str) -> list[Any] | None:
+        """All results, or None if they are not there within ``timeout_s``; LearnerError at the first failure.
 
         The first: a learner that waits in a collective for a failed one never answers.
         """
         if self.is_local:
-            return True
+            return answers
+        results: dict[Any, Any] = {}
         deadline = time.monotonic() + timeout_s
         pending = list(answers)
         while pending:
             wait_s = max(deadline - time.monotonic(), 0.0)
             ready, pending = ray.wait(pending, num_returns=1, timeout=wait_s, fetch_local=False)
             for answer in ready:
-                self._result(answer, answers.index(answer), what)
+                results[answer] = self._result(answer, answers.index(answer), what)
             if not ready:
-                return False
-        return True
-
-    def _results(self, answers: list[Any]) -> list[Any]:
-        return answers if self.is_local else ray.get(answers)
+                return None
+        return [results[answer] for answer in answers]
 
     @staticmethod
-    def _result(answer: Any, learner_index: int, what: str) -> None:
+    def _result(answer: Any, learner_index: int, what: str) -> Any:
         try:
-            ray.get(answer, timeout=_PING_TIMEOUT_S)
+            return ray.get(answer, timeout=_PING_TIMEOUT_S)
         except (RayTaskError, RayActorError, GetTimeoutError) as error:
             raise LearnerError(f"learner {learner_index} failed in {what}: {error}") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from serl.config import ExperimentConfig
 from serl.hindsight.anchors import anchor_size_metrics
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context
+from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
 from serl.hindsight.modes import HindsightMode, hindsight_mode
 from serl.hindsight.sources import evidence_source
@@ -202,19 +202,6 @@ def _add_teacher_prompt(
     sample.teacher_prompt_ids = ids
     sample.context = text
     sample.evidence_sources = evidence.sources
-
-
-def with_context(messages: Sequence[dict[str, str]], context: str) -> list[dict[str, str]]:
-    """``messages`` with ``context`` at the end of the last user message.
-
-    Raises ValueError if there is no user message.
-    """
-    for index in reversed(range(len(messages))):
-        message = messages[index]
-        if message["role"] == "user":
-            told = {**message, "content": f"{message['content']}\n\n{context}"}
-            return [*messages[:index], told, *messages[index + 1 :]]
-    raise ValueError("a teacher prompt needs a user message to put its context into")
 
 
 def _mode(config: ExperimentConfig) -> HindsightMode:

@@ -221,6 +221,4 @@ def num_teacher_tokens(plan: LearnerPlan) -> int:
     """Prompt and response tokens of all rows that the teacher scores, once for each time."""
     taught = [plan.samples[row] for rows in plan.teacher_micro_batches for row in rows]
     compared = [plan.samples[row] for rows in plan.context_free_micro_batches for row in rows]
-    return sum(len(s.teacher_prompt_ids or ()) + len(s.response_ids) for s in taught) + sum(
-        s.num_tokens for s in compared
-    )
+    return sum(s.num_teacher_tokens for s in taught) + sum(s.num_tokens for s in compared)

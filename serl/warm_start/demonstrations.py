@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from envs.base import DemonstratedAction, DemonstratingProvider, PromptParts, Task, Turn
-from serl.hindsight.context import render_context
+from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
 
 
@@ -127,8 +127,8 @@ class _Episode:
         else:
             label = self._latest_helpful(success) or label
         context, _ = render_context(StepEvidence(parts=tuple(parts)))
-        *before, last = self._messages()
-        messages = (*before, {**last, "content": f"{last['content']}\n\n{context}"})
+        assert context is not None
+        messages = tuple(with_context(self._messages(), context))
         return Demonstration(messages, response_text(shown.thought, label), has_hindsight=True)
 
     def _action_to_try(self, best: str, chosen: str) -> str:

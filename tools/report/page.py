@@ -83,7 +83,7 @@ def write_report(sweep: Sweep, out: Path, title: str, notes: str = "") -> Path:
     sections = [
         f"# {title}\n",
         *_summary(sweep, out),
-        *([f"\n## What we make of it\n\n{notes.strip()}\n"] if notes.strip() else []),
+        *_notes(notes),
         *_comparisons(compare_all(sweep)),
         *_task_types(sweep),
         *_training(sweep, out),
@@ -127,6 +127,11 @@ def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
     if rows:
         heads = ["arm", "seeds", "first panel", "last panel", "gain", "env steps", "updates", "minutes"]
         yield _table(heads, rows)
+
+
+def _notes(notes: str) -> Iterable[str]:
+    if notes.strip():
+        yield f"\n## What we make of it\n\n{notes.strip()}\n"
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
