@@ -165,8 +165,8 @@ class Demonstrator(Protocol):
         """``(feedback, whether it brings the task nearer)`` of ``action``; the episode stays as it is."""
         ...
 
-    def best_action(self) -> str:
-        """The action that brings the task nearest, with full knowledge of it."""
+    def best_action(self) -> str | None:
+        """The action that brings the task nearest, with full knowledge of it; None at a dead end."""
         ...
 
     def solution(self) -> tuple[str, ...]:

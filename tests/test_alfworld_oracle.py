@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 import pytest
 
+from envs.alfworld.demonstrator import AlfworldDemonstrator
 from envs.alfworld.engine import Engine
+from envs.alfworld.env import AlfworldEnv
 from envs.alfworld.game import Game, build_game
 from envs.alfworld.generator.description import Furniture, GameDescription, Goal, PlacedObject
 from envs.alfworld.generator.package_data import read_package_data
@@ -30,8 +33,11 @@ KITCHEN = (
 COUNTER, DRAWER, FRIDGE, TABLE, SHELF, DESK = 0, 1, 2, 5, 6, 7
 
 
-def room(goal: Goal, *things: tuple[str, int], closing: bool = False) -> Game:
-    """A kitchen with a desk; with ``closing`` the goal also asks for every receptacle to be closed."""
+def room(goal: Goal, *things: tuple[str, int], closing: bool = False, homeless: str = "") -> Game:
+    """A kitchen with a desk; with ``closing`` the goal also asks for every receptacle to be closed.
+
+    What is ``homeless`` can be taken, but no receptacle takes it back.
+    """
     description = GameDescription(
         goal=goal,
         size="small",
@@ -45,6 +51,8 @@ def room(goal: Goal, *things: tuple[str, int], closing: bool = False) -> Game:
     problem = problem_pddl(description, read_package_data().rules)
     if closing:
         problem = problem.replace("(:goal (and", "(:goal (and (forall (?re - receptacle) (not (opened ?re)))")
+    if homeless:
+        problem = re.sub(rf"\(canContain \w+ {homeless}Type\)", "", problem)
     return build_game(description.trial, problem, traj_data(description))
 
 
@@ -151,6 +159,21 @@ def test_a_game_without_the_object_has_no_plan():
     game = room(Goal("pick_and_place_simple", "Watch", parent="Shelf"), ("Mug", COUNTER))
     with pytest.raises(NoPlanError, match="pick_and_place_simple-Watch-None-Shelf-1"):
         plan(game)
+
+
+def test_an_action_into_a_dead_end_brings_nothing_nearer_and_from_there_no_action_is_best():
+    goal = Goal("pick_and_place_simple", "Watch", parent="Shelf")
+    game = room(goal, ("Watch", COUNTER), ("Mug", COUNTER), homeless="Mug")
+    env = AlfworldEnv(lambda _: game, Engine, success_reward=1.0)
+    _, info = env.reset(options={"task_id": "watch"})
+    demonstrator = AlfworldDemonstrator(env, info["task_description"], random.Random(0), 0.0)
+    assert demonstrator.best_action() == "go to countertop 1"
+    env.step("go to countertop 1")
+    assert demonstrator.try_out("take watch 1 from countertop 1")[1]
+    assert not demonstrator.try_out("take mug 1 from countertop 1")[1]
+    env.step("take mug 1 from countertop 1")
+    assert demonstrator.best_action() is None
+    assert not demonstrator.try_out("go to shelf 1")[1]
 
 
 def test_every_goal_sentence_of_alfworld_is_understood():

@@ -110,8 +110,9 @@ def test_the_demonstrator_knows_the_best_action_and_a_solution(provider: Alfworl
         demonstrator = provider.demonstrator(env, random.Random(0), 0.0)
         assert isinstance(env.engine, Engine)
         before = len(plan(env.engine))
-        assert demonstrator.try_out(demonstrator.best_action())[1]
-        env.step(demonstrator.best_action())
+        best = demonstrator.best_action()
+        assert best is not None and demonstrator.try_out(best)[1]
+        env.step(best)
         assert len(plan(env.engine)) < before
         replay = provider.make_env()
         replay.reset(options={"task_id": task.task_id})

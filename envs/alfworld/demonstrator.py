@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Any
 
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.oracle import Searcher, plan
+from envs.alfworld.oracle import NoPlanError, Searcher, plan
 from envs.alfworld.prompt import system_message
 from envs.base import DemonstratedAction
 
@@ -97,11 +98,12 @@ class AlfworldDemonstrator:
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()
         _, _, _, _, info = future.step(action)
-        came_nearer = info["success"] or len(_plan(future)) < len(_plan(self._env))
+        came_nearer = info["success"] or _distance(future) < _distance(self._env)
         return info["feedback"], came_nearer
 
-    def best_action(self) -> str:
-        return _plan(self._env)[0]
+    def best_action(self) -> str | None:
+        actions = _plan(_native_engine(self._env))
+        return actions[0] if actions else None
 
     def solution(self) -> tuple[str, ...]:
         """A searcher's attempt, or the planner's if that takes too long."""
@@ -113,7 +115,7 @@ class AlfworldDemonstrator:
             _, action = searcher.act(frame.observation, frame.admissible_commands)
             frame = engine.step(action)
             actions.append(action)
-        return tuple(actions) if frame.won else tuple(plan(self._start))
+        return tuple(actions if frame.won else _plan(self._start) or ())
 
     def _see(self, info: dict[str, Any]) -> None:
         if info is not self._last_info:
@@ -139,9 +141,18 @@ def imagined_actions(object_type: str, seen_actions: Iterable[str]) -> list[str]
     return [f"take {object_type} {number} from {place}" for place in places for number in (1, 2)]
 
 
-def _plan(env: AlfworldEnv) -> list[str]:
-    """A full-knowledge plan from here; its length is how far the task is from being solved."""
-    return plan(_native_engine(env))
+def _plan(engine: Engine) -> list[str] | None:
+    """A full-knowledge plan from here; None at a dead end: a thing in hand that no receptacle takes."""
+    try:
+        return plan(engine)
+    except NoPlanError:
+        return None
+
+
+def _distance(env: AlfworldEnv) -> float:
+    """How many actions the task is from being solved."""
+    actions = _plan(_native_engine(env))
+    return math.inf if actions is None else len(actions)
 
 
 def _native_engine(env: AlfworldEnv) -> Engine:

@@ -13,6 +13,7 @@ here, and the best one if there is none. Or both.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from envs.base import DemonstratedAction, DemonstratingProvider, PromptParts, Task, Turn
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class _Episode:
     def __init__(
         self, provider: DemonstratingProvider, task: Task, settings: DemonstrationSettings, rng: random.Random
     ):
-        self._provider, self._settings, self._rng = provider, settings, rng
+        self._provider, self._task, self._settings, self._rng = provider, task, settings, rng
         self._env = provider.make_env()
         self._observation, self._info = self._env.reset(options={"task_id": task.task_id})
         self._history: deque[Turn] = deque(maxlen=settings.history_length)
@@ -88,7 +91,7 @@ class _Episode:
             if not shown.is_detour or self._settings.imitate_detours:
                 yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
                 if not shown.is_detour and self._rng.random() < self._settings.hindsight_share:
-                    yield self._with_hindsight(shown)
+                    yield from self._with_hindsight(shown)
             if self._act(shown.action):
                 return
 
@@ -114,11 +117,14 @@ class _Episode:
         )
         return self._provider.messages(parts)
 
-    def _with_hindsight(self, shown: DemonstratedAction) -> Demonstration:
+    def _with_hindsight(self, shown: DemonstratedAction) -> Iterator[Demonstration]:
         kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
         success = self._demonstrator.solution() if kind != "answer" else ()
         parts = [_quoted(success)] if success else []
         label = self._demonstrator.best_action()
+        if label is None:
+            logger.info("%s: dead end after %d turns, no hindsight", self._task.task_id, self._num_turns)
+            return
         if kind != "success" or not success:
             tried = self._action_to_try(label, shown.action)
             feedback, came_nearer = self._demonstrator.try_out(tried)
@@ -129,7 +135,7 @@ class _Episode:
         context, _ = render_context(StepEvidence(parts=tuple(parts)))
         assert context is not None
         messages = tuple(with_context(self._messages(), context))
-        return Demonstration(messages, response_text(shown.thought, label), has_hindsight=True)
+        yield Demonstration(messages, response_text(shown.thought, label), has_hindsight=True)
 
     def _action_to_try(self, best: str, chosen: str) -> str:
         """As often right as wrong, and wrong in the ways of a policy: out of place, astray, or searching."""
