@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from envs.alfworld.demonstrator import imagined_actions
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.oracle import Searcher, plan
+from envs.alfworld.oracle import Searcher, plan, steps_left
 from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import PromptParts, Task, Turn
 from serl.config import HindsightSection
@@ -141,16 +141,16 @@ class _Player:
         end_reason = "success" if success else "max_steps"
         return Trajectory(name, "g", 0, self.task, self.steps, 10.0 * success, success, end_reason)
 
-    def plan(self) -> list[str]:
-        """The rest of a solution by full knowledge; empty once the game is won."""
+    @property
+    def engine(self) -> Engine:
         assert isinstance(self.env.engine, Engine)
-        return [] if self.info["success"] else plan(self.env.engine)
+        return self.env.engine
 
 
 def find_situations(
     provider: AlfworldProvider, tasks: Sequence[Task], max_steps: int, history_length: int, seed: int
 ) -> list[Situation]:
-    """One situation a task, where the game is not won before its random step; the same for the same seed."""
+    """One situation a task, if its random step finds the game neither won nor lost; the same for a seed."""
     found = (
         _situation(
             _Player(provider, task, history_length), max_steps, random.Random(f"{seed}:{task.task_id}")
@@ -162,7 +162,7 @@ def find_situations(
 
 def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation | None:
     solver = player.fork()
-    for command in solver.plan():
+    for command in plan(solver.engine):
         solver.act("", command)
     searcher = Searcher(player.info["task_description"], rng, _NOISE)
     known: set[str] = set()
@@ -175,13 +175,14 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
     # What the policy would think here; a random action comes with no thought that says anything.
     thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
     admissible = set(player.info["admissible_actions"])
-    way = player.plan()
-    worse = [action for action in sorted(admissible) if _steps_left_after(player, action) >= len(way)]
+    left = steps_left(player.engine)
+    worse = [action for action in sorted(admissible) if _steps_left_after(player, action) >= left]
     refused = sorted({*known, *imagined_actions(searcher.goal.object, known)} - admissible)
-    if searcher.last_action_was_random or not worse or not refused:
+    if left == math.inf or searcher.last_action_was_random or not worse or not refused:
         return None
+    better = plan(player.engine)[:1]
     trials: dict[str, list[Trajectory]] = {}
-    for name, actions in (("better", way[:1]), ("worse", worse), ("inadmissible", refused)):
+    for name, actions in (("better", better), ("worse", worse), ("inadmissible", refused)):
         for action in actions:
             trial = player.fork()
             trial.act(thought, action)
@@ -189,10 +190,10 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
     return Situation(trials, solver.trajectory("solution"))
 
 
-def _steps_left_after(player: _Player, action: str) -> int:
-    trial = player.fork()
-    trial.act("", action)
-    return len(trial.plan())
+def _steps_left_after(player: _Player, action: str) -> float:
+    trial = player.engine.copy()
+    trial.step(action)
+    return steps_left(trial)
 
 
 def likeliest_trials(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable
 from typing import Any
 
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.oracle import NoPlanError, Searcher, plan
+from envs.alfworld.oracle import NoPlanError, Searcher, plan, steps_left
 from envs.alfworld.prompt import system_message
 from envs.base import DemonstratedAction
 
@@ -98,12 +97,14 @@ class AlfworldDemonstrator:
     def try_out(self, action: str) -> tuple[str, bool]:
         future = self._env.copy()
         _, _, _, _, info = future.step(action)
-        came_nearer = info["success"] or _distance(future) < _distance(self._env)
+        came_nearer = steps_left(_native_engine(future)) < steps_left(_native_engine(self._env))
         return info["feedback"], came_nearer
 
     def best_action(self) -> str | None:
-        actions = _plan(_native_engine(self._env))
-        return actions[0] if actions else None
+        try:
+            return plan(_native_engine(self._env))[0]
+        except NoPlanError:
+            return None
 
     def solution(self) -> tuple[str, ...]:
         """A searcher's attempt, or the planner's if that takes too long."""
@@ -115,7 +116,7 @@ class AlfworldDemonstrator:
             _, action = searcher.act(frame.observation, frame.admissible_commands)
             frame = engine.step(action)
             actions.append(action)
-        return tuple(actions if frame.won else _plan(self._start) or ())
+        return tuple(actions) if frame.won else tuple(plan(self._start))
 
     def _see(self, info: dict[str, Any]) -> None:
         if info is not self._last_info:
@@ -139,20 +140,6 @@ def imagined_actions(object_type: str, seen_actions: Iterable[str]) -> list[str]
     """Taking a thing of the type from every place that an action went to, whether it is there or not."""
     places = [action.removeprefix("go to ") for action in seen_actions if action.startswith("go to ")]
     return [f"take {object_type} {number} from {place}" for place in places for number in (1, 2)]
-
-
-def _plan(engine: Engine) -> list[str] | None:
-    """A full-knowledge plan from here; None at a dead end: a thing in hand that no receptacle takes."""
-    try:
-        return plan(engine)
-    except NoPlanError:
-        return None
-
-
-def _distance(env: AlfworldEnv) -> float:
-    """How many actions the task is from being solved."""
-    actions = _plan(_native_engine(env))
-    return math.inf if actions is None else len(actions)
 
 
 def _native_engine(env: AlfworldEnv) -> Engine:

@@ -6,6 +6,7 @@ the engine says, weighs every choice of objects and receptacles, and plays the s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.game import Game
 from envs.alfworld.searcher import APPLIANCES, Memory, Searcher, SearchGoal, parse_goal, type_of
 
-__all__ = ["NoPlanError", "Searcher", "plan"]
+__all__ = ["NoPlanError", "Searcher", "plan", "steps_left"]
 
 _CARRIED = re.compile(r"You are carrying: an? ([a-z]+ \d+)")
 _STATES = {"clean": "clean", "heat": "hot", "cool": "cool|cold"}
@@ -47,6 +48,14 @@ def plan(game: Game | Engine) -> list[str]:
         if commands is not None:
             return commands
     raise NoPlanError(f"no plan for {engine.game.trial}: {len(drafts)} tried")
+
+
+def steps_left(engine: Engine) -> float:
+    """The length of the plan from here; infinite at a dead end: what is in hand fits nowhere."""
+    try:
+        return len(plan(engine))
+    except NoPlanError:
+        return math.inf
 
 
 @dataclass(frozen=True, slots=True)
