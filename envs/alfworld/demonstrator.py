@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -116,7 +117,9 @@ class AlfworldDemonstrator:
             _, action = searcher.act(frame.observation, frame.admissible_commands)
             frame = engine.step(action)
             actions.append(action)
-        return tuple(actions) if frame.won else tuple(plan(self._start))
+        if not frame.won:
+            actions = plan(self._start) if steps_left(self._start) < math.inf else []
+        return tuple(actions)
 
     def _see(self, info: dict[str, Any]) -> None:
         if info is not self._last_info:

@@ -118,13 +118,13 @@ class _Episode:
         return self._provider.messages(parts)
 
     def _with_hindsight(self, shown: DemonstratedAction) -> Iterator[Demonstration]:
+        kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
+        success = self._demonstrator.solution() if kind != "answer" else ()
+        parts = [_quoted(success)] if success else []
         label = self._demonstrator.best_action()
         if label is None:
             logger.info("%s: dead end after %d turns, no hindsight", self._task.task_id, self._num_turns)
             return
-        kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
-        success = self._demonstrator.solution() if kind != "answer" else ()
-        parts = [_quoted(success)] if success else []
         if kind != "success" or not success:
             tried = self._action_to_try(label, shown.action)
             feedback, came_nearer = self._demonstrator.try_out(tried)
