@@ -10,12 +10,15 @@ import pytest
 from serl.config.load import load_experiment
 from tools.sweep.runs import find_arms
 
-ABLATION = Path(__file__).resolve().parents[1] / "experiments" / "ablation"
-FOLDERS = {
-    ABLATION: {"hindsight"},
-    ABLATION / "exploratory": {"hindsight", "advantage"},
-    ABLATION / "staleness": {"training"},
-}
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+ABLATION = EXPERIMENTS / "ablation"
+# A folder of arms, what they are compared with, the sections they may differ in, and their number.
+FOLDERS = (
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight"}, 5),
+    (ABLATION / "exploratory", ABLATION / "_base.yaml", {"hindsight", "advantage"}, 6),
+    (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
+    (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 2),
+)
 
 
 def sections_that_differ(path: Path, base: Path) -> dict[str, Any]:
@@ -23,13 +26,14 @@ def sections_that_differ(path: Path, base: Path) -> dict[str, Any]:
     return {name: own[name] for name in own if own[name] != of_base[name] and name != "name"}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(folder: Path):
+@pytest.mark.parametrize(("folder", "base", "sections", "count"), FOLDERS, ids=[f[0].name for f in FOLDERS])
+def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
+    folder: Path, base: Path, sections: set[str], count: int
+):
     arms = find_arms([folder])
-    assert len(arms) >= 4
+    assert len(arms) == count
     for arm in arms:
-        base = ABLATION / ("grpo.yaml" if "staleness" in folder.name else "_base.yaml")
-        assert set(sections_that_differ(arm.path, base)) <= FOLDERS[folder], arm.name
+        assert set(sections_that_differ(arm.path, base)) <= sections, arm.name
     settings = [load_experiment(arm.path).model_dump(exclude={"name"}) for arm in arms]
     assert all(one != other for index, one in enumerate(settings) for other in settings[:index])
 
