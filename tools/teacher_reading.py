@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from envs.alfworld.demonstrator import imagined_actions
 from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.oracle import Searcher, plan, steps_left
+from envs.alfworld.oracle import NoPlanError, Searcher, plan, steps_left
 from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import PromptParts, Task, Turn
 from serl.config import HindsightSection
@@ -175,14 +175,16 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
     # What the policy would think here; a random action comes with no thought that says anything.
     thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
     admissible = set(player.info["admissible_actions"])
-    left = steps_left(player.engine)
-    worse = [action for action in sorted(admissible) if _steps_left_after(player, action) >= left]
-    refused = sorted({*known, *imagined_actions(searcher.goal.object, known)} - admissible)
-    if left == math.inf or searcher.last_action_was_random or not worse or not refused:
+    try:
+        way = plan(player.engine)
+    except NoPlanError:
         return None
-    better = plan(player.engine)[:1]
+    worse = [action for action in sorted(admissible) if _steps_left_after(player, action) >= len(way)]
+    refused = sorted({*known, *imagined_actions(searcher.goal.object, known)} - admissible)
+    if searcher.last_action_was_random or not worse or not refused:
+        return None
     trials: dict[str, list[Trajectory]] = {}
-    for name, actions in (("better", better), ("worse", worse), ("inadmissible", refused)):
+    for name, actions in (("better", way[:1]), ("worse", worse), ("inadmissible", refused)):
         for action in actions:
             trial = player.fork()
             trial.act(thought, action)

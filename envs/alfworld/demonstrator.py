@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -117,9 +116,12 @@ class AlfworldDemonstrator:
             _, action = searcher.act(frame.observation, frame.admissible_commands)
             frame = engine.step(action)
             actions.append(action)
-        if not frame.won:
-            actions = plan(self._start) if steps_left(self._start) < math.inf else []
-        return tuple(actions)
+        if frame.won:
+            return tuple(actions)
+        try:
+            return tuple(plan(self._start))
+        except NoPlanError:
+            return ()
 
     def _see(self, info: dict[str, Any]) -> None:
         if info is not self._last_info:
