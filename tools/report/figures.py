@@ -1,8 +1,9 @@
-"""The report's figures. Each function writes one file, unless there is nothing to draw; returns whether."""
+"""The report's figures. Each function writes one SVG, unless there is nothing to draw; returns whether."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from tools.report.reading import Progress, Run, Sweep, progress
 from tools.report.statistics import Estimate, mean_interval
 
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
 _COLORS = ("#2f6690", "#c1440e", "#3a7d44", "#7d4f9e", "#b8860b", "#5f6b73", "#d1668f", "#1b998b", "#8d5524")
 _AXES: tuple[tuple[str, Callable[[Progress], float]], ...] = (
     ("environment steps", lambda at: at.env_steps),
@@ -163,6 +165,12 @@ def _pyplot() -> Any:
 
 def _saved(figure: Any, picture: Path, drawn: bool) -> bool:
     if drawn:
-        figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
+        figure.savefig(picture, metadata={"Date": None})
+        picture.write_text(_LONG_NUMBER.sub(_rounded, picture.read_text()))
     _pyplot().close(figure)
     return drawn
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """A coordinate in points: a hundredth is more than anyone sees, and a third of the file is the rest."""
+    return f"{float(number[0]):.2f}"
