@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from serl.evaluation import PanelResult, wilson_interval
 from tools.report.__main__ import main
+from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
 from tools.report.statistics import (
     compare,
@@ -215,6 +217,14 @@ def test_arms_of_different_staleness_get_a_figure(tmp_path: Path):
     assert main([str(tmp_path)]) == 0
     assert "(staleness.svg)" in (tmp_path / "report" / "report.md").read_text()
     assert (tmp_path / "report" / "staleness.svg").stat().st_size > 2000
+
+
+def test_figures_round_coordinates_but_no_text(tmp_path: Path):
+    assert draw_time(["0.125 of it"], {"arm 0.375": [1.0 / 3.0]}, tmp_path / "time.svg")
+    text = (tmp_path / "time.svg").read_text()
+    assert ">0.125 of it<" in text and ">arm 0.375<" in text
+    coordinates = re.findall(r"\d+\.(\d+)", " ".join(re.findall(r'd="(M[^"]*)"', text)))
+    assert len(coordinates) > 20 and {len(decimals) for decimals in coordinates} <= {1, 2}
 
 
 def test_the_same_sweep_gives_the_same_files(sweep: Path, tmp_path: Path):

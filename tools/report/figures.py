@@ -11,7 +11,7 @@ from typing import Any
 from tools.report.reading import Progress, Run, Sweep, progress
 from tools.report.statistics import Estimate, mean_interval
 
-_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
+_LONG_NUMBER_IN_TAG = re.compile(r"\d+\.\d{3,}(?=[^<>]*>)")
 _COLORS = ("#2f6690", "#c1440e", "#3a7d44", "#7d4f9e", "#b8860b", "#5f6b73", "#d1668f", "#1b998b", "#8d5524")
 _AXES: tuple[tuple[str, Callable[[Progress], float]], ...] = (
     ("environment steps", lambda at: at.env_steps),
@@ -166,7 +166,7 @@ def _pyplot() -> Any:
 def _saved(figure: Any, picture: Path, drawn: bool) -> bool:
     if drawn:
         figure.savefig(picture, metadata={"Date": None})
-        picture.write_text(_LONG_NUMBER.sub(_rounded, picture.read_text()))
+        picture.write_text(_LONG_NUMBER_IN_TAG.sub(_rounded, picture.read_text()))
     _pyplot().close(figure)
     return drawn
 
