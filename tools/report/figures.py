@@ -172,5 +172,5 @@ def _saved(figure: Any, picture: Path, drawn: bool) -> bool:
 
 
 def _rounded(number: re.Match[str]) -> str:
-    """A coordinate in points: a hundredth is more than anyone sees, further decimals are an eighth of a file."""
+    """A coordinate in points: a hundredth is more than anyone sees, the rest an eighth of a file."""
     return f"{float(number[0]):.2f}"
