@@ -13,13 +13,7 @@ from typing import Any, Protocol
 
 import gymnasium
 
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task of a task set: an id that never changes meaning, and the kind of task for the panels."""
-
-    task_id: str
-    task_type: str = ""
+from serl.types import Task
 
 
 @dataclass(frozen=True, slots=True)

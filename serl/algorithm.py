@@ -28,17 +28,17 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
 from serl.algorithm_config import SERLConfig
+from serl.batch.metrics import batch_metrics
 from serl.buffer.group_buffer import GroupBuffer
-from serl.buffer.task_sampler import TaskSampler, is_panel_group, panel_assignments
-from serl.checkpoint import read_algorithm_state, write_algorithm_state
-from serl.evaluation import PanelResult, panel_result
+from serl.buffer.task_sampler import TaskSampler, evaluation_requests, is_evaluation_group
+from serl.evaluation import EvaluationResult, evaluation_result
 from serl.hindsight.judge.pool import JudgePool
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
-from serl.metrics import batch_metrics
-from serl.records import trajectories_to_record
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.run.checkpoint import read_algorithm_state, write_algorithm_state
+from serl.run.records import trajectories_to_record
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
-from serl.types import Assignment, TeacherRecord, Trajectory, TrajectoryGroup
+from serl.types import RolloutRequest, TeacherRecord, Trajectory, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
@@ -178,42 +178,42 @@ class SERL(Algorithm):
         texts = self._judge.take(batch, self._weights_seq_no, self._buffer.owns)
         return self._learners.start_update(batch, self._weights_seq_no, texts, recorded)
 
-    def evaluate_panel(self) -> PanelResult:
-        """Plays the evaluation panel, every task once, on the weights being served.
+    def run_evaluation(self) -> EvaluationResult:
+        """Plays the evaluation, every task once, on the weights being served.
 
         Training episodes already with a runner go on; no update happens meanwhile. Raises TimeoutError
         after ``evaluation.timeout_s``.
         """
         settings = self.experiment.evaluation
-        panel = panel_assignments(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
+        evaluation = evaluation_requests(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
         started = time.monotonic()
         deadline = started + settings.timeout_s
         waiting = self._pool.withdraw_queued()
-        self._pool.submit(panel)
-        pending = {(assignment.group_id, assignment.member) for assignment in panel}
+        self._pool.submit(evaluation)
+        pending = {(request.group_id, request.rollout_index) for request in evaluation}
         finished: list[Trajectory] = []
         counters: Counter[str] = Counter()
         while pending:
-            waiting_for = f"{len(pending)} of {len(panel)} evaluation episodes"
+            waiting_for = f"{len(pending)} of {len(evaluation)} evaluation episodes"
             self._check_not_stopped(waiting_for)
             self._check_deadline(deadline, waiting_for)
             report = self._poll_runners(counters)
             for trajectory in report.trajectories:
-                if (trajectory.group_id, trajectory.member) in pending:
-                    pending.discard((trajectory.group_id, trajectory.member))
+                if (trajectory.group_id, trajectory.rollout_index) in pending:
+                    pending.discard((trajectory.group_id, trajectory.rollout_index))
                     finished.append(trajectory)
             for failure in report.failures:
-                key = (failure.assignment.group_id, failure.assignment.member)
-                if failure.assignment.evaluation and key in pending:
+                key = (failure.request.group_id, failure.request.rollout_index)
+                if failure.request.evaluation and key in pending:
                     if failure.reason == "env_runner_died":
-                        self._pool.submit([failure.assignment], urgent=True)
+                        self._pool.submit([failure.request], urgent=True)
                     else:
                         pending.discard(key)
             self.on_progress(
                 Progress(
                     phase="evaluation",
                     episodes=len(finished),
-                    episodes_wanted=len(panel),
+                    episodes_wanted=len(evaluation),
                     env_steps=counters["env_steps"],
                     response_tokens=counters["response_tokens"],
                     staleness=0.0,
@@ -221,7 +221,7 @@ class SERL(Algorithm):
                 )
             )
         self._pool.submit(waiting)
-        return panel_result(finished, len(panel), self._weights_seq_no, time.monotonic() - started)
+        return evaluation_result(finished, len(evaluation), self._weights_seq_no, time.monotonic() - started)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes policy, learner state and `algorithm.json`, the last one last."""
@@ -273,16 +273,16 @@ class SERL(Algorithm):
 
     def _admit_groups(self) -> None:
         for _ in range(self._buffer.num_admissible(self._weights_seq_no)):
-            assignments = self._sampler.next_group()
-            self._buffer.admit(assignments)
-            self._pool.submit(assignments)
+            requests = self._sampler.next_group()
+            self._buffer.admit(requests)
+            self._pool.submit(requests)
 
     def _poll_runners(self, counters: Counter[str]) -> PoolReport:
         report = self._pool.poll(_POLL_S)
         counters.update(report.counters)
         self._totals.update(report.counters)
         for trajectory in report.trajectories:
-            if not is_panel_group(trajectory.group_id):
+            if not is_evaluation_group(trajectory.group_id):
                 group = self._buffer.add(trajectory)
                 if group is not None:
                     batches_before = self._buffer.num_batches_before(group.group_id)
@@ -291,15 +291,15 @@ class SERL(Algorithm):
             counters[f"failed_{failure.reason}"] += 1
             if failure.reason == "request_refused":
                 raise RuntimeError(f"the engine refuses a request: {failure.message}")
-            if not failure.assignment.evaluation:
-                self._replay(failure.assignment, failure.reason)
+            if not failure.request.evaluation:
+                self._replay(failure.request, failure.reason)
         return report
 
     def _has_judgements(self, batch: Sequence[TrajectoryGroup]) -> bool:
         return self._judge.has_answers(batch, self._weights_seq_no)
 
-    def _replay(self, assignment: Assignment, reason: str) -> None:
-        replacement = self._buffer.fail(assignment, reason)
+    def _replay(self, request: RolloutRequest, reason: str) -> None:
+        replacement = self._buffer.fail(request, reason)
         if replacement is not None:
             self._pool.submit([replacement], urgent=True)
 

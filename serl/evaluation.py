@@ -1,4 +1,4 @@
-"""What a fixed panel of held-out tasks says: success by task type with a 95 % interval."""
+"""What held-out tasks say: success by task type with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serl.metrics import episode_means
+from serl.batch.metrics import episode_means
 from serl.rollout.episode import EPISODE_METRICS
 from serl.types import Trajectory
 
@@ -29,12 +29,11 @@ class SuccessRate:
 
 
 @dataclass(frozen=True, slots=True)
-class PanelResult:
-    """A panel at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures.
+class EvaluationResult:
+    """An evaluation at ``weights_seq_no``. ``unfinished`` tasks gave no episode and count as failures.
 
-    ``outcomes``: whether each task that gave an episode was solved, by task id. That pairs the panels of two
-    runs task by task. ``environment``: the environment's own metrics, such as a task score, as means over the
-    episodes played.
+    ``outcomes``: whether each task that gave an episode was solved, by task id, which pairs two runs task by
+    task. ``environment``: the environment's own metrics, such as a task score, as means over the episodes.
     """
 
     weights_seq_no: int
@@ -79,15 +78,15 @@ def wilson_interval(successes: int, count: int) -> SuccessRate:
     return SuccessRate(successes, count, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def panel_result(
+def evaluation_result(
     trajectories: Sequence[Trajectory], num_tasks: int, weights_seq_no: int, seconds: float
-) -> PanelResult:
-    """Summarises one panel; tasks without a trajectory count as failures of the overall rate."""
+) -> EvaluationResult:
+    """Summarises one evaluation; tasks without a trajectory count as failures of the overall rate."""
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for trajectory in trajectories:
         outcomes[trajectory.task.task_type].append(trajectory.success)
     steps = [step for trajectory in trajectories for step in trajectory.steps]
-    return PanelResult(
+    return EvaluationResult(
         weights_seq_no=weights_seq_no,
         overall=wilson_interval(sum(t.success for t in trajectories), num_tasks),
         by_task_type={

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from envs.base import Task
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task of a task set: an id that never changes meaning, and the kind of task for the evaluations."""
+
+    task_id: str
+    task_type: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,12 +42,12 @@ class Completion:
 
 
 @dataclass(slots=True, frozen=True)
-class Assignment:
+class RolloutRequest:
     """What the task sampler hands to an env runner: play ``task`` as member ``member`` of ``group_id``."""
 
     task: Task
     group_id: str
-    member: int
+    rollout_index: int
     seed: int
     evaluation: bool = False
 
@@ -88,7 +94,7 @@ class Trajectory:
 
     trajectory_id: str
     group_id: str
-    member: int
+    rollout_index: int
     task: Task
     steps: list[Step]
     reward: float
@@ -127,7 +133,7 @@ class TrajectoryGroup:
 
 
 @dataclass(slots=True)
-class TrainingSample:
+class TrainingRow:
     """One step as a learner trains on it.
 
     ``advantage`` is the group-relative advantage of every response token of the step.
@@ -167,9 +173,10 @@ class TeacherRecord:
 
     ``advantage`` is the step's own, ``token_advantages`` those that entered the loss. ``context`` is the text
     that the teacher read beside the prompt (None: no evidence). The other lists have one entry per response
-    token, None where the teacher weighed none: ``weights``; ``deltas``, the gap they come from before
+    token, None where the teacher weighed none: ``weights``; ``log_ratios``, the gap they come from before
     centring; and its two parts, None as a whole where the teacher was not scored without the context:
-    ``feedback_effects`` = log π_T(a | context) − log π_T(a), ``drifts`` = log π_T(a) − log π_S(a).
+    ``context_effects`` = log π_T(a | context) − log π_T(a), ``log_ratios_without_context`` = log π_T(a) −
+    log π_S(a).
     """
 
     trajectory_id: str
@@ -178,6 +185,6 @@ class TeacherRecord:
     token_advantages: list[float]
     context: str | None
     weights: list[float | None]
-    deltas: list[float | None]
-    feedback_effects: list[float | None] | None
-    drifts: list[float | None] | None
+    log_ratios: list[float | None]
+    context_effects: list[float | None] | None
+    log_ratios_without_context: list[float | None] | None

@@ -1,10 +1,10 @@
-"""Assignments, and trajectories that could have come back for them."""
+"""Requests, and trajectories that could have come back for them."""
 
 from __future__ import annotations
 
 from envs.base import Task
 from serl.buffer.group_buffer import GroupBuffer
-from serl.types import Assignment, Step, Trajectory, VersionSpan
+from serl.types import RolloutRequest, Step, Trajectory, VersionSpan
 
 
 def step(weights_seq_no: int) -> Step:
@@ -26,13 +26,13 @@ def step(weights_seq_no: int) -> Step:
 
 
 def trajectory(
-    assignment: Assignment, version: int | None = 0, reward: float = 0.0, num_steps: int = 1
+    request: RolloutRequest, version: int | None = 0, reward: float = 0.0, num_steps: int = 1
 ) -> Trajectory:
     return Trajectory(
-        trajectory_id=f"{assignment.group_id}-{assignment.member}",
-        group_id=assignment.group_id,
-        member=assignment.member,
-        task=assignment.task,
+        trajectory_id=f"{request.group_id}-{request.rollout_index}",
+        group_id=request.group_id,
+        rollout_index=request.rollout_index,
+        task=request.task,
         steps=[] if version is None else [step(version) for _ in range(num_steps)],
         reward=reward,
         success=reward > 0,
@@ -40,9 +40,10 @@ def trajectory(
     )
 
 
-def group_of(group_id: str, group_size: int = 2) -> list[Assignment]:
+def group_of(group_id: str, group_size: int = 2) -> list[RolloutRequest]:
     return [
-        Assignment(Task(f"task of {group_id}"), group_id, member, seed=member) for member in range(group_size)
+        RolloutRequest(Task(f"task of {group_id}"), group_id, rollout_index, seed=rollout_index)
+        for rollout_index in range(group_size)
     ]
 
 

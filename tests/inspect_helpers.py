@@ -12,7 +12,7 @@ import yaml
 from serl.evaluation import wilson_interval
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
-from serl.records import TRAJECTORIES, StepRecord, TeacherPart, TrajectoryRecord
+from serl.run.records import TRAJECTORIES, StepRecord, TeacherPart, TrajectoryRecord
 
 TASK_TYPES = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep")
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'><!-- <b>"
@@ -36,23 +36,24 @@ def teacher_part(
     """Weights of the action tokens as `teacher_weights` would give them for made-up gaps."""
     scored = context is not None
     effects = [round(rng.gauss(0.0, 0.25), 4) if scored and on else None for on in mask]
-    drifts = [round(rng.gauss(-0.05, 0.08), 4) if scored and on else None for on in mask]
-    deltas = [
-        None if e is None or d is None else round(e + d, 4) for e, d in zip(effects, drifts, strict=True)
+    log_ratios_without_context = [round(rng.gauss(-0.05, 0.08), 4) if scored and on else None for on in mask]
+    log_ratios = [
+        None if e is None or d is None else round(e + d, 4)
+        for e, d in zip(effects, log_ratios_without_context, strict=True)
     ]
     sign = 1.0 if advantage > 0 else -1.0
     weights = [
         None if d is None else round(min(max(2.718281828 ** (sign * d), 1 - clip), 1 + clip), 4)
-        for d in deltas
+        for d in log_ratios
     ]
     return TeacherPart(
         advantage=advantage,
         token_advantages=[round(advantage * (0.5 + 0.5 * (1.0 if w is None else w)), 4) for w in weights],
         context=context,
         weights=weights,
-        deltas=deltas,
-        feedback_effects=effects,
-        drifts=drifts,
+        log_ratios=log_ratios,
+        context_effects=effects,
+        log_ratios_without_context=log_ratios_without_context,
     )
 
 
@@ -113,15 +114,15 @@ def trajectory_records(
     for iteration in range(1, num_iterations + 1):
         for group in range(groups_per_iteration):
             group_id = f"{iteration:06d}-{group}"
-            for member in range(group_size):
+            for rollout_index in range(group_size):
                 success = rng.random() < 0.3 + 0.4 * iteration / num_iterations
                 advantage = round((0.9 if success else -0.7) + rng.gauss(0, 0.05), 4)
                 records.append(
                     TrajectoryRecord(
                         iteration=iteration,
-                        trajectory_id=f"{group_id}-{member}",
+                        trajectory_id=f"{group_id}-{rollout_index}",
                         group_id=group_id,
-                        member=member,
+                        rollout_index=rollout_index,
                         task_id=f"trial_T2019_{iteration:04d}_{group}",
                         task_type=TASK_TYPES[(iteration + group) % len(TASK_TYPES)],
                         reward=10.0 if success else 0.0,
@@ -136,7 +137,7 @@ def trajectory_records(
 
 
 def write_run(folder: Path, records: list[TrajectoryRecord], *extra_lines: str) -> Path:
-    """A run directory of these records, with the metrics and panels that a real run has beside them."""
+    """A run directory of these records, with the metrics and evaluations that a real run has beside them."""
     folder.mkdir(parents=True)
     config = {
         "name": "by_hand",
@@ -158,9 +159,9 @@ def write_run(folder: Path, records: list[TrajectoryRecord], *extra_lines: str) 
         for iteration in range(1, last + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    panels = [
+    evaluations = [
         {"iteration": iteration, "overall": asdict(wilson_interval(successes, 192))}
         for iteration, successes in ((0, 48), (last, 120))
     ]
-    (folder / "panels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in panels))
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
     return folder

@@ -127,16 +127,16 @@ def group_to_judge(group_id: str, rewards: Sequence[float], num_steps: int = 2) 
     task = Task(f"task of {group_id}")
     trajectories = [
         Trajectory(
-            trajectory_id=f"{group_id}-{member}",
+            trajectory_id=f"{group_id}-{rollout_index}",
             group_id=group_id,
-            member=member,
+            rollout_index=rollout_index,
             task=task,
-            steps=[_step(f"{group_id} {member} {index}") for index in range(num_steps)],
+            steps=[_step(f"{group_id} {rollout_index} {index}") for index in range(num_steps)],
             reward=reward,
             success=reward > 0,
             end_reason="success" if reward > 0 else "max_steps",
         )
-        for member, reward in enumerate(rewards)
+        for rollout_index, reward in enumerate(rewards)
     ]
     return TrajectoryGroup(group_id, task, trajectories)
 

@@ -122,16 +122,16 @@ def sampled_groups(
     for group_index, group_rewards in enumerate(rewards):
         task = Task(f"task{group_index}", "any")
         trajectories = []
-        for member, reward in enumerate(group_rewards):
+        for rollout_index, reward in enumerate(group_rewards):
             steps = [
                 _step(tokenizer, model, draw, f"room {group_index} {index}", feedback, weights_seq_no)
                 for index in range(steps_per_trajectory)
             ]
             trajectories.append(
                 Trajectory(
-                    trajectory_id=f"g{group_index}-{member}",
+                    trajectory_id=f"g{group_index}-{rollout_index}",
                     group_id=f"g{group_index}",
-                    member=member,
+                    rollout_index=rollout_index,
                     task=task,
                     steps=steps,
                     reward=reward,

@@ -17,7 +17,7 @@ from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
 from serl.serving.client import Sampling
-from serl.types import Assignment, Completion, Trajectory, VersionSpan
+from serl.types import Completion, RolloutRequest, Trajectory, VersionSpan
 
 FORWARD = "<action>forward</action>"
 
@@ -152,18 +152,18 @@ SETTINGS = EpisodeSettings(
 )
 
 
-def assign(task_id: str = "corridor 2", member: int = 0, evaluation: bool = False) -> Assignment:
-    return Assignment(Task(task_id, "corridor"), "g000000", member, seed=11, evaluation=evaluation)
+def assign(task_id: str = "corridor 2", rollout_index: int = 0, evaluation: bool = False) -> RolloutRequest:
+    return RolloutRequest(Task(task_id, "corridor"), "g000000", rollout_index, seed=11, evaluation=evaluation)
 
 
 async def episode(
     client: ScriptedClient,
-    assignment: Assignment,
+    request: RolloutRequest,
     settings: EpisodeSettings,
     counters: Counter[str],
     env_threads: Executor,
 ) -> Trajectory:
-    env = EnvCalls(Corridor(), assignment.task, env_threads, timeout_s=2.0, counters=counters)
+    env = EnvCalls(Corridor(), request.task, env_threads, timeout_s=2.0, counters=counters)
     return await run_episode(
-        assignment, env, CorridorProvider().messages, client.encoder, client, settings, counters
+        request, env, CorridorProvider().messages, client.encoder, client, settings, counters
     )

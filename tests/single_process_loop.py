@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from envs.base import Task
-from serl.buffer.packing import random_minibatches
+from serl.batch.advantages import StepRows, group_advantages
+from serl.batch.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context, with_context
@@ -25,7 +26,6 @@ from serl.hindsight.evidence import EvidenceOptions, GroupView
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.modes import HindsightMode
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
-from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.optimizer import learning_rate
 from serl.rollout.prompt import PromptEncoder
@@ -45,21 +45,21 @@ class SingleProcessLoop:
         )
         self.encoder = PromptEncoder.load(str(model_dir))
 
-    def play(self, tasks: Sequence[Task], update_step: int) -> list[TrajectoryGroup]:
+    def play(self, tasks: Sequence[Task], weights_seq_no: int) -> list[TrajectoryGroup]:
         """One group a task, sampled by the policy of the moment."""
-        return play_groups(self.policy, self.encoder, self.config, tasks, update_step)
+        return play_groups(self.policy, self.encoder, self.config, tasks, weights_seq_no)
 
-    def update(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
-        """One update on ``groups``, the ``update_step``-th (0, 1, …)."""
+    def update(self, groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> None:
+        """One update on ``groups``, the ``weights_seq_no``-th (0, 1, …)."""
         steps = [step for group in groups for t in group.trajectories for step in t.steps]
         advantages = self._advantages(groups, steps)
-        token_advantages = self._weighted(groups, steps, advantages, update_step)
+        token_advantages = self._weighted(groups, steps, advantages, weights_seq_no)
         learner = self.config.learner
-        lr = learning_rate(learner, update_step, self.config.training.num_iterations)
+        lr = learning_rate(learner, weights_seq_no, self.config.training.num_iterations)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = lr
         for epoch in range(learner.num_epochs):
-            order = [self.config.seed, update_step, epoch]
+            order = [self.config.seed, weights_seq_no, epoch]
             for rows in random_minibatches(len(steps), learner.num_minibatches, order):
                 trained = [row for row in rows if advantages[row] != 0.0]
                 num_tokens = sum(len(steps[row].response_ids) for row in rows)
@@ -89,15 +89,19 @@ class SingleProcessLoop:
 
     @torch.no_grad()
     def _weighted(
-        self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step], advantages: Tensor, update_step: int
+        self,
+        groups: Sequence[TrajectoryGroup],
+        steps: Sequence[Step],
+        advantages: Tensor,
+        weights_seq_no: int,
     ) -> list[Tensor]:
         """Each step's advantages [response tokens], those of its action tokens weighted by the teacher."""
         hindsight = self.config.hindsight
         plain = [a.repeat(len(step.response_ids)) for a, step in zip(advantages, steps, strict=True)]
-        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, update_step)
+        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, weights_seq_no)
         if not hindsight.enabled or lambda_ == 0.0:
             return plain
-        if update_step % hindsight.teacher_sync_interval == 0:
+        if weights_seq_no % hindsight.teacher_sync_interval == 0:
             self.teacher.load_state_dict(self.policy.state_dict())
         mode = HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
         options = EvidenceOptions(

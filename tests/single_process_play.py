@@ -37,7 +37,7 @@ def play_groups(
     groups = []
     for index, task in enumerate(tasks):
         name, own = f"g{weights_seq_no}-{index}", episodes[index * size : (index + 1) * size]
-        members = [episode.trajectory(name, member) for member, episode in enumerate(own)]
+        members = [episode.trajectory(name, rollout_index) for rollout_index, episode in enumerate(own)]
         groups.append(TrajectoryGroup(name, task, members))
     return groups
 
@@ -117,7 +117,9 @@ class _Episode:
             )
         )
 
-    def trajectory(self, group_id: str, member: int) -> Trajectory:
+    def trajectory(self, group_id: str, rollout_index: int) -> Trajectory:
         success = bool(self.info["success"])
-        name, end_reason = f"{group_id}-{member}", "success" if success else "max_steps"
-        return Trajectory(name, group_id, member, self.task, self.steps, self.reward, success, end_reason)
+        name, end_reason = f"{group_id}-{rollout_index}", "success" if success else "max_steps"
+        return Trajectory(
+            name, group_id, rollout_index, self.task, self.steps, self.reward, success, end_reason
+        )

@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from serl.checkpoint import checkpoint_path, write_algorithm_state
 from serl.config.load import load_experiment
-from serl.run_dir import CONFIG, RunDir
+from serl.run.checkpoint import checkpoint_path, write_algorithm_state
+from serl.run.run_dir import CONFIG, RunDir
 
 
 def main(arguments: list[str]) -> int:

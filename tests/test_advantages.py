@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from envs.base import Task
-from serl.learner.advantages import StepRows, estimator_names, group_advantages, register_estimator
-from serl.learner.advantages.step_rows import discounted_returns
+from serl.batch.advantages import StepRows, estimator_names, group_advantages, register_estimator
+from serl.batch.step_rows import discounted_returns
 from serl.types import Step, Trajectory, TrajectoryGroup
 
 GRPO = {"across": "trajectories", "normalize_std": True}
@@ -74,7 +74,7 @@ def test_a_group_without_spread_teaches_nothing_and_is_counted():
         values, metrics = group_advantages(rows, "grpo", {"across": across, "normalize_std": True})
         assert values[:6].tolist() == [0.0] * 6
         assert values[6] > 0
-        assert (metrics["num_groups"], metrics["num_groups_without_spread"]) == (2.0, 1.0)
+        assert (metrics["num_groups"], metrics["num_zero_variance_groups"]) == (2.0, 1.0)
 
 
 def test_a_group_of_one_value_has_mean_zero_and_std_one():
@@ -162,9 +162,11 @@ def test_the_order_of_trajectories_does_not_matter():
 
 
 def test_rows_come_from_trajectories_with_discounted_returns():
-    def trajectory(member: int, rewards: list[float], total: float) -> Trajectory:
+    def trajectory(rollout_index: int, rewards: list[float], total: float) -> Trajectory:
         steps = [make_step(f"anchor {i}", reward, num_tokens=i + 1) for i, reward in enumerate(rewards)]
-        return Trajectory(f"t{member}", "g", member, Task("task"), steps, total, total > 0, "success")
+        return Trajectory(
+            f"t{rollout_index}", "g", rollout_index, Task("task"), steps, total, total > 0, "success"
+        )
 
     group = TrajectoryGroup("g", Task("task"), [trajectory(0, [0.0, -1.0, 8.0], 8.0), trajectory(1, [], 0.0)])
     other = TrajectoryGroup("h", Task("task"), [trajectory(2, [2.0], 2.0)])

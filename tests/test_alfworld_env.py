@@ -19,7 +19,7 @@ from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import PromptParts, Turn, assert_disjoint
 from envs.registry import make_provider as make_registered_provider
 from serl.config.load import load_experiment
-from serl.preflight import examine_inputs
+from serl.run.preflight import examine_inputs
 from tools.make_alfworld_games import main as make_games
 
 

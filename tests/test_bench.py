@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serl.driver_log import output_to_file
+from serl.run.driver_log import output_to_file
 from tools.bench.__main__ import main
 from tools.bench.figures import Figure, Figures, shown
 

@@ -8,7 +8,7 @@ from buffer_helpers import buffer, group_of, trajectory
 
 from envs.base import Task
 from serl.buffer.group_buffer import AdmissionError, GroupBuffer
-from serl.types import Assignment, TrajectoryGroup
+from serl.types import RolloutRequest, TrajectoryGroup
 
 
 def admit(target: GroupBuffer, weights_seq_no: int, *group_ids: str) -> None:
@@ -20,8 +20,8 @@ def admit(target: GroupBuffer, weights_seq_no: int, *group_ids: str) -> None:
 def complete(
     target: GroupBuffer, group_id: str, version: int | None = 0, rewards: tuple = (0.0, 10.0)
 ) -> None:
-    for assignment, reward in zip(group_of(group_id, len(rewards)), rewards, strict=True):
-        target.add(trajectory(assignment, version, reward))
+    for request, reward in zip(group_of(group_id, len(rewards)), rewards, strict=True):
+        target.add(trajectory(request, version, reward))
 
 
 def taken_ids(target: GroupBuffer, weights_seq_no: int) -> list[str] | None:
@@ -48,13 +48,13 @@ def test_a_group_beyond_the_bound_is_refused():
 
 
 @pytest.mark.parametrize(
-    "assignments", [[], group_of("a", 1), group_of("a", 3), [*group_of("a", 1), *group_of("b", 2)[1:]]]
+    "requests", [[], group_of("a", 1), group_of("a", 3), [*group_of("a", 1), *group_of("b", 2)[1:]]]
 )
-def test_what_is_no_whole_group_is_refused(assignments: list[Assignment]):
+def test_what_is_no_whole_group_is_refused(requests: list[RolloutRequest]):
     target = buffer(group_size=2)
     target.num_admissible(0)
     with pytest.raises(AdmissionError, match="members 0 to 1"):
-        target.admit(assignments)
+        target.admit(requests)
 
 
 def test_a_group_is_taken_once_when_its_last_member_is_back_with_members_in_order():
@@ -66,7 +66,7 @@ def test_a_group_is_taken_once_when_its_last_member_is_back_with_members_in_orde
     target.add(trajectory(first))
     batch = target.take_batch(0)
     assert batch is not None
-    assert [t.member for t in batch[0].trajectories] == [0, 1]
+    assert [t.rollout_index for t in batch[0].trajectories] == [0, 1]
     assert batch[0].task == first.task
     assert target.take_batch(0) is None
     assert not target.owns("a")
@@ -172,7 +172,7 @@ def test_a_failed_member_is_played_again_with_another_seed():
     first, second = group_of("a")
     replacement = target.fail(second, "environment_error")
     assert replacement is not None
-    assert (replacement.task, replacement.group_id, replacement.member) == (second.task, "a", 1)
+    assert (replacement.task, replacement.group_id, replacement.rollout_index) == (second.task, "a", 1)
     assert replacement.seed != second.seed
     target.add(trajectory(first))
     target.add(trajectory(replacement))
@@ -184,7 +184,7 @@ def test_a_failed_member_is_played_again_with_another_seed():
 def test_a_group_whose_member_fails_three_times_is_discarded_and_makes_room():
     target = buffer(groups_per_batch=1, max_staleness=0)
     admit(target, 0, "a")
-    failing: Assignment | None = group_of("a")[1]
+    failing: RolloutRequest | None = group_of("a")[1]
     for _ in range(3):
         assert failing is not None
         failing = target.fail(failing, "environment_error")
@@ -207,8 +207,8 @@ def test_a_failure_of_a_member_that_is_already_back_changes_nothing():
 def test_groups_without_reward_spread_are_filtered_and_others_take_their_place():
     target = buffer(groups_per_batch=1, max_staleness=0, filtered=4)
     admit(target, 0, "all lost")
-    for assignment, num_steps in zip(group_of("all lost"), (3, 7), strict=True):
-        target.add(trajectory(assignment, reward=0.0, num_steps=num_steps))
+    for request, num_steps in zip(group_of("all lost"), (3, 7), strict=True):
+        target.add(trajectory(request, reward=0.0, num_steps=num_steps))
     assert target.take_batch(0) is None
     admit(target, 0, "all won")
     complete(target, "all won", rewards=(10.0, 10.0))
@@ -216,7 +216,7 @@ def test_groups_without_reward_spread_are_filtered_and_others_take_their_place()
     complete(target, "mixed", rewards=(0.0, 10.0))
     assert taken_ids(target, 0) == ["mixed"]
     metrics = target.metrics()
-    assert metrics["filtered_groups"] == metrics["groups_discarded_no_spread"] == 2
+    assert metrics["filtered_groups"] == metrics["groups_discarded_zero_variance"] == 2
     assert metrics["filtered_mean_steps"] == pytest.approx(((3 + 7) / 2 + 1) / 2)
 
 
@@ -224,8 +224,8 @@ def test_filtering_tells_the_length_of_episodes_removed_and_kept():
     target = buffer(groups_per_batch=1, max_staleness=0, filtered=4)
     for group_id, rewards, lengths in (("lost", (0.0, 0.0), (9, 9)), ("mixed", (0.0, 10.0), (5, 2))):
         admit(target, 0, group_id)
-        for assignment, reward, num_steps in zip(group_of(group_id), rewards, lengths, strict=True):
-            target.add(trajectory(assignment, reward=reward, num_steps=num_steps))
+        for request, reward, num_steps in zip(group_of(group_id), rewards, lengths, strict=True):
+            target.add(trajectory(request, reward=reward, num_steps=num_steps))
     assert taken_ids(target, 0) == ["mixed"]
     metrics = target.metrics()
     assert (metrics["filtered_mean_steps"], metrics["kept_mean_steps"]) == (9.0, 3.5)
@@ -235,8 +235,8 @@ def test_rewards_by_length_have_spread_where_successes_differ_in_length():
     for normalize_by_length, kept in ((False, False), (True, True)):
         target = GroupBuffer(2, 1, 0, True, 4, normalize_by_length=normalize_by_length)
         admit(target, 0, "won")
-        for assignment, num_steps in zip(group_of("won"), (3, 7), strict=True):
-            target.add(trajectory(assignment, reward=10.0, num_steps=num_steps))
+        for request, num_steps in zip(group_of("won"), (3, 7), strict=True):
+            target.add(trajectory(request, reward=10.0, num_steps=num_steps))
         assert target.owns("won") == kept
 
 
@@ -246,7 +246,7 @@ def test_filtering_never_starves_the_learners():
         admit(target, 0, f"g{number}")
         complete(target, f"g{number}", rewards=(0.0, 0.0))
     assert taken_ids(target, 0) == ["g3", "g4"]
-    assert target.metrics()["groups_kept_without_spread"] == 2
+    assert target.metrics()["zero_variance_groups_kept"] == 2
     admit(target, 1, "g5")
     complete(target, "g5", version=1, rewards=(0.0, 0.0))
     assert not target.owns("g5")
@@ -293,7 +293,7 @@ def test_a_trajectory_that_completes_a_group_that_stays_returns_the_group():
     first, second = group_of("a")
     assert groups.add(trajectory(first, reward=10.0)) is None
     group = groups.add(trajectory(second))
-    assert group is not None and [t.member for t in group.trajectories] == [0, 1]
+    assert group is not None and [t.rollout_index for t in group.trajectories] == [0, 1]
     assert groups.add(trajectory(second)) is None
     first, second = group_of("b")
     groups.add(trajectory(first))

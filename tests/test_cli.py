@@ -14,9 +14,9 @@ import pytest
 import yaml
 from judge_helpers import KEY, KEY_VARIABLE, running
 
-from serl.cli import main
 from serl.config.load import load_experiment
-from serl.run_dir import RunDir, config_yaml
+from serl.run.cli import main
+from serl.run.run_dir import RunDir, config_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
@@ -28,7 +28,7 @@ TOO_MANY_GPUS = [
 
 
 def serl_run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serl.cli", *arguments]
+    command = [sys.executable, "-m", "serl.run.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
 
 
@@ -57,7 +57,7 @@ def test_bad_input_ends_in_sentences_without_a_traceback(tmp_path: Path):
 
 def test_check_answers_without_torch_ray_or_vllm():
     code = (
-        "import sys; from serl.cli import main; "
+        "import sys; from serl.run.cli import main; "
         f"main([{QUICKSTART!r}, '--check']); "
         "print([name for name in ('torch', 'ray', 'vllm') if name in sys.modules])"
     )
@@ -188,7 +188,7 @@ def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.Captur
 def test_the_second_interrupt_ends_the_process_at_once():
     code = textwrap.dedent("""
         import io, os, signal
-        from serl.cli import stop_on_signal
+        from serl.run.cli import stop_on_signal
         stop = stop_on_signal()
         os.kill(os.getpid(), signal.SIGINT)
         print(stop.wait(10), flush=True)

@@ -10,7 +10,7 @@ import pytest
 
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from serl.run_dir import config_yaml
+from serl.run.run_dir import config_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("**/*.yaml"))
@@ -223,8 +223,8 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
 
 def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "own_source_for_config.py").write_text(
-        "from serl.hindsight.sources import CandidateTries, register_source\n"
-        "@register_source('echo', title='Echo', tries=CandidateTries.BEST_AND_WORST)\n"
+        "from serl.hindsight.sources import CandidateAttempts, register_source\n"
+        "@register_source('echo', title='Echo', attempts=CandidateAttempts.BEST_AND_WORST)\n"
         "def echo(attempt, group):\n"
         "    return None\n"
     )

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from serl.algorithm import Progress
-from serl.console import Console, summary_table
-from serl.evaluation import PanelResult, wilson_interval
+from serl.evaluation import EvaluationResult, wilson_interval
+from serl.run.console import Console, summary_table
 
 
 class Terminal(io.StringIO):
@@ -18,8 +18,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def panel(successes: int, count: int, by_task_type: dict[str, tuple[int, int]]) -> PanelResult:
-    return PanelResult(
+def evaluation(successes: int, count: int, by_task_type: dict[str, tuple[int, int]]) -> EvaluationResult:
+    return EvaluationResult(
         weights_seq_no=0,
         overall=wilson_interval(successes, count),
         by_task_type={name: wilson_interval(*rate) for name, rate in by_task_type.items()},
@@ -75,16 +75,16 @@ def test_an_iteration_is_one_line_with_the_metrics_it_has():
     assert stream.getvalue() == "[ 7/40] success 0.25  steps/s 123\n"
 
 
-def test_a_panel_is_one_line_with_its_interval():
+def test_an_evaluation_is_one_line_with_its_interval():
     stream = io.StringIO()
-    Console(progress_bar=True, stream=stream).panel("iteration 3", panel(64, 128, {}))
-    line = "panel, iteration 3: success 0.50 [0.41, 0.59] of 128, 7.2 steps, invalid 0.12 (3.0 s)\n"
+    Console(progress_bar=True, stream=stream).evaluation("iteration 3", evaluation(64, 128, {}))
+    line = "evaluation, iteration 3: success 0.50 [0.41, 0.59] of 128, 7.2 steps, invalid 0.12 (3.0 s)\n"
     assert stream.getvalue() == line
 
 
-def test_the_summary_compares_first_and_last_panel_by_task_type():
-    before = panel(38, 128, {"look": (1, 10), "pick": (5, 20)})
-    after = panel(77, 128, {"pick": (12, 20)})
+def test_the_summary_compares_first_and_last_evaluation_by_task_type():
+    before = evaluation(38, 128, {"look": (1, 10), "pick": (5, 20)})
+    after = evaluation(77, 128, {"pick": (12, 20)})
     assert summary_table((0, before), (40, after)).splitlines() == [
         "success [95 %]  iteration 0               iteration 40",
         "all             0.30 [0.22, 0.38] of 128  0.60 [0.51, 0.68] of 128  higher, intervals apart",
@@ -95,15 +95,16 @@ def test_the_summary_compares_first_and_last_panel_by_task_type():
     assert "intervals overlap" in summary_table((0, before), (40, before))
 
 
-def test_a_single_panel_has_no_summary():
+def test_a_single_evaluation_has_no_summary():
     stream = io.StringIO()
-    Console(progress_bar=True, stream=stream).summary([(0, panel(1, 2, {}))])
+    Console(progress_bar=True, stream=stream).summary([(0, evaluation(1, 2, {}))])
     assert stream.getvalue() == ""
 
 
 def test_log_records_go_to_the_file_and_not_to_the_terminal(tmp_path: Path):
     code = (
-        "import logging, sys; from pathlib import Path; import ray; from serl.driver_log import log_to_file; "
+        "import logging, sys; from pathlib import Path; import ray; "
+        "from serl.run.driver_log import log_to_file; "
         "log_to_file(Path(sys.argv[1])); logging.getLogger('ray').warning('from ray'); "
         "logging.getLogger('serl.x').info('from serl')"
     )

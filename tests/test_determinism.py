@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from serl.checkpoint import list_checkpoints
+from serl.run.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / "serl" / "policies" / "tiny_alfworld"
@@ -32,7 +32,7 @@ SETTINGS = (
 
 
 def checkpoints_of_a_run(output: Path, *overrides: str) -> list[Path]:
-    command = [sys.executable, "-m", "serl.cli", "experiments/quickstart.yaml", *SETTINGS, *overrides]
+    command = [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml", *SETTINGS, *overrides]
     finished = subprocess.run(
         [*command, f"output_dir={output}"],
         cwd=ROOT,

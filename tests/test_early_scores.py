@@ -27,8 +27,8 @@ def groups(model_dir: Path) -> list[TrajectoryGroup]:
     return sampled_groups(model_dir, REWARDS)
 
 
-def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int) -> dict[str, float]:
-    return finished_update(group, group.start_update(groups, update_step)).metrics
+def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int) -> dict[str, float]:
+    return finished_update(group, group.start_update(groups, weights_seq_no)).metrics
 
 
 def weights(group: SERLLearnerGroup) -> dict[str, torch.Tensor]:
@@ -40,9 +40,9 @@ def calls_of_teacher(group: SERLLearnerGroup, monkeypatch: pytest.MonkeyPatch) -
     learner, counts = local_learner(group), []
     score = learner.score_teacher
 
-    def counted(plan: Any, update_step: int) -> Any:
+    def counted(plan: Any, weights_seq_no: int) -> Any:
         counts.append(len(plan.samples))
-        return score(plan, update_step)
+        return score(plan, weights_seq_no)
 
     monkeypatch.setattr(learner, "score_teacher", counted)
     return counts
@@ -52,18 +52,23 @@ def test_weights_are_bit_for_bit_those_of_updates_that_score_everything_themselv
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
     early, late = (learner_group(model_dir, hindsight=TEACHER) for _ in range(2))
-    for update_step in range(3):
-        early.score_early(groups[:1], update_step)
-        early.score_early(groups[:3], update_step)
-        metrics, expected = updated(early, groups, update_step), updated(late, groups, update_step)
+    for weights_seq_no in range(3):
+        early.score_early(groups[:1], weights_seq_no)
+        early.score_early(groups[:3], weights_seq_no)
+        metrics, expected = updated(early, groups, weights_seq_no), updated(late, groups, weights_seq_no)
         assert metrics["num_early_teacher_tokens"] > 0 and metrics["seconds_early_teacher"] > 0
         assert expected["num_early_teacher_tokens"] == expected["seconds_early_teacher"] == 0
         total = metrics["num_teacher_tokens"] + metrics["num_early_teacher_tokens"]
         assert total == expected["num_teacher_tokens"] > metrics["num_teacher_tokens"]
-        for name in ("teacher_weight_mean", "teacher_abs_delta_mean", "teacher_drift", "loss"):
+        for name in (
+            "teacher_weight_mean",
+            "teacher_abs_log_ratio_mean",
+            "teacher_log_ratio_without_context",
+            "loss",
+        ):
             assert metrics[name] == expected[name]
         for name, tensor in weights(late).items():
-            assert weights(early)[name].equal(tensor), f"{name} after update {update_step}"
+            assert weights(early)[name].equal(tensor), f"{name} after update {weights_seq_no}"
 
 
 def test_a_group_is_scored_once_and_only_its_rows_with_an_advantage(
@@ -131,7 +136,7 @@ def test_two_learners_share_the_early_scores_between_them(
         result = finished_update(two, handle)
         expected = updated(one, groups, 0)
         assert result.metrics["num_early_teacher_tokens"] > 0
-        for name in ("teacher_weight_mean", "teacher_abs_delta_mean", "loss"):
+        for name in ("teacher_weight_mean", "teacher_abs_log_ratio_mean", "loss"):
             assert result.metrics[name] == pytest.approx(expected[name], rel=1e-5)
     finally:
         two.shutdown()

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from serl.checkpoint import list_checkpoints, read_algorithm_state
-from serl.train import read_panels
+from serl.run.checkpoint import list_checkpoints, read_algorithm_state
+from serl.run.train import read_evaluations
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _POLICY = _REPOSITORY / "serl" / "policies" / "tiny_alfworld"
@@ -36,7 +36,7 @@ _SMALL = (
 
 def _serl_run(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "serl.cli", *arguments],
+        [sys.executable, "-m", "serl.run.cli", *arguments],
         cwd=_REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,15 +66,15 @@ def two_iterations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]
     return run_dir, console
 
 
-def test_two_iterations_write_metrics_panels_trajectories_and_checkpoints(
+def test_two_iterations_write_metrics_evaluations_trajectories_and_checkpoints(
     two_iterations: tuple[Path, str],
 ) -> None:
     run_dir, console = two_iterations
     training = [row for row in _metrics(run_dir) if "learner/loss" in row]
     assert [row["iteration"] for row in training] == [1, 2]
     assert [row["batch/groups"] for row in training] == [2, 2]
-    assert [iteration for iteration, _ in read_panels(run_dir)] == [2]
-    assert read_panels(run_dir)[0][1].overall.count == 12
+    assert [iteration for iteration, _ in read_evaluations(run_dir)] == [2]
+    assert read_evaluations(run_dir)[0][1].overall.count == 12
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == [
         "iteration_000001",
         "iteration_000002",
@@ -99,7 +99,7 @@ def test_the_sampler_follows_the_learner_from_update_to_update(two_iterations: t
     assert (start[name] - first[name]).abs().max() > 1e-4
     assert (first[name] - second[name]).abs().max() > 1e-4
     # Without staleness the learner recomputes what the sampler reported, so the weights have landed.
-    gaps = [row["learner/sampler_logprob_gap"] for row in _metrics(run_dir) if "learner/loss" in row]
+    gaps = [row["learner/train_inference_mismatch"] for row in _metrics(run_dir) if "learner/loss" in row]
     assert len(gaps) == 2 and max(gaps) < 1e-3
 
 
@@ -115,7 +115,7 @@ def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tupl
     lambdas = [row["learner/effective_lambda"] for row in training]
     assert lambdas == sorted(lambdas, reverse=True) and len(set(lambdas)) == 3
     assert training[2]["total/episodes_finished"] >= training[1]["total/episodes_finished"] + 8
-    assert training[2]["learner/sampler_logprob_gap"] < 1e-3
+    assert training[2]["learner/train_inference_mismatch"] < 1e-3
     board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("learner/loss")] == [1, 2, 3]
     state = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])

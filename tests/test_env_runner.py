@@ -51,7 +51,7 @@ def finish(runner: ScriptedEnvRunner, num_trajectories: int) -> list[Trajectory]
 
 def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: ScriptedEnvRunner):
     runner.assert_healthy()
-    report = runner.exchange([assign(f"corridor {m + 1}", member=m) for m in range(4)], wait_s=0.0)
+    report = runner.exchange([assign(f"corridor {m + 1}", rollout_index=m) for m in range(4)], wait_s=0.0)
     assert (report.trajectories, report.num_unfinished) == ([], 4)
     runner.scripted.retries = 3
     first = runner.exchange([], wait_s=10.0)
@@ -64,7 +64,8 @@ def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: ScriptedEnv
 
 def test_evaluation_is_sampled_at_its_own_temperature(runner: ScriptedEnvRunner):
     runner.exchange(
-        [assign("corridor 1", member=0), assign("corridor 1", member=1, evaluation=True)], wait_s=0.0
+        [assign("corridor 1", rollout_index=0), assign("corridor 1", rollout_index=1, evaluation=True)],
+        wait_s=0.0,
     )
     finish(runner, 2)
     samplings = [sampling for _, sampling in runner.scripted.requests]
@@ -72,18 +73,18 @@ def test_evaluation_is_sampled_at_its_own_temperature(runner: ScriptedEnvRunner)
     assert {(sampling.max_tokens, sampling.stop) for sampling in samplings} == {(33, ("</action>",))}
 
 
-def test_abort_reports_every_assignment_that_had_not_finished(runner: ScriptedEnvRunner):
-    runner.exchange([assign(member=9), assign("corridor 1", member=0)], wait_s=0.0)
+def test_abort_reports_every_request_that_had_not_finished(runner: ScriptedEnvRunner):
+    runner.exchange([assign(rollout_index=9), assign("corridor 1", rollout_index=0)], wait_s=0.0)
     finish(runner, 1)
     report = runner.abort()
-    assert [(f.assignment.member, f.reason) for f in report.failures] == [(9, "aborted")]
+    assert [(f.request.rollout_index, f.reason) for f in report.failures] == [(9, "aborted")]
     assert report.num_unfinished == 0
-    runner.exchange([assign("corridor 1", member=1)], wait_s=0.0)
-    assert [t.member for t in finish(runner, 1)] == [1]
+    runner.exchange([assign("corridor 1", rollout_index=1)], wait_s=0.0)
+    assert [t.rollout_index for t in finish(runner, 1)] == [1]
 
 
 def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: ScriptedEnvRunner):
-    runner.exchange([assign(member=9)], wait_s=0.0)
+    runner.exchange([assign(rollout_index=9)], wait_s=0.0)
     runner.stop()
     runner.stop()
     assert not any(thread.name == "episodes" and thread.is_alive() for thread in threading.enumerate())

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 from rollout_helpers import SETTINGS, Corridor, ScriptedClient, assign, byte_tokenizer, episode
 
-from serl.rollout.episode_pool import EpisodePool, TooManyAssignmentsError
+from serl.rollout.episode_pool import EpisodePool, TooManyRequestsError
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
-from serl.types import Assignment, Trajectory
+from serl.types import RolloutRequest, Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def pool_of(
     client: ScriptedClient, env_threads: ThreadPoolExecutor, max_concurrent_episodes: int
 ) -> EpisodePool:
     return EpisodePool(
-        lambda assignment, counters: episode(client, assignment, SETTINGS, counters, env_threads),
+        lambda request, counters: episode(client, request, SETTINGS, counters, env_threads),
         max_concurrent_episodes,
     )
 
@@ -64,20 +64,22 @@ def test_a_hundred_episodes_do_not_wait_for_each_other_or_for_a_slow_one(
 
     async def run() -> tuple[RolloutReport, RolloutReport, int]:
         pool = EpisodePool(
-            lambda assignment, counters: episode(client, assignment, client_deadline, counters, env_threads),
+            lambda request, counters: episode(client, request, client_deadline, counters, env_threads),
             100,
         )
-        await pool.exchange([assign(f"corridor {1 + m % 5}", member=m) for m in range(100)], wait_s=0.0)
+        await pool.exchange(
+            [assign(f"corridor {1 + m % 5}", rollout_index=m) for m in range(100)], wait_s=0.0
+        )
         return await until_finished(pool, 99), await pool.abort(), pool.num_unfinished
 
     report, aborted, num_unfinished = asyncio.run(run())
-    assert sorted(t.member for t in report.trajectories) == [m for m in range(100) if m != 13]
-    assert all(t.success and len(t.steps) == 1 + t.member % 5 for t in report.trajectories)
+    assert sorted(t.rollout_index for t in report.trajectories) == [m for m in range(100) if m != 13]
+    assert all(t.success and len(t.steps) == 1 + t.rollout_index % 5 for t in report.trajectories)
     assert report.num_unfinished == 1
     assert report.counters["episodes_started"] == 100
     assert report.counters["episodes_finished"] == 99
     assert report.counters["env_steps"] == sum(len(t.steps) for t in report.trajectories)
-    assert [(f.assignment.member, f.reason) for f in aborted.failures] == [(13, "aborted")]
+    assert [(f.request.rollout_index, f.reason) for f in aborted.failures] == [(13, "aborted")]
     assert (aborted.trajectories, num_unfinished) == ([], 0)
 
 
@@ -87,7 +89,7 @@ def test_a_blocking_environment_does_not_hold_up_the_others(
     async def run() -> tuple[RolloutReport, RolloutReport]:
         pool = pool_of(ScriptedClient(encoder), env_threads, 8)
         tasks = ["blocking 2", "blocking 2", *["corridor 3"] * 6]
-        await pool.exchange([assign(task, member=m) for m, task in enumerate(tasks)], wait_s=0.0)
+        await pool.exchange([assign(task, rollout_index=m) for m, task in enumerate(tasks)], wait_s=0.0)
         quick = await until_finished(pool, 6)
         Corridor.gate.set()
         return quick, await until_finished(pool, 2)
@@ -96,8 +98,8 @@ def test_a_blocking_environment_does_not_hold_up_the_others(
         first, last = asyncio.run(run())
     finally:
         Corridor.gate.clear()
-    assert sorted(t.member for t in first.trajectories) == [2, 3, 4, 5, 6, 7]
-    assert sorted(t.member for t in last.trajectories) == [0, 1]
+    assert sorted(t.rollout_index for t in first.trajectories) == [2, 3, 4, 5, 6, 7]
+    assert sorted(t.rollout_index for t in last.trajectories) == [0, 1]
     assert all(t.success and t.environment_seconds > 0.0 for t in last.trajectories)
 
 
@@ -109,8 +111,10 @@ def test_a_report_comes_with_the_first_finished_episode_or_when_the_wait_is_over
     async def run() -> None:
         pool = pool_of(client, env_threads, 2)
         clock = time.monotonic()
-        report = await pool.exchange([assign("corridor 1", member=0), assign(member=1)], wait_s=20.0)
-        assert [t.member for t in report.trajectories] == [0]
+        report = await pool.exchange(
+            [assign("corridor 1", rollout_index=0), assign(rollout_index=1)], wait_s=20.0
+        )
+        assert [t.rollout_index for t in report.trajectories] == [0]
         assert 0.3 <= time.monotonic() - clock < 10.0
         clock = time.monotonic()
         report = await pool.exchange([], wait_s=0.2)
@@ -128,26 +132,24 @@ def test_no_more_episodes_run_at_once_than_allowed_and_as_many_again_may_wait(
     at_once: list[int] = []
     running = 0
 
-    async def counted(assignment: Assignment, counters: Counter[str]) -> Trajectory:
+    async def counted(request: RolloutRequest, counters: Counter[str]) -> Trajectory:
         nonlocal running
         running += 1
         at_once.append(running)
         try:
-            return await episode(client, assignment, SETTINGS, counters, env_threads)
+            return await episode(client, request, SETTINGS, counters, env_threads)
         finally:
             running -= 1
 
     async def run() -> None:
         pool = EpisodePool(counted, max_concurrent_episodes=4)
-        with pytest.raises(
-            TooManyAssignmentsError, match="9 assignments sent while 0 are unfinished; at most 8"
-        ):
-            await pool.exchange([assign(member=m) for m in range(9)], wait_s=0.0)
+        with pytest.raises(TooManyRequestsError, match="9 requests sent while 0 are unfinished; at most 8"):
+            await pool.exchange([assign(rollout_index=m) for m in range(9)], wait_s=0.0)
         assert pool.num_unfinished == 0
-        report = await pool.exchange([assign(member=m) for m in range(8)], wait_s=0.0)
+        report = await pool.exchange([assign(rollout_index=m) for m in range(8)], wait_s=0.0)
         assert report.num_unfinished == 8
         finished = await until_finished(pool, 8)
-        assert sorted(t.member for t in finished.trajectories) == list(range(8))
+        assert sorted(t.rollout_index for t in finished.trajectories) == list(range(8))
 
     asyncio.run(run())
     assert max(at_once) == 4
@@ -159,12 +161,12 @@ def test_one_failing_task_is_reported_and_the_others_go_on(
     async def run() -> RolloutReport:
         pool = pool_of(ScriptedClient(encoder), env_threads, 8)
         await pool.exchange(
-            [assign("broken 1", member=0), *(assign(member=m) for m in range(1, 5))], wait_s=0.0
+            [assign("broken 1", rollout_index=0), *(assign(rollout_index=m) for m in range(1, 5))], wait_s=0.0
         )
         return await until_finished(pool, 4)
 
     report = asyncio.run(run())
-    assert [(f.assignment.member, f.reason) for f in report.failures] == [(0, "environment_error")]
+    assert [(f.request.rollout_index, f.reason) for f in report.failures] == [(0, "environment_error")]
     assert "broken 1" in report.failures[0].message and "the floor gave way" in report.failures[0].message
     assert report.counters["episodes_started"] - report.counters["episodes_finished"] == 1
 

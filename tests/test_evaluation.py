@@ -1,4 +1,4 @@
-"""Panels, batch metrics, checkpoints' folders and the curve's mean, by hand."""
+"""Evaluations, batch metrics, checkpoints' folders and the curve's mean, by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from envs.base import Task
-from serl.checkpoint import (
+from serl.batch.metrics import batch_metrics
+from serl.evaluation import evaluation_result, wilson_interval
+from serl.run.checkpoint import (
     CheckpointError,
     checkpoint_path,
     latest_checkpoint,
@@ -18,9 +20,7 @@ from serl.checkpoint import (
     remove_old_checkpoints,
     write_algorithm_state,
 )
-from serl.evaluation import panel_result, wilson_interval
-from serl.metrics import batch_metrics
-from serl.train import read_panels
+from serl.run.train import read_evaluations
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 from tools.curve import moving_mean
 
@@ -44,17 +44,17 @@ def _step(version: int, valid: bool = True) -> Step:
     )
 
 
-def _trajectory(member: int, steps: list[Step], success: bool, task_type: str = "find") -> Trajectory:
+def _trajectory(rollout_index: int, steps: list[Step], success: bool, task_type: str = "find") -> Trajectory:
     return Trajectory(
-        trajectory_id=f"g0-{member}",
+        trajectory_id=f"g0-{rollout_index}",
         group_id="g0",
-        member=member,
-        task=Task(f"t{member}", task_type),
+        rollout_index=rollout_index,
+        task=Task(f"t{rollout_index}", task_type),
         steps=steps,
         reward=10.0 if success else 0.0,
         success=success,
         end_reason="success" if success else "max_steps",
-        metrics={"task_score": float(member)},
+        metrics={"task_score": float(rollout_index)},
     )
 
 
@@ -72,9 +72,9 @@ def test_no_success_still_has_a_wide_interval_and_no_task_has_all_of_it() -> Non
     assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0.0, 1.0)
 
 
-def test_a_task_without_an_episode_counts_as_a_failure_of_the_panel() -> None:
+def test_a_task_without_an_episode_counts_as_a_failure_of_the_evaluation() -> None:
     played = [_trajectory(0, [_step(3)], True), _trajectory(1, [_step(3, valid=False)] * 3, False, "heat")]
-    result = panel_result(played, num_tasks=4, weights_seq_no=3, seconds=2.0)
+    result = evaluation_result(played, num_tasks=4, weights_seq_no=3, seconds=2.0)
     assert (result.overall.successes, result.overall.count, result.unfinished) == (1, 4, 2)
     assert {name: rate.count for name, rate in result.by_task_type.items()} == {"find": 1, "heat": 1}
     assert result.mean_steps == 2.0
@@ -82,18 +82,18 @@ def test_a_task_without_an_episode_counts_as_a_failure_of_the_panel() -> None:
     assert result.outcomes == {"t0": True, "t1": False}
 
 
-def test_panels_read_back_as_written_and_those_of_older_runs_without_outcomes(tmp_path: Path) -> None:
-    result = panel_result([_trajectory(0, [_step(3)], True)], num_tasks=1, weights_seq_no=3, seconds=2.0)
+def test_evaluations_read_back_as_written_and_those_of_older_runs_without_outcomes(tmp_path: Path) -> None:
+    result = evaluation_result([_trajectory(0, [_step(3)], True)], num_tasks=1, weights_seq_no=3, seconds=2.0)
     row = {"iteration": 3, **asdict(result)}
     older = {name: value for name, value in row.items() if name != "outcomes"}
-    (tmp_path / "panels.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(older)}\n")
-    assert read_panels(tmp_path) == [(3, result), (3, replace(result, outcomes={}))]
+    (tmp_path / "evaluations.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(older)}\n")
+    assert read_evaluations(tmp_path) == [(3, result), (3, replace(result, outcomes={}))]
 
 
-def test_a_panel_tells_the_environments_own_metrics_and_not_those_of_the_rollout() -> None:
+def test_an_evaluation_tells_the_environments_own_metrics_and_not_those_of_the_rollout() -> None:
     played = [_trajectory(number, [_step(3)], False) for number in (1, 4)]
     played[0].metrics["generation_seconds"] = 9.0
-    result = panel_result(played, num_tasks=2, weights_seq_no=3, seconds=2.0)
+    result = evaluation_result(played, num_tasks=2, weights_seq_no=3, seconds=2.0)
     assert result.environment == {"task_score": 2.5}
     assert result.metrics()["evaluation/task_score"] == 2.5
 
@@ -112,7 +112,7 @@ def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:
     assert metrics["rollout/invalid_action_rate"] == 0.25
     assert metrics["rollout/prefix_cache_hit_rate"] == 0.25
     assert metrics["rollout/action_token_share"] == 0.5
-    assert metrics["rollout/groups_with_spread"] == 1.0
+    assert metrics["rollout/groups_with_variance"] == 1.0
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.5, 2.0)
     assert metrics["batch/tokens"] == 24.0
     assert metrics["episode/task_score"] == 0.5

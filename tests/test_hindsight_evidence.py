@@ -14,11 +14,11 @@ from envs.base import Task
 from serl.hindsight.candidates import comparable_action
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import ContextStats, render_context
-from serl.hindsight.evidence import Evidence, EvidenceOptions, GroupView, QuotedStep, StepEvidence, Try
+from serl.hindsight.evidence import Attempt, Evidence, EvidenceOptions, GroupView, QuotedStep, StepEvidence
 from serl.hindsight.judge_request import judge_request
 from serl.hindsight.modes import MODES, HindsightMode, hindsight_mode
 from serl.hindsight.quoting import without_thinking
-from serl.hindsight.sources import CandidateTries, register_source, source_names
+from serl.hindsight.sources import CandidateAttempts, register_source, source_names
 from serl.types import Step, Trajectory
 
 OPTIONS = EvidenceOptions(
@@ -222,8 +222,8 @@ def test_the_paper_names_twenty_modes_of_known_sources():
 
 
 def test_a_source_of_ones_own_works_at_both_granularities():
-    @register_source("echo_for_this_test", title="Echo", tries=CandidateTries.BEST_AND_WORST)
-    def echo(attempt: Try, group: GroupView) -> Evidence | None:
+    @register_source("echo_for_this_test", title="Echo", attempts=CandidateAttempts.BEST_AND_WORST)
+    def echo(attempt: Attempt, group: GroupView) -> Evidence | None:
         return Evidence(text=f"echo of {attempt.step.action}")
 
     group = make_group((0.0, [make_step("a")]))
@@ -232,7 +232,7 @@ def test_a_source_of_ones_own_works_at_both_granularities():
     per_anchor = evidence_of(group, HindsightMode(("echo_for_this_test",), "anchor", "all"), 0, 0)
     assert "Echo (only try):\necho of a" in (render_context(per_anchor)[0] or "")
     with pytest.raises(ValueError, match="exists already"):
-        register_source("echo_for_this_test", title="", tries=CandidateTries.OWN_STEP_ONLY)(echo)
+        register_source("echo_for_this_test", title="", attempts=CandidateAttempts.OWN_STEP_ONLY)(echo)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from inspect_helpers import HOSTILE, TASK_TYPES, trajectory_records, write_run
 
-from serl.records import TrajectoryRecord
+from serl.run.records import TrajectoryRecord
 from tools.inspect.__main__ import main
 
 _CHROMIUM, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -190,8 +190,8 @@ def test_colours_follow_what_they_are_asked_to_show(
     num_tokens = sum(len(step.tokens) for step in records[0].steps)
     assert (coloured("up"), coloured("down")) == ((num_tokens, 0) if positive else (0, num_tokens))
     browser.press("c")
-    deltas = [delta for teacher in teachers for delta in teacher.deltas if delta is not None]
-    assert coloured("up") == sum(delta > 0 for delta in deltas)
+    log_ratios = [delta for teacher in teachers for delta in teacher.log_ratios if delta is not None]
+    assert coloured("up") == sum(delta > 0 for delta in log_ratios)
     browser.press("c")
     assert coloured("up") == 0 and coloured("amount") > 0.9 * num_tokens
 
@@ -207,8 +207,8 @@ def test_a_token_tells_its_numbers_on_focus_and_in_the_table(
         f'document.querySelector(\'.token[data-step="{index}"][data-position="{position}"]\').focus()'
     )
     tip = browser.one("#tip").text
-    assert step.teacher is not None and step.teacher.feedback_effects is not None
-    effect, weight = step.teacher.feedback_effects[position], step.teacher.weights[position]
+    assert step.teacher is not None and step.teacher.context_effects is not None
+    effect, weight = step.teacher.context_effects[position], step.teacher.weights[position]
     assert effect is not None and weight is not None
     assert f"{abs(effect):.4f}" in tip and f"{weight:.4f}" in tip and "part of the action" in tip
     from selenium.webdriver.common.keys import Keys
@@ -269,7 +269,7 @@ def test_what_models_and_environments_say_stays_text(browser: Browser, tmp_path:
 def test_records_without_a_teacher_are_shown_and_problems_are_named(browser: Browser, tmp_path: Path):
     (record,) = trajectory_records(1, 1, 1, 2)
     steps = [step.model_copy(update={"teacher": None}) for step in record.steps]
-    empty = record.model_copy(update={"steps": [], "trajectory_id": "empty", "member": 1})
+    empty = record.model_copy(update={"steps": [], "trajectory_id": "empty", "rollout_index": 1})
     page = page_of([record.model_copy(update={"steps": steps}), empty], tmp_path / "run", "{broken")
     browser.open(page)
     assert browser.texts(".columns .nothing") == ["the learner reported nothing of this step"] * 2

@@ -12,7 +12,7 @@ from inspect_helpers import HOSTILE, step_record, trajectory_records, write_run
 
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, StepEvidence
-from serl.records import TRAJECTORIES, TeacherPart, TrajectoryRecord
+from serl.run.records import TRAJECTORIES, TeacherPart, TrajectoryRecord
 from tools.inspect.__main__ import main, read_run
 from tools.inspect.evidence_kinds import evidence_kind
 from tools.inspect.reading import Problems
@@ -25,9 +25,9 @@ def teacher(**changes: object) -> TeacherPart:
         "token_advantages": [],
         "context": None,
         "weights": [],
-        "deltas": [],
-        "feedback_effects": None,
-        "drifts": None,
+        "log_ratios": [],
+        "context_effects": None,
+        "log_ratios_without_context": None,
     }
     return TeacherPart.model_validate(values | changes)
 
@@ -40,7 +40,7 @@ def record_with(weights: list[float | None], advantages: list[float], iteration:
             "tokens": ["a"] * count,
             "token_ids": [5] * count,
             "teacher": teacher(
-                token_advantages=advantages, weights=weights, deltas=[0.0] * count, context="known"
+                token_advantages=advantages, weights=weights, log_ratios=[0.0] * count, context="known"
             ),
         }
     )
@@ -63,8 +63,8 @@ def test_the_page_holds_every_trajectory_and_asks_the_network_for_nothing(
     summary = embedded(page, "summary-data")
     assert [row["id"] for row in summary["trajectories"]] == [record.trajectory_id for record in records]
     # 48 and 120 of 192 tasks, before and after.
-    assert [row[:2] + row[4:] for row in summary["panels"]] == [[0, 0.25, 192], [2, 0.625, 192]]
-    assert all(low < rate < high for _, rate, low, high, _ in summary["panels"])
+    assert [row[:2] + row[4:] for row in summary["evaluations"]] == [[0, 0.25, 192], [2, 0.625, 192]]
+    assert all(low < rate < high for _, rate, low, high, _ in summary["evaluations"])
     assert embedded(page, "trajectory-7") == json.loads(records[7].model_dump_json())
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(|fetch\(|XMLHttpRequest", page)
     said = capsys.readouterr()
@@ -99,7 +99,7 @@ def test_lines_that_cannot_be_read_are_named_and_counted(tmp_path: Path, capsys:
     )
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"loss": 1.0}\n{"iteration": 3, "rollout/success": NaN}\n')
-    (run_dir / "panels.jsonl").write_bytes(b'{"iteration": 1, "overall": "\xff"}\n')
+    (run_dir / "evaluations.jsonl").write_bytes(b'{"iteration": 1, "overall": "\xff"}\n')
     assert main([str(run_dir)]) == 0
     said = capsys.readouterr().err
     for name in (
@@ -109,13 +109,13 @@ def test_lines_that_cannot_be_read_are_named_and_counted(tmp_path: Path, capsys:
         "trajectories.jsonl line 6: trajectory_id: Field required (and ",
         "metrics.jsonl line 2: no object with an iteration",
         "metrics.jsonl line 3: NaN is not JSON",
-        "panels.jsonl line 1: ",
+        "evaluations.jsonl line 1: ",
         "7 lines or files could not be read",
     ):
         assert name in said, said
     summary = embedded((run_dir / "inspect.html").read_text(encoding="utf-8"), "summary-data")
     assert summary["num_problems"] == len(summary["problems"]) == 7
-    assert len(summary["trajectories"]) == 1 and summary["panels"] == []
+    assert len(summary["trajectories"]) == 1 and summary["evaluations"] == []
 
 
 def test_only_the_first_problems_are_named_and_all_are_counted(tmp_path: Path):

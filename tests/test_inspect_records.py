@@ -12,15 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 from envs.base import Task
-from serl.records import (
+from serl.rollout.prompt import PromptEncoder
+from serl.run.records import (
     TRAJECTORIES,
     TrajectoryRecord,
     TrajectoryWriter,
     trajectories_to_record,
     trajectory_record,
 )
-from serl.rollout.prompt import PromptEncoder
-from serl.run_dir import drop_lines_after
+from serl.run.run_dir import drop_lines_after
 from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup, VersionSpan
 
 _POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
@@ -31,7 +31,7 @@ def tokenizer() -> Any:
     return PromptEncoder.load(str(_POLICY)).tokenizer
 
 
-def trajectory(tokenizer: Any, response: str, group: str = "g", member: int = 0, reward: float = 10.0):
+def trajectory(tokenizer: Any, response: str, group: str = "g", rollout_index: int = 0, reward: float = 10.0):
     ids = tokenizer.encode(response, add_special_tokens=False) + [tokenizer.eos_token_id]
     step = Step(
         prompt_ids=[1, 2, 3],
@@ -49,8 +49,10 @@ def trajectory(tokenizer: Any, response: str, group: str = "g", member: int = 0,
         next_observation="a shelf",
     )
     task = Task("t/1", "look_at_obj")
-    name = f"{group}-{member}"
-    return Trajectory(name, group, member, task, [step], reward, reward > 0, "success", seconds=1.23456)
+    name = f"{group}-{rollout_index}"
+    return Trajectory(
+        name, group, rollout_index, task, [step], reward, reward > 0, "success", seconds=1.23456
+    )
 
 
 def teacher_record(of: Trajectory, context: str | None = "The mug is on shelf 1.") -> TeacherRecord:
@@ -63,9 +65,9 @@ def teacher_record(of: Trajectory, context: str | None = "The mug is on shelf 1.
         token_advantages=[0.8] * num_tokens,
         context=context,
         weights=[None, 1.2, *none[2:]],
-        deltas=[None, 0.5, *none[2:]],
-        feedback_effects=[None, 0.7, *none[2:]],
-        drifts=[None, -0.2, *none[2:]],
+        log_ratios=[None, 0.5, *none[2:]],
+        context_effects=[None, 0.7, *none[2:]],
+        log_ratios_without_context=[None, -0.2, *none[2:]],
     )
 
 
@@ -93,7 +95,10 @@ def test_a_line_holds_every_token_with_what_the_teacher_made_of_it(tokenizer: An
     assert [message["role"] for message in step["messages"]] == ["system", "user"]
     teacher = step["teacher"]
     assert teacher["context"] == "The mug is on shelf 1." and teacher["advantage"] == 0.8765
-    assert [teacher[name][1] for name in ("weights", "deltas", "feedback_effects", "drifts")] == [
+    assert [
+        teacher[name][1]
+        for name in ("weights", "log_ratios", "context_effects", "log_ratios_without_context")
+    ] == [
         1.2,
         0.5,
         0.7,
@@ -112,8 +117,8 @@ def test_a_character_spread_over_tokens_is_written_once(tokenizer: Any):
 def test_a_line_whose_lists_do_not_match_its_tokens_is_refused(tokenizer: Any):
     record = trajectory_record(1, played := trajectory(tokenizer, "go"), [teacher_record(played)], tokenizer)
     line = json.loads(record.model_dump_json())
-    line["steps"][0]["teacher"]["deltas"].pop()
-    with pytest.raises(ValidationError, match=r"teacher.deltas has \d entries for \d tokens"):
+    line["steps"][0]["teacher"]["log_ratios"].pop()
+    with pytest.raises(ValidationError, match=r"teacher.log_ratios has \d entries for \d tokens"):
         TrajectoryRecord.model_validate(line)
 
 
@@ -122,7 +127,10 @@ def groups_of(tokenizer: Any, rewards: dict[str, tuple[float, float]]) -> list[T
         TrajectoryGroup(
             name,
             Task("t/1"),
-            [trajectory(tokenizer, "go", name, member, reward) for member, reward in enumerate(both)],
+            [
+                trajectory(tokenizer, "go", name, rollout_index, reward)
+                for rollout_index, reward in enumerate(both)
+            ],
         )
         for name, both in rewards.items()
     ]

@@ -31,7 +31,7 @@ def test_a_run_is_judged_while_lambda_is_positive_and_writes_the_key_nowhere(tmp
             f"output_dir={tmp_path}",
         )
         run = subprocess.run(
-            [sys.executable, "-m", "serl.cli", "experiments/quickstart.yaml", *settings],
+            [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml", *settings],
             cwd=_REPOSITORY,
             capture_output=True,
             text=True,

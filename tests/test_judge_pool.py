@@ -25,12 +25,12 @@ from judge_helpers import (
 )
 from learner_helpers import byte_tokenizer
 
+from serl.batch.rows import build_rows
 from serl.config import ExperimentConfig
 from serl.hindsight.judge.endpoint import JudgeError
 from serl.hindsight.judge.pool import JudgePool
-from serl.learner.samples import build_samples
 from serl.rollout.prompt import PromptEncoder
-from serl.run_dir import RunDir
+from serl.run.run_dir import RunDir
 from serl.types import TrajectoryGroup
 
 
@@ -44,19 +44,19 @@ def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[JudgePool]:
         assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
-def wait_for(pool: JudgePool, groups: Sequence[TrajectoryGroup], update_step: int = 0) -> None:
+def wait_for(pool: JudgePool, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0) -> None:
     deadline = time.monotonic() + 20.0
-    while not pool.has_answers(groups, update_step):
+    while not pool.has_answers(groups, weights_seq_no):
         assert time.monotonic() < deadline, f"{pool.num_pending} answers are pending"
         time.sleep(0.01)
 
 
-def texts_of(pool: JudgePool, groups: Sequence[TrajectoryGroup], update_step: int = 0) -> dict[str, str]:
+def texts_of(pool: JudgePool, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0) -> dict[str, str]:
     """As the training loop does it: submit, wait, take."""
     for group in groups:
-        pool.submit(group, update_step, 0)
-    wait_for(pool, groups, update_step)
-    return pool.take(groups, update_step, lambda group_id: True)
+        pool.submit(group, weights_seq_no, 0)
+    wait_for(pool, groups, weights_seq_no)
+    return pool.take(groups, weights_seq_no, lambda group_id: True)
 
 
 def asked_about(bodies: Sequence[dict[str, Any]]) -> list[str]:
@@ -102,7 +102,7 @@ def test_what_the_judge_said_is_in_the_teachers_prompt_of_its_trajectory_only(tm
         with pool_of(experiment, tmp_path) as pool:
             texts = texts_of(pool, [group])
             metrics = pool.metrics()
-    samples, _ = build_samples([group], experiment, encoder, 0, texts)
+    samples, _ = build_rows([group], experiment, encoder, 0, texts)
     assert [sample.teacher_prompt_ids is not None for sample in samples] == [False, False, True, True]
     assert "The loser should open the drawer." in encoder.decode(samples[2].teacher_prompt_ids or [])
     assert (metrics["judge/answers"], metrics["judge/failed_nonsense"]) == (1, 1)
@@ -119,9 +119,9 @@ def test_a_judged_source_may_stand_beside_others_and_feedback_can_be_kept_from_t
     asked = [body["messages"][1]["content"] for body in endpoint.bodies]
     assert all("A successful attempt to compare with" in text for text in asked)
     assert not any("Nothing happens." in text for text in asked)
-    samples, _ = build_samples([group], experiment, encoder, 0, texts)
-    taught = encoder.decode(samples[0].teacher_prompt_ids or [])
-    assert "Look in the drawer first" in taught and "Nothing happens." in taught
+    samples, _ = build_rows([group], experiment, encoder, 0, texts)
+    weighted = encoder.decode(samples[0].teacher_prompt_ids or [])
+    assert "Look in the drawer first" in weighted and "Nothing happens." in weighted
 
 
 def test_nobody_is_asked_about_what_trains_nothing(tmp_path: Path):

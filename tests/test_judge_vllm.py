@@ -82,13 +82,13 @@ def played_group() -> TrajectoryGroup:
     task = provider.task_set("train").tasks[0]
     env = provider.make_env()
     trajectories: list[Trajectory] = []
-    for member in range(2):
+    for rollout_index in range(2):
         observation, info = env.reset(options={"task_id": task.task_id})
         steps: list[Step] = []
         for turn in range(2):
             admissible = tuple(info["admissible_actions"])
             parts = PromptParts(info["task_description"], (), turn, observation, admissible)
-            action = admissible[(member + turn) % len(admissible)]
+            action = admissible[(rollout_index + turn) % len(admissible)]
             seen = observation
             observation, _, _, _, info = env.step(action)
             steps.append(
@@ -108,9 +108,9 @@ def played_group() -> TrajectoryGroup:
                     next_observation=observation,
                 )
             )
-        reward = 10.0 * member
+        reward = 10.0 * rollout_index
         trajectories.append(
-            Trajectory(f"g-{member}", "g", member, task, steps, reward, reward > 0, "max_steps")
+            Trajectory(f"g-{rollout_index}", "g", rollout_index, task, steps, reward, reward > 0, "max_steps")
         )
     return TrajectoryGroup("g", task, trajectories)
 

@@ -17,11 +17,11 @@ from learner_helpers import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from serl.buffer.packing import plan_update
+from serl.batch.packing import plan_update
+from serl.batch.rows import build_rows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
 from serl.learner.parallel import named_weights
-from serl.learner.samples import build_samples
-from serl.types import TrainingSample, TrajectoryGroup
+from serl.types import TrainingRow, TrajectoryGroup
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
@@ -36,8 +36,10 @@ def groups(model_dir: Path) -> list[TrajectoryGroup]:
     return sampled_groups(model_dir, [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0]])
 
 
-def update(group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0) -> dict[str, float]:
-    result = group.poll_update(group.start_update(groups, update_step), timeout_s=60.0)
+def update(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
+) -> dict[str, float]:
+    result = group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=60.0)
     assert result is not None
     return result.metrics
 
@@ -48,9 +50,9 @@ def weights(group: SERLLearnerGroup) -> dict[str, Tensor]:
 
 
 def samples_of(
-    group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0
-) -> list[TrainingSample]:
-    return build_samples(groups, group._experiment, group._encoder, update_step)[0]
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
+) -> list[TrainingRow]:
+    return build_rows(groups, group._experiment, group._encoder, weights_seq_no)[0]
 
 
 def gradients(
@@ -64,7 +66,7 @@ def gradients(
         micro_batch_tokens=micro_batch_tokens,
         seed=(0,),
     )
-    return local_learner(group).gradients(plan, update_step=0)
+    return local_learner(group).gradients(plan, weights_seq_no=0)
 
 
 def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -74,7 +76,7 @@ def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rel
         assert error <= relative * float(tensor.abs().max()), f"{name}: {error}"
 
 
-def reference_gradients(model_dir: Path, samples: list[TrainingSample], num_tokens: int) -> dict[str, Tensor]:
+def reference_gradients(model_dir: Path, samples: list[TrainingRow], num_tokens: int) -> dict[str, Tensor]:
     """d/dθ of −Σ advantage · log π(token) / num_tokens, one plain forward pass a row."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     for sample in samples:
@@ -154,7 +156,7 @@ def test_rows_without_advantage_count_in_the_mean(model_dir: Path, groups: list[
 def test_metrics_of_an_update_on_its_own_samples(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
     group = learner_group(model_dir)
     metrics = update(group, groups)
-    assert metrics["sampler_logprob_gap_fresh"] < 1e-5
+    assert metrics["train_inference_mismatch_on_policy"] < 1e-5
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-5)
     assert metrics["clip_fraction"] == 0.0
@@ -164,9 +166,9 @@ def test_metrics_of_an_update_on_its_own_samples(model_dir: Path, groups: list[T
     weighted = sum(-sample.advantage * len(sample.response_ids) for sample in samples)
     expected_loss = weighted / sum(len(sample.response_ids) for sample in samples)
     assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
-    again = update(group, groups, update_step=1)
-    assert again["sampler_logprob_gap"] > 0.01
-    assert "sampler_logprob_gap_fresh" not in again  # nothing was sampled by version 1
+    again = update(group, groups, weights_seq_no=1)
+    assert again["train_inference_mismatch"] > 0.01
+    assert "train_inference_mismatch_on_policy" not in again  # nothing was sampled by version 1
     assert again["approx_kl"] > 1e-4
 
 
@@ -190,16 +192,16 @@ def test_the_teacher_scores_action_tokens_under_its_own_prompt(
 ) -> None:
     group = learner_group(model_dir, hindsight=TEACHER)
     metrics = update(group, groups)
-    deltas = []
+    log_ratios = []
     for sample in samples_of(group, groups):
         if sample.teacher_prompt_ids is not None:
-            taught = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids)
-            pairs = zip(taught, sample.old_logprobs, sample.action_mask, strict=True)
-            deltas += [teacher - student for teacher, student, action in pairs if action]
-    assert metrics["teacher_num_selected_tokens"] == len(deltas)
-    assert metrics["teacher_delta_mean"] == pytest.approx(sum(deltas) / len(deltas), abs=1e-4)
-    assert metrics["teacher_abs_delta_mean"] == pytest.approx(
-        sum(abs(delta) for delta in deltas) / len(deltas), abs=1e-4
+            weighted = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids)
+            pairs = zip(weighted, sample.old_logprobs, sample.action_mask, strict=True)
+            log_ratios += [teacher - student for teacher, student, action in pairs if action]
+    assert metrics["teacher_num_selected_tokens"] == len(log_ratios)
+    assert metrics["teacher_log_ratio_mean"] == pytest.approx(sum(log_ratios) / len(log_ratios), abs=1e-4)
+    assert metrics["teacher_abs_log_ratio_mean"] == pytest.approx(
+        sum(abs(delta) for delta in log_ratios) / len(log_ratios), abs=1e-4
     )
 
 
@@ -207,10 +209,10 @@ def test_the_teacher_weights_change_the_gradient_and_lambda_zero_does_not(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
     plain = gradients(learner_group(model_dir), groups)
-    taught = gradients(learner_group(model_dir, hindsight=TEACHER), groups)
-    untaught = gradients(learner_group(model_dir, hindsight=TEACHER | {"mixing_lambda": 0.0}), groups)
-    assert_all_close(untaught, plain, relative=0.0)
-    assert any((taught[name] - tensor).abs().max() > 1e-3 for name, tensor in plain.items())
+    weighted = gradients(learner_group(model_dir, hindsight=TEACHER), groups)
+    unweighted = gradients(learner_group(model_dir, hindsight=TEACHER | {"mixing_lambda": 0.0}), groups)
+    assert_all_close(unweighted, plain, relative=0.0)
+    assert any((weighted[name] - tensor).abs().max() > 1e-3 for name, tensor in plain.items())
 
 
 def test_the_teacher_takes_the_policy_over_at_its_sync_interval(
@@ -345,12 +347,12 @@ def test_with_an_importance_cap_stale_samples_are_weighted_instead_of_clipped(
             step.old_logprobs = [logprob + 1.0 for logprob in step.old_logprobs]
     clipped = update(learner_group(model_dir), stale)
     assert clipped["clip_fraction"] > 0.1
-    corrected = update(learner_group(model_dir, loss={"importance_cap": 2.0}), stale)
+    corrected = update(learner_group(model_dir, loss={"truncated_importance_sampling_cap": 2.0}), stale)
     assert corrected["clip_fraction"] == 0.0
     assert corrected["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert corrected["importance_weight_mean"] == pytest.approx(0.3679, abs=1e-3)  # exp(-1)
     assert corrected["behaviour_kl"] == pytest.approx(1.0, abs=1e-3)
-    assert corrected["sampler_logprob_gap"] == pytest.approx(1.0, abs=1e-3)
+    assert corrected["train_inference_mismatch"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_bfloat16_computes_in_low_precision_on_float32_weights(
@@ -358,7 +360,7 @@ def test_bfloat16_computes_in_low_precision_on_float32_weights(
 ) -> None:
     group = learner_group(model_dir, model={"path": str(model_dir), "dtype": "bfloat16"})
     metrics = update(group, groups)
-    assert 1e-4 < metrics["sampler_logprob_gap_fresh"] < 0.3
+    assert 1e-4 < metrics["train_inference_mismatch_on_policy"] < 0.3
     assert all(tensor.dtype == torch.float32 for tensor in weights(group).values())
     published = dict(local_learner(group)._published_tensors())
     assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}

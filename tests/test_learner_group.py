@@ -9,9 +9,9 @@ import ray
 import torch
 from learner_helpers import finished_update, learner_group, local_learner, sampled_groups, save_tiny_policy
 
-from serl.buffer.packing import plan_update
+from serl.batch.packing import plan_update
+from serl.batch.rows import build_rows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
-from serl.learner.samples import build_samples
 from serl.learner.teacher import context_free_rows
 from serl.types import TrajectoryGroup
 
@@ -55,7 +55,7 @@ def finished(group: SERLLearnerGroup, handle: UpdateHandle) -> dict[str, float]:
 
 def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[dict[str, Any]]:
     num_learners = max(1, len(group))
-    samples, _ = build_samples(groups, group._experiment, group._encoder, 0)
+    samples, _ = build_rows(groups, group._experiment, group._encoder, 0)
     every_row = group._experiment.loss.trains_every_row
     plans = plan_update(
         samples,
@@ -107,7 +107,12 @@ def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
                 error = float((of_learner[name] - tensor).abs().max())
                 assert error <= 2e-5 * float(tensor.abs().max()), f"{name}: {error}"
         results = [updated(group, stale, recorded) for group in (one, two)]
-        for name in ("teacher_drift", "teacher_feedback_effect", "teacher_weight_mean", "loss"):
+        for name in (
+            "teacher_log_ratio_without_context",
+            "teacher_context_effect",
+            "teacher_weight_mean",
+            "loss",
+        ):
             assert results[1].metrics[name] == pytest.approx(results[0].metrics[name], rel=1e-4, abs=1e-6)
         assert weights_in(results[1]) == pytest.approx(weights_in(results[0]), rel=1e-4)
     finally:
@@ -132,8 +137,15 @@ def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(
     expected = finished(local, local.start_update(groups, 0))
     metrics = finished(two_learners, two_learners.start_update(groups, 0))
     compared = [
-        *("loss", "entropy", "grad_norm", "approx_kl", "sampler_logprob_gap_fresh", "num_trained_tokens"),
-        *("teacher_weight_mean", "teacher_num_selected_tokens", "teacher_abs_delta_mean"),
+        *(
+            "loss",
+            "entropy",
+            "grad_norm",
+            "approx_kl",
+            "train_inference_mismatch_on_policy",
+            "num_trained_tokens",
+        ),
+        *("teacher_weight_mean", "teacher_num_selected_tokens", "teacher_abs_log_ratio_mean"),
         *("teacher_positive_weight_min", "teacher_negative_weight_max", "num_teacher_prompts"),
     ]
     for name in compared:

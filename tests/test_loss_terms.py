@@ -33,8 +33,10 @@ def idle_groups(model_dir: Path) -> list[TrajectoryGroup]:
     return sampled_groups(model_dir, [[0.0, 0.0, 0.0], [10.0, 10.0, 10.0]])
 
 
-def update(group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0) -> dict[str, float]:
-    result = group.poll_update(group.start_update(groups, update_step), timeout_s=60.0)
+def update(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
+) -> dict[str, float]:
+    result = group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=60.0)
     assert result is not None
     return result.metrics
 

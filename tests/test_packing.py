@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from serl.buffer.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
-from serl.types import TrainingSample
+from serl.batch.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
+from serl.types import TrainingRow
 
 
 def sample(
@@ -16,8 +16,8 @@ def sample(
     prompt: int = 8,
     response: int = 2,
     teacher_prompt: int | None = None,
-) -> TrainingSample:
-    return TrainingSample(
+) -> TrainingRow:
+    return TrainingRow(
         group_id=group,
         trajectory_id=f"{group}-{row}",
         step_index=0,
@@ -31,7 +31,7 @@ def sample(
     )
 
 
-def plan(samples: list[TrainingSample], num_learners: int = 1, **options: Any) -> list[LearnerPlan]:
+def plan(samples: list[TrainingRow], num_learners: int = 1, **options: Any) -> list[LearnerPlan]:
     settings: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "micro_batch_tokens": 40} | options
     return plan_update(samples, num_learners=num_learners, seed=(7, 0), **settings)
 
@@ -40,7 +40,7 @@ def trained_rows(learner: LearnerPlan, minibatch: Minibatch) -> list[str]:
     return [learner.samples[row].trajectory_id for part in minibatch.micro_batches for row in part]
 
 
-def mixed_batch() -> list[TrainingSample]:
+def mixed_batch() -> list[TrainingRow]:
     draw = random.Random(0)
     return [
         sample(
@@ -98,7 +98,7 @@ def test_minibatches_and_denominators_do_not_depend_on_the_number_of_learners():
         for learner in several:
             other = learner.minibatches[index]
             assert other.num_loss_tokens == minibatch.num_loss_tokens
-            assert other.num_sequences == minibatch.num_sequences
+            assert other.num_rows == minibatch.num_rows
             assert other.num_trained_tokens == minibatch.num_trained_tokens
 
 
@@ -106,7 +106,7 @@ def test_rows_without_advantage_count_in_the_denominators_only():
     samples = [sample("a", 0), sample("a", 1, advantage=0.0, response=5), sample("a", 2, response=3)]
     (minibatch,) = plan(samples)[0].minibatches
     assert minibatch.num_loss_tokens == 2 + 5 + 3
-    assert minibatch.num_sequences == 3
+    assert minibatch.num_rows == 3
     assert minibatch.num_trained_tokens == 2 + 3
 
 

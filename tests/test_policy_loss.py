@@ -25,10 +25,10 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
 AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
-def make_tokens(ratios: list[float], advantages: list[float], sequence_ids: list[int], **extra) -> LossTokens:
+def make_tokens(ratios: list[float], advantages: list[float], row_ids: list[int], **extra) -> LossTokens:
     old = torch.full((len(ratios),), -1.0)
     logprobs = (old + torch.tensor(ratios).log()).requires_grad_()
-    return LossTokens(logprobs, old, torch.tensor(advantages), torch.tensor(sequence_ids), **extra)
+    return LossTokens(logprobs, old, torch.tensor(advantages), torch.tensor(row_ids), **extra)
 
 
 def loss_and_gradient(tokens: LossTokens, name: str, options: dict, denominators=None):
@@ -62,11 +62,11 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages_and_can_be_off():
 
 def test_the_aggregations():
     values, ids = torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([0, 0, 0, 1])
-    whole = Denominators(num_loss_tokens=4, num_sequences=2)
+    whole = Denominators(num_loss_tokens=4, num_rows=2)
     assert aggregate(values, ids, "token-mean", whole).item() == 4.0
     assert aggregate(values, ids, "seq-mean-token-sum", whole).item() == 8.0
     assert aggregate(values, ids, "seq-mean-token-mean", whole).item() == 6.0
-    dr_grpo = Denominators(num_loss_tokens=4, num_sequences=2, max_response_length=5)
+    dr_grpo = Denominators(num_loss_tokens=4, num_rows=2, max_response_length=5)
     assert aggregate(values, ids, "seq-mean-token-sum-norm", dr_grpo).item() == pytest.approx(16.0 / 2 / 5)
     with pytest.raises(ValueError, match="max_response_length"):
         aggregate(values, ids, "seq-mean-token-sum-norm", whole)
@@ -86,7 +86,7 @@ def test_micro_batches_add_up_to_the_batch(name: str, aggregation: str):
     options = {**CLIP, "aggregation": aggregation}
     batch = LossTokens(logprobs, old, advantages, ids)
     denominators = Denominators.of(batch)
-    assert (denominators.num_loss_tokens, denominators.num_sequences) == (16, 5)
+    assert (denominators.num_loss_tokens, denominators.num_rows) == (16, 5)
     denominators = replace(denominators, max_response_length=7)
     whole_loss, whole_gradient, whole_metrics = loss_and_gradient(batch, name, options, denominators)
 

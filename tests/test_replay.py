@@ -21,10 +21,10 @@ def lay_out_traced_games(traces: Path, data: Path) -> None:
     wanted = {f"json_2.1.1/{trace['trial']}" for trace in read_traces(traces)}
     for split in sorted({trial.split("/")[1] for trial in wanted}):
         with tarfile.open(SHARED / f"alfworld_{split}.tar.xz") as pack:
-            for member in pack:
-                content = pack.extractfile(member)
-                if str(Path(member.name).parent) in wanted and content is not None:
-                    target = data / member.name
+            for rollout_index in pack:
+                content = pack.extractfile(rollout_index)
+                if str(Path(rollout_index.name).parent) in wanted and content is not None:
+                    target = data / rollout_index.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content.read())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serl.evaluation import PanelResult, wilson_interval
+from serl.evaluation import EvaluationResult, wilson_interval
 from tools.report.__main__ import main
 from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
@@ -58,14 +58,14 @@ ROW = {
     "learner/seconds_optimizer": 0.5,
     "broadcast/seconds_transport": 0.25,
     "broadcast/seconds_load": 0.25,
-    "learner/sampler_logprob_gap": 0.02,
+    "learner/train_inference_mismatch": 0.02,
 }
 
 
-def panel(outcomes: list[int]) -> dict[str, object]:
+def evaluation(outcomes: list[int]) -> dict[str, object]:
     rate = wilson_interval(sum(outcomes), len(outcomes))
     games = {f"game{index}": bool(won) for index, won in enumerate(outcomes)}
-    return asdict(PanelResult(0, rate, {"find": rate, "heat": rate}, 5.0, 0.1, 0, 1.0, games))
+    return asdict(EvaluationResult(0, rate, {"find": rate, "heat": rate}, 5.0, 0.1, 0, 1.0, games))
 
 
 def write_run(
@@ -78,13 +78,15 @@ def write_run(
     (folder / "config.yaml").write_text(text)
     (folder / "versions.json").write_text(json.dumps(VERSIONS))
     teacher = (
-        {} if arm == "grpo" else {"learner/teacher_delta_mean": -0.5, "learner/num_teacher_prompts": 8.0}
+        {} if arm == "grpo" else {"learner/teacher_log_ratio_mean": -0.5, "learner/num_teacher_prompts": 8.0}
     )
     rows = [{"iteration": 0, "evaluation/success": 0.5}]
     rows += [ROW | teacher | {"iteration": at} for at in range(1, updates + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    panels = [{"iteration": 0, **panel(first)}, {"iteration": 2, **panel(last)}][: 2 if updates == 2 else 1]
-    (folder / "panels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in panels))
+    evaluations = [{"iteration": 0, **evaluation(first)}, {"iteration": 2, **evaluation(last)}][
+        : 2 if updates == 2 else 1
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
     return folder
 
 
@@ -150,9 +152,9 @@ def test_arms_are_compared_game_by_game_on_the_seeds_of_both(sweep: Path):
     assert compare(read.of("serl"), []) is None
 
 
-def test_a_panel_without_outcomes_is_not_compared(sweep: Path):
+def test_an_evaluation_without_outcomes_is_not_compared(sweep: Path):
     for seed in (0, 1):
-        (file,) = (sweep / "grpo" / f"seed_{seed}").glob("*/panels.jsonl")
+        (file,) = (sweep / "grpo" / f"seed_{seed}").glob("*/evaluations.jsonl")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(row | {"outcomes": {}}) + "\n" for row in rows))
     read = read_sweep(sweep)
@@ -161,7 +163,7 @@ def test_a_panel_without_outcomes_is_not_compared(sweep: Path):
     assert "No two arms share a seed" in (sweep / "report" / "report.md").read_text()
 
 
-def test_what_a_panel_had_cost_counts_the_updates_before_it(sweep: Path):
+def test_what_a_evaluation_had_cost_counts_the_updates_before_it(sweep: Path):
     first, last = progress(read_sweep(sweep).of("grpo")[0])
     assert (first.iteration, first.env_steps, first.hours, first.success) == (0, 0.0, 0.0, 0.25)
     assert (last.iteration, last.env_steps, last.success) == (2, 200.0, 0.5)

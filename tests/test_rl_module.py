@@ -62,7 +62,7 @@ def test_only_marked_tokens_are_scored(model_dir: Path) -> None:
         prompts, responses, [[False, True, True], [True, False]], layout="padded", share_prefix=True
     )
     assert batch["targets"].tolist() == [11, 12, 13]
-    assert batch["sequence_ids"].tolist() == [0, 0, 1]
+    assert batch["row_ids"].tolist() == [0, 0, 1]
     # Rows are 6 long; a token is predicted where the one before it stands.
     assert batch["predictor_positions"].tolist() == [3, 4, 6 + 1]
     first, second = (reference_logprobs(model_dir, p, r) for p, r in zip(prompts, responses, strict=True))

@@ -55,7 +55,11 @@ def play(encoder: PromptEncoder, env_threads: ThreadPoolExecutor):
 def test_a_solved_episode_records_what_was_seen_said_and_answered(play: Callable, encoder: PromptEncoder):
     trajectory, counters = play(ScriptedClient(encoder))
     assert (trajectory.end_reason, trajectory.success, trajectory.reward) == ("success", True, 10.0)
-    assert (trajectory.trajectory_id, trajectory.group_id, trajectory.member) == ("g000000-0", "g000000", 0)
+    assert (trajectory.trajectory_id, trajectory.group_id, trajectory.rollout_index) == (
+        "g000000-0",
+        "g000000",
+        0,
+    )
     first, last = trajectory.steps
     assert (first.anchor, first.next_observation) == ("You stand at 0.", "You stand at 1.")
     assert (first.action, first.action_valid, first.feedback) == ("forward", True, "did forward")
@@ -173,15 +177,13 @@ def test_requests_carry_a_seed_only_if_asked_for_and_then_one_per_step(
 
 def test_the_members_of_a_group_meet_the_same_world(encoder: PromptEncoder, env_threads: ThreadPoolExecutor):
     worlds = [Corridor(), Corridor(), Corridor()]
-    assignments = [assign(member=0), assign(member=1), assign("corridor 3")]
+    requests = [assign(rollout_index=0), assign(rollout_index=1), assign("corridor 3")]
 
     async def play_all() -> None:
-        for world, assignment in zip(worlds, assignments, strict=True):
-            env = EnvCalls(world, assignment.task, env_threads, timeout_s=1.0, counters=Counter())
+        for world, request in zip(worlds, requests, strict=True):
+            env = EnvCalls(world, request.task, env_threads, timeout_s=1.0, counters=Counter())
             client = ScriptedClient(encoder)
-            await run_episode(
-                assignment, env, CorridorProvider().messages, encoder, client, SETTINGS, Counter()
-            )
+            await run_episode(request, env, CorridorProvider().messages, encoder, client, SETTINGS, Counter())
 
     asyncio.run(play_all())
     assert worlds[0].seed == worlds[1].seed != worlds[2].seed

@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from serl.config import ExperimentConfig, ModelSection
 from serl.config.errors import ConfigError
-from serl.resume import check_resumable
-from serl.run_dir import CONFIG, RunDir, drop_lines_after
+from serl.run.resume import check_resumable
+from serl.run.run_dir import CONFIG, RunDir, drop_lines_after
 
 
 def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:

@@ -65,10 +65,10 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
     start = weights_of(group)
     tasks = make_provider(of_loop.env.name, of_loop.env.args).task_set("train").tasks
     found = []
-    for update_step in range(NUM_UPDATES):
-        groups = loop.play(tasks[3 * update_step : 3 * update_step + 3], update_step)
-        loop.update(groups, update_step)
-        group.poll_update(group.start_update(groups, update_step), timeout_s=0.0)
+    for weights_seq_no in range(NUM_UPDATES):
+        groups = loop.play(tasks[3 * weights_seq_no : 3 * weights_seq_no + 3], weights_seq_no)
+        loop.update(groups, weights_seq_no)
+        group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=0.0)
         expected = {name: w.detach() for name, w in named_weights(loop.policy).items()}
         own = weights_of(group)
         found.append(Trained(largest_difference(own, expected), largest_difference(own, start), groups))

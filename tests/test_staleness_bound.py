@@ -11,7 +11,7 @@ from buffer_helpers import buffer, trajectory
 
 from envs.base import Task, TaskSet
 from serl.buffer.task_sampler import TaskSampler
-from serl.types import Assignment
+from serl.types import RolloutRequest
 
 
 class Simulation:
@@ -31,8 +31,8 @@ class Simulation:
             TaskSet("tasks", tuple(Task(str(n)) for n in range(500)), "h"), self.group_size, seed
         )
         self.version = 0
-        self.waiting: list[Assignment] = []
-        self.events: list[tuple[float, int, str, Assignment | None, int]] = []
+        self.waiting: list[RolloutRequest] = []
+        self.events: list[tuple[float, int, str, RolloutRequest | None, int]] = []
         self.num_events = 0
         self.num_playing = 0
         self.learning = False
@@ -40,29 +40,29 @@ class Simulation:
         self.trained: list[str] = []
         self.staleness: list[int] = []
 
-    def schedule(self, seconds: float, kind: str, assignment: Assignment | None = None) -> None:
+    def schedule(self, seconds: float, kind: str, request: RolloutRequest | None = None) -> None:
         self.num_events += 1
-        heapq.heappush(self.events, (self.now + seconds, self.num_events, kind, assignment, self.version))
+        heapq.heappush(self.events, (self.now + seconds, self.num_events, kind, request, self.version))
 
     def run(self, num_updates: int) -> None:
         while self.version < num_updates:
             self.admit_and_play()
             self.take_batch()
             assert self.events, f"nothing will ever happen again: {self.buffer.describe()}"
-            self.now, _, kind, assignment, version = heapq.heappop(self.events)
+            self.now, _, kind, request, version = heapq.heappop(self.events)
             if kind == "updated":
                 self.learning = False
                 self.version += 1
             else:
-                assert assignment is not None
+                assert request is not None
                 self.num_playing -= 1
-                self.finish(assignment, version)
+                self.finish(request, version)
 
     def admit_and_play(self) -> None:
         for _ in range(self.buffer.num_admissible(self.version)):
-            assignments = self.sampler.next_group()
-            self.buffer.admit(assignments)
-            self.waiting += assignments
+            requests = self.sampler.next_group()
+            self.buffer.admit(requests)
+            self.waiting += requests
         metrics = self.buffer.metrics()
         num_groups = metrics["groups_ready"] + metrics["groups_in_flight"]
         assert num_groups <= (self.max_staleness + 1) * self.groups_per_batch
@@ -70,12 +70,12 @@ class Simulation:
             self.num_playing += 1
             self.schedule(self.random.paretovariate(1.1), "played", self.waiting.pop(0))
 
-    def finish(self, assignment: Assignment, version: int) -> None:
+    def finish(self, request: RolloutRequest, version: int) -> None:
         if self.random.random() < self.failure_rate:
-            replacement = self.buffer.fail(assignment, "environment_error")
+            replacement = self.buffer.fail(request, "environment_error")
             self.waiting += [replacement] if replacement else []
         else:
-            self.buffer.add(trajectory(assignment, version, reward=self.random.choice([0.0, 10.0])))
+            self.buffer.add(trajectory(request, version, reward=self.random.choice([0.0, 10.0])))
 
     def take_batch(self) -> None:
         if self.learning:

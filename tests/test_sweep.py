@@ -62,14 +62,14 @@ def test_runs_are_ordered_seed_by_seed(tmp_path: Path):
     assert runs[1].folder == tmp_path / "out" / "b" / "seed_3"
 
 
-def test_a_run_is_finished_after_its_last_update_and_its_last_panel(tmp_path: Path):
+def test_a_run_is_finished_after_its_last_update_and_its_last_evaluation(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("name: x\n" + BASE.replace("at_end: false", "at_end: true"))
-    metrics, panels = tmp_path / "metrics.jsonl", tmp_path / "panels.jsonl"
+    metrics, evaluations = tmp_path / "metrics.jsonl", tmp_path / "evaluations.jsonl"
     assert not is_finished(tmp_path)
     metrics.write_text('{"iteration": 2}\n{"iteration": 3}\n{"itera')
-    panels.write_text('{"iteration": 0}\n')
+    evaluations.write_text('{"iteration": 0}\n')
     assert not is_finished(tmp_path)
-    panels.write_text('{"iteration": 0}\n{"iteration": 3}\n')
+    evaluations.write_text('{"iteration": 0}\n{"iteration": 3}\n')
     assert is_finished(tmp_path)
     metrics.write_text('{"iteration": 2}\n')
     assert not is_finished(tmp_path)

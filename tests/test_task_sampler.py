@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from envs.base import Task, TaskSet
-from serl.buffer.task_sampler import TaskSampler, panel_assignments
-from serl.types import Assignment
+from serl.buffer.task_sampler import TaskSampler, evaluation_requests
+from serl.types import RolloutRequest
 
 
 def tasks(*task_ids: str) -> TaskSet:
@@ -25,7 +25,7 @@ def test_every_pass_deals_every_task_once_and_in_another_order():
 def test_the_members_of_a_group_share_task_and_id_and_have_their_own_seeds():
     sampler = TaskSampler(tasks("a", "b"), group_size=4, seed=0)
     first, second = sampler.next_group(), sampler.next_group()
-    assert [(a.group_id, a.member) for a in first] == [("g000000", m) for m in range(4)]
+    assert [(a.group_id, a.rollout_index) for a in first] == [("g000000", m) for m in range(4)]
     assert {a.group_id for a in second} == {"g000001"}
     assert len({a.task for a in first}) == 1
     assert len({a.seed for a in first + second}) == 8
@@ -33,9 +33,9 @@ def test_the_members_of_a_group_share_task_and_id_and_have_their_own_seeds():
 
 
 def test_the_same_seed_deals_the_same_groups_and_another_seed_does_not():
-    def dealt(seed: int) -> list[Assignment]:
+    def dealt(seed: int) -> list[RolloutRequest]:
         sampler = TaskSampler(tasks(*"abcdefgh"), group_size=2, seed=seed)
-        return [assignment for _ in range(8) for assignment in sampler.next_group()]
+        return [request for _ in range(8) for request in sampler.next_group()]
 
     assert dealt(1) == dealt(1)
     assert [a.task for a in dealt(1)] != [a.task for a in dealt(2)]
@@ -77,22 +77,22 @@ def test_an_empty_task_set_is_refused():
         TaskSampler(tasks(), group_size=2, seed=0)
 
 
-def test_a_whole_panel_has_every_task_once_in_the_order_of_the_manifest():
-    panel = panel_assignments(tasks("a1", "b1", "a2"), num_tasks=0, seed=0)
-    assert [a.task.task_id for a in panel] == ["a1", "b1", "a2"]
-    assert len({a.group_id for a in panel}) == 3
-    assert all(a.evaluation for a in panel)
+def test_a_whole_evaluation_has_every_task_once_in_the_order_of_the_manifest():
+    evaluation = evaluation_requests(tasks("a1", "b1", "a2"), num_tasks=0, seed=0)
+    assert [a.task.task_id for a in evaluation] == ["a1", "b1", "a2"]
+    assert len({a.group_id for a in evaluation}) == 3
+    assert all(a.evaluation for a in evaluation)
 
 
-def test_a_smaller_panel_is_balanced_over_task_types_and_never_changes():
+def test_a_smaller_evaluation_is_balanced_over_task_types_and_never_changes():
     task_set = tasks(*(f"a{i}" for i in range(20)), *(f"b{i}" for i in range(5)), "c0")
-    panel = panel_assignments(task_set, num_tasks=9, seed=4)
-    assert Counter(a.task.task_type for a in panel) == {"a": 4, "b": 4, "c": 1}
-    assert len({a.task.task_id for a in panel}) == 9
-    assert panel == panel_assignments(task_set, num_tasks=9, seed=4)
-    assert panel != panel_assignments(task_set, num_tasks=9, seed=5)
+    evaluation = evaluation_requests(task_set, num_tasks=9, seed=4)
+    assert Counter(a.task.task_type for a in evaluation) == {"a": 4, "b": 4, "c": 1}
+    assert len({a.task.task_id for a in evaluation}) == 9
+    assert evaluation == evaluation_requests(task_set, num_tasks=9, seed=4)
+    assert evaluation != evaluation_requests(task_set, num_tasks=9, seed=5)
 
 
-def test_a_panel_larger_than_the_task_set_is_refused():
-    with pytest.raises(ValueError, match="panel of 4 tasks .* which has 2"):
-        panel_assignments(tasks("a", "b"), num_tasks=4, seed=0)
+def test_an_evaluation_larger_than_the_task_set_is_refused():
+    with pytest.raises(ValueError, match="4 evaluation tasks .* which has 2"):
+        evaluation_requests(tasks("a", "b"), num_tasks=4, seed=0)

@@ -16,15 +16,15 @@ from learner_helpers import (
 )
 from torch import Tensor
 
-from serl.buffer.packing import LearnerPlan, plan_update
+from serl.batch.packing import LearnerPlan, plan_update
+from serl.batch.rows import build_rows
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
-from serl.learner.samples import build_samples
 from serl.learner.teacher import context_free_rows
-from serl.types import TeacherRecord, TrainingSample, TrajectoryGroup
+from serl.types import TeacherRecord, TrainingRow, TrajectoryGroup
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0, "weight_clip": 0.9}
 REWARDS = [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0]]
-EVERYTHING = frozenset(f"g{group}-{member}" for group in range(3) for member in range(3))
+EVERYTHING = frozenset(f"g{group}-{rollout_index}" for group in range(3) for rollout_index in range(3))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrajectoryGroup]:
 
 
 def update(
-    group: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int = 0, **options: Any
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0, **options: Any
 ) -> UpdateResult:
-    result = group.poll_update(group.start_update(groups, update_step, **options), timeout_s=60.0)
+    result = group.poll_update(group.start_update(groups, weights_seq_no, **options), timeout_s=60.0)
     assert result is not None
     return result
 
@@ -50,8 +50,8 @@ def hindsight_group(model_dir: Path, **hindsight: Any) -> SERLLearnerGroup:
     return learner_group(model_dir, hindsight=TEACHER | hindsight)
 
 
-def samples_of(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[TrainingSample]:
-    return build_samples(groups, group._experiment, group._encoder, 0)[0]
+def samples_of(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[TrainingRow]:
+    return build_rows(groups, group._experiment, group._encoder, 0)[0]
 
 
 def known(values: list[float | None]) -> list[float]:
@@ -62,9 +62,9 @@ def all_of(records: list[TeacherRecord], name: str) -> list[float]:
     return [value for record in records for value in known(getattr(record, name) or [])]
 
 
-def reference_parts(model_dir: Path, samples: list[TrainingSample]) -> tuple[list[float], list[float]]:
+def reference_parts(model_dir: Path, samples: list[TrainingRow]) -> tuple[list[float], list[float]]:
     """Feedback effect and drift of every action token of rows with a teacher prompt, by plain passes."""
-    effects, drifts = [], []
+    effects, log_ratios_without_context = [], []
     for sample in samples:
         if sample.teacher_prompt_ids is None:
             continue
@@ -73,8 +73,8 @@ def reference_parts(model_dir: Path, samples: list[TrainingSample]) -> tuple[lis
         for index, is_action in enumerate(sample.action_mask):
             if is_action:
                 effects.append(with_context[index] - without[index])
-                drifts.append(without[index] - sample.old_logprobs[index])
-    return effects, drifts
+                log_ratios_without_context.append(without[index] - sample.old_logprobs[index])
+    return effects, log_ratios_without_context
 
 
 @pytest.mark.parametrize("baseline", ["student", "teacher"])
@@ -82,45 +82,60 @@ def test_both_baselines_split_the_gap_into_feedback_effect_and_drift(
     model_dir: Path, groups: list[TrajectoryGroup], baseline: str
 ) -> None:
     group = hindsight_group(model_dir, baseline=baseline)
-    effects, drifts = reference_parts(model_dir, samples_of(group, groups))
+    effects, log_ratios_without_context = reference_parts(model_dir, samples_of(group, groups))
     result = update(group, groups, recorded=EVERYTHING)
-    assert all_of(result.teacher_records, "feedback_effects") == pytest.approx(effects, abs=1e-4)
-    assert all_of(result.teacher_records, "drifts") == pytest.approx(drifts, abs=1e-4)
-    gaps = [e + d for e, d in zip(effects, drifts, strict=True)] if baseline == "student" else effects
-    assert all_of(result.teacher_records, "deltas") == pytest.approx(gaps, abs=1e-4)
+    assert all_of(result.teacher_records, "context_effects") == pytest.approx(effects, abs=1e-4)
+    assert all_of(result.teacher_records, "log_ratios_without_context") == pytest.approx(
+        log_ratios_without_context, abs=1e-4
+    )
+    gaps = (
+        [e + d for e, d in zip(effects, log_ratios_without_context, strict=True)]
+        if baseline == "student"
+        else effects
+    )
+    assert all_of(result.teacher_records, "log_ratios") == pytest.approx(gaps, abs=1e-4)
     metrics = result.metrics
-    for name, values in (("feedback_effect", effects), ("drift", drifts), ("delta", gaps)):
+    for name, values in (
+        ("feedback_effect", effects),
+        ("drift", log_ratios_without_context),
+        ("delta", gaps),
+    ):
         suffix = "_mean" if name == "delta" else ""
         assert metrics[f"teacher_{name}{suffix}"] == pytest.approx(sum(values) / len(values), abs=1e-4)
         sizes = [abs(value) for value in values]
         assert metrics[f"teacher_abs_{name}{suffix}"] == pytest.approx(sum(sizes) / len(sizes), abs=1e-4)
-    assert sum(abs(drift) for drift in drifts) / len(drifts) > 0.1
-    assert metrics["teacher_abs_delta/immediate_feedback"] == pytest.approx(metrics["teacher_abs_delta_mean"])
+    assert sum(abs(drift) for drift in log_ratios_without_context) / len(log_ratios_without_context) > 0.1
+    assert metrics["teacher_abs_log_ratio/immediate_feedback"] == pytest.approx(
+        metrics["teacher_abs_log_ratio_mean"]
+    )
 
 
 def test_right_after_a_sync_on_fresh_samples_nothing_has_drifted(model_dir: Path) -> None:
     fresh = sampled_groups(model_dir, REWARDS)
     metrics = update(hindsight_group(model_dir), fresh).metrics
-    assert metrics["teacher_abs_drift"] < 1e-5
-    assert metrics["teacher_feedback_effect"] == pytest.approx(metrics["teacher_delta_mean"], abs=1e-5)
+    assert metrics["teacher_abs_log_ratio_without_context"] < 1e-5
+    assert metrics["teacher_context_effect"] == pytest.approx(metrics["teacher_log_ratio_mean"], abs=1e-5)
 
 
 def test_the_student_baseline_compares_a_bounded_sample_and_recorded_steps_first(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
-    group = hindsight_group(model_dir, drift_sample_rows=3)
+    group = hindsight_group(model_dir, log_ratio_sample_rows=3)
     result = update(group, groups, recorded=frozenset({"g2-0"}))
-    assert [record.drifts is not None for record in result.teacher_records] == [True, True]
+    assert [record.log_ratios_without_context is not None for record in result.teacher_records] == [
+        True,
+        True,
+    ]
     compared = result.metrics["teacher_num_compared_tokens"]
-    own = sum(len(known(record.deltas)) for record in result.teacher_records)
+    own = sum(len(known(record.log_ratios)) for record in result.teacher_records)
     assert own < compared < result.metrics["teacher_num_selected_tokens"]
-    off = update(hindsight_group(model_dir, drift_sample_rows=0), groups).metrics
-    assert "teacher_drift" not in off
+    off = update(hindsight_group(model_dir, log_ratio_sample_rows=0), groups).metrics
+    assert "teacher_log_ratio_without_context" not in off
     assert off["teacher_weight_mean"] == pytest.approx(result.metrics["teacher_weight_mean"])
 
 
 def test_the_compared_rows_come_from_the_seed(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
-    group = hindsight_group(model_dir, drift_sample_rows=4)
+    group = hindsight_group(model_dir, log_ratio_sample_rows=4)
     samples, settings = samples_of(group, groups), group._experiment.hindsight
     one = context_free_rows(samples, settings, frozenset(), (0, 5))
     assert one == context_free_rows(samples, settings, frozenset(), (0, 5))
@@ -135,10 +150,10 @@ def test_the_teacher_scores_at_the_temperature_of_sampling(
     result = update(group, groups, recorded=frozenset({"g0-0"}))
     (sample, *_) = samples_of(group, groups)
     assert sample.teacher_prompt_ids is not None
-    taught = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids, temperature=2.0)
-    pairs = zip(taught, sample.old_logprobs, sample.action_mask, strict=True)
+    weighted = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids, temperature=2.0)
+    pairs = zip(weighted, sample.old_logprobs, sample.action_mask, strict=True)
     expected = [teacher - student for teacher, student, action in pairs if action]
-    assert known(result.teacher_records[0].deltas) == pytest.approx(expected, abs=1e-4)
+    assert known(result.teacher_records[0].log_ratios) == pytest.approx(expected, abs=1e-4)
 
 
 def test_weights_follow_from_recorded_gaps_and_token_advantages_from_weights(
@@ -148,7 +163,7 @@ def test_weights_follow_from_recorded_gaps_and_token_advantages_from_weights(
     for record in records:
         sign = (record.advantage > 0) - (record.advantage < 0)
         for delta, weight, token_advantage in zip(
-            record.deltas, record.weights, record.token_advantages, strict=True
+            record.log_ratios, record.weights, record.token_advantages, strict=True
         ):
             if delta is None or weight is None:
                 assert delta is None and weight is None
@@ -162,7 +177,7 @@ def centred_weights(records: list[TeacherRecord], mean_of: dict[int, float]) -> 
     weights = []
     for record in records:
         sign = 1.0 if record.advantage > 0 else -1.0
-        for delta in known(record.deltas):
+        for delta in known(record.log_ratios):
             weights.append(min(max(2.718281828 ** (sign * (delta - mean_of[id(record)])), 0.1), 1.9))
     return weights
 
@@ -171,24 +186,26 @@ def test_centring_is_over_the_batch_or_over_each_step(model_dir: Path, groups: l
     plain = [
         record
         for record in update(hindsight_group(model_dir), groups, recorded=EVERYTHING).teacher_records
-        if known(record.deltas)
+        if known(record.log_ratios)
     ]
-    gaps = all_of(plain, "deltas")
+    gaps = all_of(plain, "log_ratios")
     mean = sum(gaps) / len(gaps)
-    own_means = {id(record): sum(known(record.deltas)) / len(known(record.deltas)) for record in plain}
+    own_means = {
+        id(record): sum(known(record.log_ratios)) / len(known(record.log_ratios)) for record in plain
+    }
     for center, mean_of in (("batch", dict.fromkeys(own_means, mean)), ("step", own_means)):
         result = update(hindsight_group(model_dir, center=center), groups, recorded=EVERYTHING)
         expected = centred_weights(plain, mean_of)
         assert all_of(result.teacher_records, "weights") == pytest.approx(expected, rel=1e-3)
-        assert all_of(result.teacher_records, "deltas") == pytest.approx(gaps)
+        assert all_of(result.teacher_records, "log_ratios") == pytest.approx(gaps)
 
 
 def test_shuffling_moves_the_weights_anew_in_every_update_of_a_seed(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
-    def weights(update_step: int, **hindsight: Any) -> list[float]:
+    def weights(weights_seq_no: int, **hindsight: Any) -> list[float]:
         group = hindsight_group(model_dir, **hindsight)
-        return all_of(update(group, groups, update_step, recorded=EVERYTHING).teacher_records, "weights")
+        return all_of(update(group, groups, weights_seq_no, recorded=EVERYTHING).teacher_records, "weights")
 
     shuffled = weights(1, shuffle=True)
     assert sorted(shuffled) == pytest.approx(sorted(weights(1)))
@@ -206,14 +223,14 @@ def test_every_step_of_recorded_trajectories_has_a_record(
         *(("g1-0", 0), ("g1-0", 1)),
         *(("g2-1", 0), ("g2-1", 1)),
     ]
-    idle, taught = records[0], records[2]
+    idle, weighted = records[0], records[2]
     assert idle.advantage == 0.0 and idle.context is None
     assert set(idle.token_advantages) == {0.0}
-    assert set(idle.weights) == set(idle.deltas) == {None}
-    assert taught.context is not None and "The action worked." in taught.context
+    assert set(idle.weights) == set(idle.log_ratios) == {None}
+    assert weighted.context is not None and "The action worked." in weighted.context
     sample = next(s for s in samples_of(group, groups) if s.trajectory_id == "g2-1")
-    assert [weight is not None for weight in taught.weights] == sample.action_mask
-    assert {type(value) for value in taught.token_advantages} == {float}
+    assert [weight is not None for weight in weighted.weights] == sample.action_mask
+    assert {type(value) for value in weighted.token_advantages} == {float}
     assert update(group, groups).teacher_records == []
 
 
@@ -225,7 +242,7 @@ def test_steps_without_evidence_or_without_a_teacher_are_recorded_with_their_adv
         records = update(group, silent, recorded=EVERYTHING).teacher_records
         assert len(records) == 18
         for record in records:
-            assert record.context is None and record.drifts is None
+            assert record.context is None and record.log_ratios_without_context is None
             assert set(record.weights) == {None}
             assert record.token_advantages == pytest.approx([record.advantage] * len(record.weights))
 
@@ -233,9 +250,9 @@ def test_steps_without_evidence_or_without_a_teacher_are_recorded_with_their_adv
 def test_teacher_tokens_and_seconds_are_counted(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
     group = hindsight_group(model_dir, baseline="teacher")
     metrics = update(group, groups).metrics
-    taught = [sample for sample in samples_of(group, groups) if sample.teacher_prompt_ids]
+    weighted = [sample for sample in samples_of(group, groups) if sample.teacher_prompt_ids]
     expected = sum(
-        len(s.teacher_prompt_ids or []) + len(s.prompt_ids) + 2 * len(s.response_ids) for s in taught
+        len(s.teacher_prompt_ids or []) + len(s.prompt_ids) + 2 * len(s.response_ids) for s in weighted
     )
     assert metrics["num_teacher_tokens"] == expected
     assert metrics["teacher_tokens_per_s"] == pytest.approx(expected / metrics["seconds_teacher"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.hindsight.teacher_weights import gap_parts, teacher_weights, weighted_advantages
+from serl.hindsight.teacher_weights import log_ratio_parts, teacher_weights, weighted_advantages
 
 ALL = torch.ones(4, dtype=torch.bool)
 ADVANTAGES = torch.tensor([2.0, 2.0, -2.0, -2.0])
@@ -45,8 +45,8 @@ def test_metrics_tell_positive_and_negative_advantages_apart():
     assert metrics["positive_clipped_fraction"] == 0.5
     assert metrics["negative_weight_max"] == pytest.approx(1 / 1.1)
     assert metrics["negative_weight_min"] == pytest.approx(0.5)
-    assert metrics["delta_mean"] == pytest.approx((math.log(1.1) + math.log(3.0)) / 2)
-    assert metrics["abs_delta_mean"] == metrics["delta_mean"]
+    assert metrics["log_ratio_mean"] == pytest.approx((math.log(1.1) + math.log(3.0)) / 2)
+    assert metrics["abs_log_ratio_mean"] == metrics["log_ratio_mean"]
 
 
 def test_lambda_mixes_the_weight_with_one():
@@ -68,7 +68,7 @@ def test_only_selected_tokens_change_and_others_may_hold_anything():
 def test_nothing_selected_means_weight_one():
     mixed, metrics = weigh(selected=torch.zeros(4, dtype=torch.bool), center="step", step_ids=torch.arange(4))
     assert mixed.tolist() == ADVANTAGES.tolist()
-    assert (metrics["weight_mean"], metrics["clipped_fraction"], metrics["delta_mean"]) == (1.0, 0.0, 0.0)
+    assert (metrics["weight_mean"], metrics["clipped_fraction"], metrics["log_ratio_mean"]) == (1.0, 0.0, 0.0)
 
 
 def test_a_weight_never_turns_the_sign_and_zero_advantages_stay():
@@ -89,7 +89,7 @@ def test_centring_over_the_batch_and_over_steps():
     by_batch, metrics = weigh(teacher=teacher, center="batch", clip=0.9)  # mean −0.2
     log_weights = [0.3, 0.5, 0.3, 0.5]
     assert (by_batch / ADVANTAGES).log().tolist() == pytest.approx(log_weights, abs=1e-6)
-    assert metrics["delta_mean"] == pytest.approx(-0.2)  # as the teacher gave it, before centring
+    assert metrics["log_ratio_mean"] == pytest.approx(-0.2)  # as the teacher gave it, before centring
     by_step, _ = weigh(teacher=teacher, center="step", step_ids=torch.tensor([1, 1, 3, 3]), clip=0.9)
     assert (by_step / ADVANTAGES).log().tolist() == pytest.approx([-0.1, 0.1, -0.1, 0.1], abs=1e-6)
 
@@ -106,13 +106,13 @@ def test_the_teacher_baseline_removes_the_drift():
     teacher = without + torch.tensor([0.1, 0.1, -0.1, -0.1])
     mixed, metrics = weigh(teacher=teacher, baseline="teacher", teacher_logprobs_without_context=without)
     assert (mixed / ADVANTAGES).log().tolist() == pytest.approx([0.1] * 4, abs=1e-6)
-    assert metrics["delta_mean"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["log_ratio_mean"] == pytest.approx(0.0, abs=1e-6)
     against_student, metrics = weigh(teacher=teacher, teacher_logprobs_without_context=without)
     assert (against_student / ADVANTAGES).log().tolist()[0] == pytest.approx(math.log(1.5))  # clipped
-    assert metrics["delta_mean"] == pytest.approx(0.4)
-    effects, drifts = gap_parts(STUDENT, teacher, without)
+    assert metrics["log_ratio_mean"] == pytest.approx(0.4)
+    effects, log_ratios_without_context = log_ratio_parts(STUDENT, teacher, without)
     assert effects.tolist() == pytest.approx([0.1, 0.1, -0.1, -0.1])
-    assert drifts.tolist() == pytest.approx([0.4] * 4)
+    assert log_ratios_without_context.tolist() == pytest.approx([0.4] * 4)
 
 
 def test_shuffling_moves_every_weight_to_another_selected_token():

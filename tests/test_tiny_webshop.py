@@ -13,7 +13,7 @@ from envs.registry import make_provider
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.panel import PanelSettings, play_panel
+from tools.warm_start.evaluation import EvaluationSettings, play_evaluation
 
 EXPERIMENT = load_experiment(
     Path(__file__).resolve().parents[1] / "experiments" / "webshop_quickstart.yaml", []
@@ -61,12 +61,12 @@ def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, prov
     torch.set_num_threads(1)
     policy = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
-    settings = PanelSettings(
+    settings = EvaluationSettings(
         max_steps=EXPERIMENT.env.max_steps,
         history_length=EXPERIMENT.env.history_length,
         max_response_length=EXPERIMENT.rollout.max_response_length,
     )
-    result = play_panel(policy, tokenizer, provider, tasks, settings, seed=0)
+    result = play_evaluation(policy, tokenizer, provider, tasks, settings, seed=0)
     torch.set_num_threads(threads)
     assert 0.1 <= result.success_rate <= 0.5, result
     assert result.response_tokens <= 20

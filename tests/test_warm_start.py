@@ -15,18 +15,18 @@ from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, StepEvidence
 from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.behaviour_cloning import (
+from tools.warm_start.behaviour_cloning import (
     CloningSettings,
     EncodedDemonstration,
     clone,
     learning_rate_scale,
     token_losses,
 )
-from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy
-from serl.warm_start.panel import PanelSettings, play_panel, sample_responses
-from serl.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
-from serl.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_headings, policy_phrases, token_id
+from tools.warm_start.demonstrations import DemonstrationSettings, demonstrate
+from tools.warm_start.evaluation import EvaluationSettings, play_evaluation, sample_responses
+from tools.warm_start.model import PolicyShape, build_policy
+from tools.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
+from tools.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_headings, policy_phrases, token_id
 
 TINY_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
@@ -200,7 +200,7 @@ def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:
     prompts = [
         encoder.encode([{"role": "user", "content": text}]) for text in ("Task: put", "You see: a mug 1.")
     ]
-    settings = PanelSettings(temperature=1e-4, max_response_length=8)
+    settings = EvaluationSettings(temperature=1e-4, max_response_length=8)
     together = sample_responses(policy, tokenizer, prompts, settings, torch.Generator().manual_seed(0))
     alone = [
         sample_responses(policy, tokenizer, [prompt], settings, torch.Generator().manual_seed(0))[0]
@@ -217,9 +217,9 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
         cloning=CloningSettings(batch_size=8),
     )
     start = warm_start(provider, "train", settings)
-    panel = evaluate(start, provider, "valid_seen", 4, PanelSettings(max_steps=3))
+    evaluation = evaluate(start, provider, "valid_seen", 4, EvaluationSettings(max_steps=3))
     save(start, tmp_path / "policy")
-    save_report(start, settings, panel, tmp_path / "policy")
+    save_report(start, settings, evaluation, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     ids = torch.tensor([PromptEncoder(tokenizer).encode([{"role": "user", "content": "Task: put"}])])
@@ -261,7 +261,7 @@ def test_the_shipped_tokenizer_knows_the_words_of_the_prompts(tiny, provider: Al
 def test_the_shipped_policy_solves_some_held_out_games(tiny, provider: AlfworldProvider) -> None:
     policy, tokenizer = tiny
     tasks = provider.task_set("valid_seen").tasks[::8]
-    result = play_panel(policy, tokenizer, provider, tasks, PanelSettings(max_steps=15), seed=0)
+    result = play_evaluation(policy, tokenizer, provider, tasks, EvaluationSettings(max_steps=15), seed=0)
     assert result.success_rate >= 0.15, result
     assert result.inadmissible_rate <= 0.6, result
     assert result.response_tokens <= 15

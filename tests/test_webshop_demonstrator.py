@@ -7,8 +7,8 @@ import pytest
 from envs.webshop.demonstrator import WebshopDemonstrator, best_purchase
 from envs.webshop.env import WebshopEnv
 from envs.webshop.provider import WebshopProvider, make_provider
-from serl.warm_start.demonstrations import DemonstrationSettings, demonstrate
-from tools.warm_start import main as warm_start
+from tools.warm_start.__main__ import main as warm_start
+from tools.warm_start.demonstrations import DemonstrationSettings, demonstrate
 
 
 @pytest.fixture(scope="module")

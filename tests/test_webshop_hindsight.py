@@ -25,7 +25,7 @@ from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
 from serl.serving.client import Sampling
-from serl.types import Assignment, Completion, Trajectory, VersionSpan
+from serl.types import Completion, RolloutRequest, Trajectory, VersionSpan
 
 OPTIONS = EvidenceOptions(
     trajectory_format="observation_action",
@@ -51,7 +51,7 @@ class Script:
         return Completion(ids, [0.0] * len(ids), "stop", (VersionSpan(0, len(ids), 1),))
 
 
-def play(provider: WebshopProvider, task: Task, member: int, actions: Sequence[str]) -> Trajectory:
+def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Sequence[str]) -> Trajectory:
     encoder = PromptEncoder(byte_tokenizer())
     counters: Counter[str] = Counter()
     settings = EpisodeSettings(
@@ -67,7 +67,7 @@ def play(provider: WebshopProvider, task: Task, member: int, actions: Sequence[s
         env = EnvCalls(provider.make_env(), task, executor, 5.0, counters)
         return asyncio.run(
             run_episode(
-                Assignment(task, "g", member, 0),
+                RolloutRequest(task, "g", rollout_index, 0),
                 env,
                 provider.messages,
                 encoder,
@@ -93,7 +93,10 @@ def group() -> list[Trajectory]:
     other = [good[0], "dance", "click[features]", "search[pillow]", "click[next >]", "click[< prev]"]
     found = provider.shop.search("pillow")
     other += [f"click[{provider.shop.product(found[0]).asin}]", "click[buy now]"]
-    return [play(provider, task, member, actions) for member, actions in enumerate((good, hasty, other))]
+    return [
+        play(provider, task, rollout_index, actions)
+        for rollout_index, actions in enumerate((good, hasty, other))
+    ]
 
 
 def view(group: list[Trajectory], **changes: Any) -> GroupView:
@@ -110,7 +113,7 @@ def test_the_episodes_end_as_they_were_played(group: list[Trajectory]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_has_something_to_say_about_most_steps(group: list[Trajectory], mode: str) -> None:
-    judged = {t.trajectory_id: f"Attempt {t.member} was judged." for t in group}
+    judged = {t.trajectory_id: f"Attempt {t.rollout_index} was judged." for t in group}
     evidence = collect_evidence(view(group, judge_texts=judged), hindsight_mode(mode))
     contexts = [[render_context(step)[0] for step in steps] for steps in evidence]
     assert [len(steps) for steps in contexts] == [len(t.steps) for t in group]

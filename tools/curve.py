@@ -1,6 +1,6 @@
 """Draws the learning curve of a run: ``python -m tools.curve RUN_DIR PICTURE.svg``.
 
-Success of the training episodes by iteration (each, and the mean of the last five), and the panels with
+Success of the training episodes by iteration (each, and the mean of the last five), and the evaluations with
 their 95 % intervals. Needs matplotlib (``pip install .[dev]``).
 """
 
@@ -11,8 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from serl.evaluation import PanelResult
-from serl.train import read_panels
+from serl.evaluation import EvaluationResult
+from serl.run.train import read_evaluations
 
 _WINDOW = 5
 
@@ -34,7 +34,7 @@ def draw(
     name: str,
     iterations: list[int],
     success: list[float],
-    panels: list[tuple[int, PanelResult]],
+    evaluations: list[tuple[int, EvaluationResult]],
     picture: Path,
 ) -> None:
     """Writes ``picture`` in the format that its name ends with."""
@@ -53,8 +53,8 @@ def draw(
         color="#2f6690",
         label=f"training episodes, mean of {_WINDOW} iterations",
     )
-    for index, (iteration, panel) in enumerate(panels):
-        overall = panel.overall
+    for index, (iteration, evaluation) in enumerate(evaluations):
+        overall = evaluation.overall
         axes.errorbar(
             iteration,
             overall.rate,
@@ -62,7 +62,7 @@ def draw(
             fmt="D",
             capsize=4,
             color="#c1440e",
-            label=f"held-out panel of {overall.count} games, 95 % interval" if index == 0 else None,
+            label=f"held-out evaluation of {overall.count} games, 95 % interval" if index == 0 else None,
         )
     axes.set(xlabel="iteration (learner updates)", ylabel="success rate", ylim=(0.0, 1.0), title=name)
     axes.grid(alpha=0.3)
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"{options.run_dir} is no run directory: {error}", file=sys.stderr)
         return 2
-    draw(options.run_dir.name, iterations, success, read_panels(options.run_dir), options.picture)
+    draw(options.run_dir.name, iterations, success, read_evaluations(options.run_dir), options.picture)
     return 0
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.base import Task
+from serl.batch.advantages import StepRows, group_advantages
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
@@ -26,7 +27,6 @@ from serl.hindsight.judge_request import judge_request
 from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.modes import hindsight_mode
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
-from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.rollout.actions import action_spans
 from serl.types import Step, Trajectory
@@ -96,11 +96,11 @@ def loss(case: Case) -> Any:
         logprobs=logprobs[mask],
         old_logprobs=torch.tensor(case["old_logprobs"])[mask],
         advantages=torch.tensor(case["advantages"])[mask],
-        sequence_ids=row_of_token[mask],
+        row_ids=row_of_token[mask],
     )
     denominators = Denominators(
         num_loss_tokens=float(mask.sum()),
-        num_sequences=float(mask.shape[0]),
+        num_rows=float(mask.shape[0]),
         max_response_length=float(mask.shape[1]),
     )
     options = {key: value for key, value in case["config"].items() if key != "loss"}
@@ -179,11 +179,11 @@ def _groups(case: Case) -> list[GroupView]:
     ]
 
 
-def _trajectory(recorded: dict[str, Any], member: int) -> Trajectory:
+def _trajectory(recorded: dict[str, Any], rollout_index: int) -> Trajectory:
     return Trajectory(
         trajectory_id=recorded["id"],
         group_id=recorded["group"],
-        member=member,
+        rollout_index=rollout_index,
         task=Task(recorded["group"]),
         steps=[_step(step) for step in recorded["steps"]],
         reward=recorded["reward"],

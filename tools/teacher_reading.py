@@ -13,7 +13,7 @@ and contexts of training:
 
 A teacher that reads has a positive difference for the better action and a negative one for the others. The
 second difference is a mean weighted by how likely the policy is to try the action of the evidence (or, for a
-success, the scored one): what training sees, where an action that is never tried is never taught.
+success, the scored one): what training sees, where an action that is never tried is never weighted.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from serl.models.resolve import ModelPathError, resolve_model
 from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, Trajectory
-from serl.warm_start.demonstrations import response_text
 from tools.report.statistics import mean_interval, weighted_mean_interval
+from tools.warm_start.demonstrations import response_text
 
 _BATCH_SIZE = 64
 _NOISE = 0.2

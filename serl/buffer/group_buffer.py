@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from envs.base import Task
-from serl.types import Assignment, Trajectory, TrajectoryGroup
+from serl.types import RolloutRequest, Trajectory, TrajectoryGroup
 
 
 class AdmissionError(RuntimeError):
@@ -40,7 +40,7 @@ class AdmissionError(RuntimeError):
 
 @dataclass(slots=True)
 class _OpenGroup:
-    """A group in the buffer, in flight until ``trajectories`` has every member."""
+    """A group in the buffer, in flight until ``trajectories`` has every rollout_index."""
 
     group_id: str
     task: Task
@@ -54,7 +54,9 @@ class _OpenGroup:
 
     def as_trajectory_group(self) -> TrajectoryGroup:
         return TrajectoryGroup(
-            self.group_id, self.task, [self.trajectories[member] for member in sorted(self.trajectories)]
+            self.group_id,
+            self.task,
+            [self.trajectories[index] for index in sorted(self.trajectories)],
         )
 
 
@@ -104,13 +106,13 @@ class GroupBuffer:
         batches = weights_seq_no - self._first_weights_seq_no + self._max_staleness + 1
         return max(0, batches * self._groups_per_batch - (self._num_admitted - self._num_discarded))
 
-    def admit(self, assignments: Sequence[Assignment]) -> None:
+    def admit(self, requests: Sequence[RolloutRequest]) -> None:
         """Opens a group at the last version the buffer was told of. Raises AdmissionError."""
-        members = [(a.group_id, a.task, a.member) for a in assignments]
+        members = [(a.group_id, a.task, a.rollout_index) for a in requests]
         if not members or members != [(members[0][0], members[0][1], m) for m in range(self._group_size)]:
             raise AdmissionError(
                 f"a group is the members 0 to {self._group_size - 1} of one group id and task, not "
-                f"{[(group_id, task.task_id, member) for group_id, task, member in members]}"
+                f"{[(group_id, task.task_id, rollout_index) for group_id, task, rollout_index in members]}"
             )
         group_id, task, _ = members[0]
         if group_id in self._groups:
@@ -129,16 +131,16 @@ class GroupBuffer:
     def add(self, trajectory: Trajectory) -> TrajectoryGroup | None:
         """Files a finished trajectory; returns its group if that is complete now and stays.
 
-        A second trajectory of a member, or one of a group that left, is counted and ignored.
+        A second trajectory of a rollout_index, or one of a group that left, is counted and ignored.
         """
         group = self._groups.get(trajectory.group_id)
         if group is None:
             self._counters["trajectories_late"] += 1
             return None
-        if trajectory.member in group.trajectories:
+        if trajectory.rollout_index in group.trajectories:
             self._counters["trajectories_duplicate"] += 1
             return None
-        group.trajectories[trajectory.member] = trajectory
+        group.trajectories[trajectory.rollout_index] = trajectory
         self._counters["trajectories_added"] += 1
         if not group.complete:
             return None
@@ -151,21 +153,21 @@ class GroupBuffer:
         complete = [other.group_id for other in self._complete_groups()]
         return complete.index(group_id) // self._groups_per_batch
 
-    def fail(self, assignment: Assignment, reason: str) -> Assignment | None:
-        """The assignment to play instead of a failed one; None if its group left or is discarded for it.
+    def fail(self, request: RolloutRequest, reason: str) -> RolloutRequest | None:
+        """The request to play instead of a failed one; None if its group left or is discarded for it.
 
         The replacement is the same member with another seed.
         """
         self._counters[f"failures_{reason}"] += 1
-        group = self._groups.get(assignment.group_id)
-        if group is None or assignment.member in group.trajectories:
+        group = self._groups.get(request.group_id)
+        if group is None or request.rollout_index in group.trajectories:
             return None
-        if group.num_attempts[assignment.member] == self._max_attempts:
+        if group.num_attempts[request.rollout_index] == self._max_attempts:
             self._discard(group, "failed")
             return None
-        group.num_attempts[assignment.member] += 1
+        group.num_attempts[request.rollout_index] += 1
         self._counters["retries"] += 1
-        return replace(assignment, seed=random.Random(f"{assignment.seed}:retry").getrandbits(31))
+        return replace(request, seed=random.Random(f"{request.seed}:retry").getrandbits(31))
 
     def take_batch(
         self,
@@ -277,10 +279,10 @@ class GroupBuffer:
 
     def _filter(self, group: _OpenGroup) -> None:
         if len(self._filtered_lengths) == self._max_filtered_groups_per_batch:
-            self._counters["groups_kept_without_spread"] += 1
+            self._counters["zero_variance_groups_kept"] += 1
             return
         self._filtered_lengths.append(_mean_steps(group.trajectories.values()))
-        self._discard(group, "no_spread")
+        self._discard(group, "zero_variance")
 
     def _discard(self, group: _OpenGroup, reason: str) -> None:
         del self._groups[group.group_id]

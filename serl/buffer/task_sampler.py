@@ -1,4 +1,4 @@
-"""Which task is played next: endless shuffled passes for training, one fixed panel for evaluation."""
+"""Which task is played next: endless shuffled passes for training, one fixed set for evaluation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import zip_longest
 from typing import Any
 
 from envs.base import Task, TaskSet
-from serl.types import Assignment
+from serl.types import RolloutRequest
 
-_PANEL = "panel"
+_EVALUATION = "evaluation"
 
 
 class TaskSampler:
-    """Deals groups of ``group_size`` assignments over ``task_set``, every task once a pass, endlessly.
+    """Deals groups of ``group_size`` requests over ``task_set``, every task once a pass, endlessly.
 
     The order of pass k depends on ``seed`` and k alone. Raises ValueError for an empty task set.
     """
@@ -29,15 +29,15 @@ class TaskSampler:
         self._num_groups = 0
         self._start_pass(0, position=0)
 
-    def next_group(self) -> list[Assignment]:
-        """One assignment for each member of a new group; requeued tasks come first."""
+    def next_group(self) -> list[RolloutRequest]:
+        """One request for each member of a new group; requeued tasks come first."""
         task = self._requeued.popleft() if self._requeued else self._next_task()
         group_id = f"g{self._num_groups:06d}"
         self._num_groups += 1
         generator = random.Random(f"{self._seed}:{group_id}")
         return [
-            Assignment(task, group_id, member, seed=generator.getrandbits(31))
-            for member in range(self._group_size)
+            RolloutRequest(task, group_id, index, seed=generator.getrandbits(31))
+            for index in range(self._group_size)
         ]
 
     def requeue(self, task: Task) -> None:
@@ -82,25 +82,25 @@ class TaskSampler:
         random.Random(f"{self._seed}:pass {number}").shuffle(self._order)
 
 
-def is_panel_group(group_id: str) -> bool:
-    """Whether `panel_assignments` named the group."""
-    return group_id.startswith(_PANEL)
+def is_evaluation_group(group_id: str) -> bool:
+    """Whether `evaluation_requests` named the group."""
+    return group_id.startswith(_EVALUATION)
 
 
-def panel_assignments(task_set: TaskSet, num_tasks: int, seed: int) -> list[Assignment]:
-    """The evaluation panel: ``num_tasks`` tasks (0: all), each once, the same on every call.
+def evaluation_requests(task_set: TaskSet, num_tasks: int, seed: int) -> list[RolloutRequest]:
+    """The evaluation set: ``num_tasks`` tasks (0: all), each once, the same on every call.
 
     A subset takes the task types in turn, so that their numbers differ by at most one where the task set
     allows it. Raises ValueError if the task set has fewer tasks.
     """
     if num_tasks > len(task_set):
         raise ValueError(
-            f"a panel of {num_tasks} tasks is asked of task set {task_set.name!r}, which has {len(task_set)}"
+            f"{num_tasks} evaluation tasks are asked of task set {task_set.name!r}, which has {len(task_set)}"
         )
     tasks = task_set.tasks if num_tasks in (0, len(task_set)) else _balanced(task_set, num_tasks, seed)
     generator = random.Random(f"{seed}:panel seeds")
     return [
-        Assignment(task, f"{_PANEL}{number:06d}", 0, generator.getrandbits(31), evaluation=True)
+        RolloutRequest(task, f"{_EVALUATION}{number:06d}", 0, generator.getrandbits(31), evaluation=True)
         for number, task in enumerate(tasks)
     ]
 

@@ -197,5 +197,5 @@ def _evaluation(config: ExperimentConfig) -> Iterator[str]:
     if config.evaluation.split == config.env.train_split:
         yield (
             f"evaluation.split = {config.evaluation.split!r} contradicts env.train_split = "
-            f"{config.env.train_split!r}: the panel must be held out from training"
+            f"{config.env.train_split!r}: the evaluation must be held out from training"
         )

@@ -120,7 +120,7 @@ class LossSection(Section):
     clip_high: float = Field(default=0.2, ge=0.0)
     dual_clip: float = Field(default=3.0, ge=0.0)
     negative_advantage_scale: float = Field(default=1.0, ge=0.0)
-    importance_cap: float | None = Field(default=None, gt=0.0)
+    truncated_importance_sampling_cap: float | None = Field(default=None, gt=0.0)
     kl_coefficient: float = Field(default=0.0, ge=0.0)
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     entropy_coefficient: float = Field(default=0.0, ge=0.0)
@@ -164,7 +164,7 @@ class HindsightSection(Section):
 
     ``baseline``: what the teacher's log-prob of an action token is compared with, the ``student``'s (the
     paper) or the ``teacher``'s own without the evidence, which takes the drift between the two out. With
-    ``student`` that second score is made for ``drift_sample_rows`` rows of an update only, for the metrics.
+    ``student`` that second score is made for ``log_ratio_sample_rows`` rows of an update, for the metrics.
     ``center`` subtracts the mean gap of the batch or of each step. ``shuffle`` moves every weight to another
     action token of the batch: a control that should learn nothing from the evidence.
 
@@ -185,7 +185,7 @@ class HindsightSection(Section):
     lambda_decay_steps: int = Field(default=50, ge=0)
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
     baseline: Literal["student", "teacher"] = "student"
-    drift_sample_rows: int = Field(default=64, ge=0)
+    log_ratio_sample_rows: int = Field(default=64, ge=0)
     center: Literal["none", "batch", "step"] = "none"
     shuffle: bool = False
     teacher_sync_interval: PositiveInt = 10
@@ -221,7 +221,7 @@ class LearnerSection(Section):
 
 
 class EvaluationSection(Section):
-    """A fixed panel of held-out tasks, every task once."""
+    """Held-out tasks, a fixed set of them, every task once."""
 
     split: str = "valid_seen"
     num_tasks: int = Field(default=0, ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serl.hindsight.candidates import AnchorEvidence
-from serl.hindsight.evidence import Evidence, GroupView, StepEvidence, Try
+from serl.hindsight.evidence import Attempt, Evidence, GroupView, StepEvidence
 from serl.hindsight.modes import HindsightMode
 from serl.hindsight.sources import EvidenceSource, evidence_source
 
@@ -23,25 +23,25 @@ def collect_evidence(group: GroupView, mode: HindsightMode) -> list[list[StepEvi
     sources = [evidence_source(name) for name in mode.sources]
     if mode.granularity == "step":
         return [
-            [_step_evidence(attempt, group, sources, mode) for attempt in _tries(group, sample_index)]
+            [_step_evidence(attempt, group, sources, mode) for attempt in _attempts(group, sample_index)]
             for sample_index in range(len(group.trajectories))
         ]
     if mode.granularity == "anchor":
         anchors = AnchorEvidence(group, sources, mode)
         return [
-            [anchors.of(attempt) for attempt in _tries(group, sample_index)]
+            [anchors.of(attempt) for attempt in _attempts(group, sample_index)]
             for sample_index in range(len(group.trajectories))
         ]
     raise ValueError(f"unknown granularity {mode.granularity!r}; known: step, anchor")
 
 
-def _tries(group: GroupView, sample_index: int) -> list[Try]:
+def _attempts(group: GroupView, sample_index: int) -> list[Attempt]:
     trajectory = group.trajectories[sample_index]
-    return [Try(trajectory, sample_index, step_index) for step_index in range(len(trajectory.steps))]
+    return [Attempt(trajectory, sample_index, step_index) for step_index in range(len(trajectory.steps))]
 
 
 def _step_evidence(
-    attempt: Try, group: GroupView, sources: list[EvidenceSource], mode: HindsightMode
+    attempt: Attempt, group: GroupView, sources: list[EvidenceSource], mode: HindsightMode
 ) -> StepEvidence:
     parts: list[Evidence] = []
     for source in sources:

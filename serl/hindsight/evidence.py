@@ -31,7 +31,7 @@ class EvidenceOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class Attempt:
     """One step seen as a try of an action: step ``step_index`` of the group's trajectory ``sample_index``."""
 
     trajectory: Trajectory
@@ -81,7 +81,7 @@ class Evidence:
     """One piece of evidence: a text, or quoted steps in order.
 
     Whoever asked the source fills in the rest: ``source``, its name, and ``about``, which of a candidate's
-    tries the evidence is from.
+    attempts the evidence is from.
     """
 
     source: str = ""
@@ -92,7 +92,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One action that the group tried at an anchor, how it went, and evidence from its best and worst tries.
+    """One action that the group tried at an anchor, how it went, and evidence from its best and worst.
 
     ``best`` and ``worst`` are (``success`` or ``failure``, return). ``mean_return`` is rounded to 4 decimals.
     """

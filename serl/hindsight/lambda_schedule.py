@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 
-def effective_lambda(mixing_lambda: float, lambda_decay_steps: int, update_step: int) -> float:
-    """λ after ``update_step`` policy updates, decaying linearly to zero (SERL, arXiv 2605.19447).
+def effective_lambda(mixing_lambda: float, lambda_decay_steps: int, weights_seq_no: int) -> float:
+    """λ after ``weights_seq_no`` policy updates, decaying linearly to zero (SERL, arXiv 2605.19447).
 
     λ(u) = mixing_lambda · max(0, 1 − u / lambda_decay_steps); ``lambda_decay_steps`` 0 means no decay.
     The clock is the count of policy updates of the whole experiment and belongs in its checkpoint.
-    Raises ValueError if ``lambda_decay_steps`` or ``update_step`` is negative.
+    Raises ValueError if ``lambda_decay_steps`` or ``weights_seq_no`` is negative.
     """
-    if lambda_decay_steps < 0 or update_step < 0:
+    if lambda_decay_steps < 0 or weights_seq_no < 0:
         raise ValueError(
-            f"negative clock: lambda_decay_steps {lambda_decay_steps}, update_step {update_step}"
+            f"negative clock: lambda_decay_steps {lambda_decay_steps}, weights_seq_no {weights_seq_no}"
         )
     if lambda_decay_steps == 0:
         return mixing_lambda
-    return mixing_lambda * max(0.0, 1.0 - update_step / lambda_decay_steps)
+    return mixing_lambda * max(0.0, 1.0 - weights_seq_no / lambda_decay_steps)

@@ -63,9 +63,9 @@ def teacher_weights(
     The metrics are over the selected tokens of this call. Means are to be averaged over calls with
     ``num_selected_tokens`` (or the positive/negative share of it) as weights: ``weight_mean``,
     ``clipped_fraction`` (weights on either bound), both also as ``positive_…`` and ``negative_…`` for tokens
-    with A > 0 and A < 0, with ``…_weight_min`` and ``…_weight_max``; ``delta_mean`` and ``abs_delta_mean`` of
-    Δ before centring. Where no token is selected, a weight is 1 and all else 0. Raises ValueError for a
-    missing companion tensor.
+    with A > 0 and A < 0, with ``…_weight_min`` and ``…_weight_max``; ``log_ratio_mean`` and
+    ``abs_log_ratio_mean`` of Δ before centring. Where no token is selected, a weight is 1 and all else 0.
+    Raises ValueError for a missing companion tensor.
     """
     mask = selected.bool()
     bases = {"student": student_logprobs, "teacher": teacher_logprobs_without_context}
@@ -74,7 +74,7 @@ def teacher_weights(
         known = "known: student, or teacher with teacher_logprobs_without_context"
         raise ValueError(f"no log-probs for baseline {baseline!r}; {known}")
     token_advantages = advantages[mask]
-    delta = log_gap(teacher_logprobs, base)[mask]
+    delta = log_ratio(teacher_logprobs, base)[mask]
     steps = None if step_ids is None else step_ids[mask]
     log_weights = torch.sign(token_advantages) * _centered(delta, center, steps, gather)
     chosen = log_weights.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
@@ -85,7 +85,7 @@ def teacher_weights(
     weights = torch.ones_like(advantages)
     weights[mask] = chosen
     metrics = _weight_metrics(chosen, token_advantages, weight_clip)
-    metrics.update(delta_mean=_mean(delta), abs_delta_mean=_mean(delta.abs()))
+    metrics.update(log_ratio_mean=_mean(delta), abs_log_ratio_mean=_mean(delta.abs()))
     return weights, metrics
 
 
@@ -95,22 +95,22 @@ def weighted_advantages(advantages: Tensor, weights: Tensor, effective_lambda: f
     return torch.where(weights == 1.0, advantages, mixed)
 
 
-def log_gap(logprobs: Tensor, baseline_logprobs: Tensor) -> Tensor:
+def log_ratio(logprobs: Tensor, baseline_logprobs: Tensor) -> Tensor:
     """``logprobs − baseline_logprobs``, clamped to ±20."""
     return (logprobs - baseline_logprobs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT)
 
 
-def gap_parts(
+def log_ratio_parts(
     student_logprobs: Tensor, teacher_logprobs: Tensor, teacher_logprobs_without_context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two parts of log π_T(a | c) − log π_S(a), of any one shape.
 
-    ``feedback_effects`` = log π_T(a | c) − log π_T(a), what the context says, and ``drifts`` = log π_T(a) −
-    log π_S(a), how far student and teacher have drifted apart.
+    ``context_effects`` = log π_T(a | c) − log π_T(a), what the context says, and
+    ``log_ratios_without_context`` = log π_T(a) − log π_S(a), how far student and teacher are apart.
     """
     return (
-        log_gap(teacher_logprobs, teacher_logprobs_without_context),
-        log_gap(teacher_logprobs_without_context, student_logprobs),
+        log_ratio(teacher_logprobs, teacher_logprobs_without_context),
+        log_ratio(teacher_logprobs_without_context, student_logprobs),
     )
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serl.buffer.packing import LearnerPlan, plan_teacher_scores
+from serl.batch.packing import LearnerPlan, plan_teacher_scores
+from serl.batch.rows import build_rows
 from serl.config import ExperimentConfig
 from serl.hindsight.judge_request import judge_mode
-from serl.learner.samples import build_samples
 from serl.learner.teacher import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
-from serl.types import TrainingSample, TrajectoryGroup
+from serl.types import TrainingRow, TrajectoryGroup
 
 _Row = tuple[str, int]
 
@@ -32,17 +32,17 @@ class EarlyScores:
         self._teacher: int | None = None
 
     def plans(
-        self, groups: Sequence[TrajectoryGroup], update_step: int, num_learners: int
+        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int, num_learners: int
     ) -> list[LearnerPlan]:
-        """What the learners are to score of ``groups`` for the teacher of ``update_step``; empty: nothing."""
-        if not self._can_score(update_step):
+        """What the learners are to score of ``groups`` for the teacher of ``weights_seq_no``."""
+        if not self._can_score(weights_seq_no):
             return []
-        self._follow_teacher(update_step)
+        self._follow_teacher(weights_seq_no)
         new = [group for group in groups if group.group_id not in self._scored_groups]
         if not new:
             return []
         self._scored_groups.update(group.group_id for group in new)
-        samples, _ = build_samples(new, self._experiment, self._encoder, update_step)
+        samples, _ = build_rows(new, self._experiment, self._encoder, weights_seq_no)
         if not any(sample.teacher_prompt_ids for sample in samples):
             return []
         budget = self._experiment.learner.micro_batch_tokens
@@ -55,16 +55,16 @@ class EarlyScores:
                 self._logprobs[sample.trajectory_id, sample.step_index] = own
         self._seconds += max(seconds for _, seconds in answers)
 
-    def apply(self, samples: Sequence[TrainingSample], update_step: int) -> dict[str, float]:
-        """Gives the samples of update ``update_step`` their scores, and forgets their groups.
+    def apply(self, samples: Sequence[TrainingRow], weights_seq_no: int) -> dict[str, float]:
+        """Gives the samples of update ``weights_seq_no`` their scores, and forgets their groups.
 
         Returns the metrics ``num_early_teacher_tokens`` of the samples and ``seconds_early_teacher`` since
         the update before; nothing without a teacher.
         """
-        if not self._can_score(update_step):
+        if not self._can_score(weights_seq_no):
             self.clear()
             return {}
-        self._follow_teacher(update_step)
+        self._follow_teacher(weights_seq_no)
         for sample in samples:
             if sample.teacher_prompt_ids:
                 row = sample.trajectory_id, sample.step_index
@@ -78,17 +78,17 @@ class EarlyScores:
         self._scored_groups.clear()
         self._logprobs.clear()
 
-    def _can_score(self, update_step: int) -> bool:
+    def _can_score(self, weights_seq_no: int) -> bool:
         """A judge may still be at work, and some advantages are known only when the whole batch is."""
         needs_batch = self._experiment.advantage.estimator == "reinforce_pp_baseline"
         is_judged = judge_mode(self._experiment.hindsight.sources) is not None
-        return teacher_lambda(self._experiment.hindsight, update_step) > 0.0 and not (
+        return teacher_lambda(self._experiment.hindsight, weights_seq_no) > 0.0 and not (
             needs_batch or is_judged
         )
 
-    def _follow_teacher(self, update_step: int) -> None:
+    def _follow_teacher(self, weights_seq_no: int) -> None:
         """Forgets everything that an older teacher said."""
-        teacher = update_step // self._experiment.hindsight.teacher_sync_interval
+        teacher = weights_seq_no // self._experiment.hindsight.teacher_sync_interval
         if teacher != self._teacher:
             self.clear()
             self._teacher = teacher

@@ -3,7 +3,7 @@
     plan ─▶ teacher log-probs ─▶ token advantages ─▶ minibatches ─▶ micro-batches: forward, loss, backward
                                                           └─▶ clip, AdamW step
 
-The plan (`serl.buffer.packing`) comes with global denominators, so the losses of all micro-batches of all
+The plan (`serl.batch.packing`) comes with global denominators, so the losses of all micro-batches of all
 learners add up to the loss of the minibatch, and so do their gradients.
 """
 
@@ -20,7 +20,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
 from serl.algorithm_config import SERLConfig
-from serl.buffer.packing import LearnerPlan, MicroBatch, Minibatch
+from serl.batch.packing import LearnerPlan, MicroBatch, Minibatch
 from serl.hindsight.teacher_weights import whole_batch
 from serl.learner.loss_targets import LossTargets
 from serl.learner.losses import LossTokens, entropy_bonus, kl_loss, policy_loss
@@ -38,13 +38,13 @@ from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerState, load_state, save_state
 from serl.learner.teacher import (
-    TaughtTokens,
+    WeightedTokens,
     action_logprobs,
     copy_policy,
     copy_weights,
     is_sync_step,
     num_teacher_tokens,
-    report_gaps,
+    report_log_ratios,
     score_actions,
     teacher_lambda,
     weigh_tokens,
@@ -112,19 +112,19 @@ class SERLLearner(TorchLearner):
         return True
 
     def update_policy(
-        self, plan: LearnerPlan, update_step: int, recorded: Collection[str] = ()
+        self, plan: LearnerPlan, weights_seq_no: int, recorded: Collection[str] = ()
     ) -> LearnerReport:
-        """Trains on ``plan``. ``update_step`` counts the updates before this one: λ, learning rate, teacher.
+        """Trains on ``plan``. ``weights_seq_no`` counts the updates before this one.
 
         The steps of the trajectories ``recorded`` get a `TeacherRecord` in the report. Raises
         NonFiniteGradientsError when optimizer steps keep having to be skipped.
         """
         report = LearnerReport()
         num_updates = self._experiment.training.num_iterations
-        lr = learning_rate(self._experiment.learner, update_step, num_updates)
+        lr = learning_rate(self._experiment.learner, weights_seq_no, num_updates)
         grad_norms: list[float] = []
         with report.timed("update"):
-            targets = self._targets(plan, update_step, report, recorded)
+            targets = self._targets(plan, weights_seq_no, report, recorded)
             for index, minibatch in enumerate(plan.minibatches):
                 with report.timed("forward_backward"):
                     self._backward(plan, minibatch, targets, report, is_first=index == 0)
@@ -140,24 +140,24 @@ class SERLLearner(TorchLearner):
         }
         return report
 
-    def score_teacher(self, plan: LearnerPlan, update_step: int) -> tuple[list[list[float]], float]:
+    def score_teacher(self, plan: LearnerPlan, weights_seq_no: int) -> tuple[list[list[float]], float]:
         """The teacher's log-probs of the action tokens of ``plan``'s samples, and the seconds it took.
 
-        ``update_step`` is the coming update, whose teacher it is. Raises RuntimeError if λ is 0 then.
+        ``weights_seq_no`` is the coming update, whose teacher it is. Raises RuntimeError if λ is 0 then.
         """
         report = LearnerReport()
         with report.timed("teacher"):
-            teacher = self._teacher_of(update_step)
+            teacher = self._teacher_of(weights_seq_no)
             if teacher is None:
-                raise RuntimeError(f"update {update_step} has no teacher")
-            tokens = ResponseTokens.of(plan.samples, update_step, self.device)
+                raise RuntimeError(f"update {weights_seq_no} has no teacher")
+            tokens = ResponseTokens.of(plan.samples, weights_seq_no, self.device)
             scores = score_actions(teacher, plan, tokens, self._forward)
         return action_logprobs(tokens, scores), report.seconds["teacher"]
 
-    def gradients(self, plan: LearnerPlan, update_step: int) -> dict[str, Tensor]:
+    def gradients(self, plan: LearnerPlan, weights_seq_no: int) -> dict[str, Tensor]:
         """The whole gradient of the plan's first minibatch by parameter name; nothing is updated."""
         report = LearnerReport()
-        targets = self._targets(plan, update_step, report)
+        targets = self._targets(plan, weights_seq_no, report)
         self._backward(plan, plan.minibatches[0], targets, report, is_first=True)
         weights = named_weights(self.policy.model)
         sharded = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
@@ -198,10 +198,10 @@ class SERLLearner(TorchLearner):
             logprobs=fwd_out["logprobs"],
             old_logprobs=batch["old_logprobs"],
             advantages=batch["advantages"],
-            sequence_ids=batch["sequence_ids"],
+            row_ids=batch["row_ids"],
             importance_weights=batch["importance_weights"],
         )
-        where = batch["sequence_ids"], batch["denominators"]
+        where = batch["row_ids"], batch["denominators"]
         loss, metrics = policy_loss(loss_tokens, settings.name, settings.model_dump(), where[1])
         batch["metrics"] |= metrics
         if batch["reference_logprobs"] is not None:
@@ -226,50 +226,50 @@ class SERLLearner(TorchLearner):
         return loss
 
     def _targets(
-        self, plan: LearnerPlan, update_step: int, report: LearnerReport, recorded: Collection[str] = ()
+        self, plan: LearnerPlan, weights_seq_no: int, report: LearnerReport, recorded: Collection[str] = ()
     ) -> LossTargets:
-        tokens = ResponseTokens.of(plan.samples, update_step, self.device)
+        tokens = ResponseTokens.of(plan.samples, weights_seq_no, self.device)
         with report.timed("teacher"):
-            taught = self._taught_tokens(plan, tokens, update_step, report)
-        report.records = teacher_records(plan.samples, tokens, taught, recorded)
+            weighted = self._weighted_tokens(plan, tokens, weights_seq_no, report)
+        report.records = teacher_records(plan.samples, tokens, weighted, recorded)
         old_logprobs, reference_logprobs = tokens.old_logprobs, None
-        if self._experiment.loss.importance_cap is not None:
+        if self._experiment.loss.truncated_importance_sampling_cap is not None:
             with report.timed("proximal"):
                 old_logprobs = self._logprobs_before_update(self.policy, plan, tokens)
         if self._reference is not None:
             with report.timed("reference"):
                 reference_logprobs = self._logprobs_before_update(self._reference, plan, tokens)
         max_response_length = self._experiment.rollout.max_response_length
-        return LossTargets(tokens, taught.advantages, old_logprobs, reference_logprobs, max_response_length)
+        return LossTargets(tokens, weighted.advantages, old_logprobs, reference_logprobs, max_response_length)
 
-    def _taught_tokens(
-        self, plan: LearnerPlan, tokens: ResponseTokens, update_step: int, report: LearnerReport
-    ) -> TaughtTokens:
+    def _weighted_tokens(
+        self, plan: LearnerPlan, tokens: ResponseTokens, weights_seq_no: int, report: LearnerReport
+    ) -> WeightedTokens:
         hindsight = self._experiment.hindsight
-        lambda_ = teacher_lambda(hindsight, update_step)
+        lambda_ = teacher_lambda(hindsight, weights_seq_no)
         report.shared["effective_lambda"] = lambda_
-        teacher = self._teacher_of(update_step)
+        teacher = self._teacher_of(weights_seq_no)
         if teacher is None:
-            return TaughtTokens.untaught(tokens)
-        taught, metrics = weigh_tokens(
+            return WeightedTokens.unweighted(tokens)
+        weighted, metrics = weigh_tokens(
             tokens,
             score_actions(teacher, plan, tokens, self._forward),
             hindsight,
             lambda_,
-            seed=(self._experiment.seed, update_step),
+            seed=(self._experiment.seed, weights_seq_no),
             gather=gather_over_learners if self.distributed else whole_batch,
         )
         report.add_teacher_metrics(metrics)
-        report_gaps(plan.samples, tokens, taught, report)
+        report_log_ratios(plan.samples, tokens, weighted, report)
         report.sums["num_teacher_tokens"] += num_teacher_tokens(plan)
-        return taught
+        return weighted
 
-    def _teacher_of(self, update_step: int) -> CausalLMModule | None:
+    def _teacher_of(self, weights_seq_no: int) -> CausalLMModule | None:
         """The teacher of the coming update; at a sync step it becomes the policy as it is now."""
         hindsight = self._experiment.hindsight
-        if teacher_lambda(hindsight, update_step) == 0.0:
+        if teacher_lambda(hindsight, weights_seq_no) == 0.0:
             self._teacher = None
-        elif self._teacher is not None and is_sync_step(hindsight, update_step):
+        elif self._teacher is not None and is_sync_step(hindsight, weights_seq_no):
             copy_weights(self.policy, self._teacher)
         return self._teacher
 
@@ -294,7 +294,7 @@ class SERLLearner(TorchLearner):
         is_first: bool,
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
-        importance_cap = self._experiment.loss.importance_cap
+        truncated_importance_sampling_cap = self._experiment.loss.truncated_importance_sampling_cap
         for index, rows in enumerate(minibatch.micro_batches):
             sync_gradients(self.policy, enabled=index == len(minibatch.micro_batches) - 1)
             token_batch = self._token_batch(plan, rows)
@@ -303,7 +303,9 @@ class SERLLearner(TorchLearner):
             if not rows:
                 (logprobs.sum() * 0.0).backward()
                 continue
-            batch = targets.micro_batch(rows, minibatch, token_batch["sequence_ids"], importance_cap)
+            batch = targets.micro_batch(
+                rows, minibatch, token_batch["row_ids"], truncated_importance_sampling_cap
+            )
             loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=scored)
             if not loss.isfinite():
                 # Clipping can keep a NaN out of the gradient; the step has to be skipped by all learners.
@@ -313,7 +315,7 @@ class SERLLearner(TorchLearner):
             self._report_micro_batch(batch, scored, float(loss.detach()), plan, minibatch, report)
             report.sums["num_trained_tokens"] += sum(plan.samples[row].num_tokens for row in rows)
             if is_first:
-                targets.report_sampler_gap(rows, logprobs.detach(), report)
+                targets.report_mismatch(rows, logprobs.detach(), report)
 
     @staticmethod
     def _report_micro_batch(

@@ -19,12 +19,12 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from serl.algorithm_config import SERLConfig
-from serl.buffer.packing import LearnerPlan, plan_update
+from serl.batch.packing import LearnerPlan, plan_update
+from serl.batch.rows import build_rows
 from serl.learner.early_scores import EarlyScores
 from serl.learner.learner import SERLLearner
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
-from serl.learner.samples import build_samples
 from serl.learner.teacher import context_free_rows
 from serl.rollout.prompt import PromptEncoder
 from serl.serving.weights import BroadcastStats
@@ -44,7 +44,7 @@ class UpdateHandle:
     ``records`` are those of recorded steps that no learner was given.
     """
 
-    update_step: int
+    weights_seq_no: int
     deadline: float
     answers: list[Any]
     sample_metrics: dict[str, float]
@@ -58,7 +58,7 @@ class UpdateResult:
     ``teacher_records``: one for each step of the recorded trajectories, by trajectory and step.
     """
 
-    update_step: int
+    weights_seq_no: int
     metrics: dict[str, float]
     teacher_records: list[TeacherRecord] = field(default_factory=list)
 
@@ -81,44 +81,44 @@ class SERLLearnerGroup(LearnerGroup):
         self._early_scores = EarlyScores(config.experiment, self._encoder)
         self._scoring: tuple[list[LearnerPlan], list[Any]] | None = None
 
-    def score_early(self, groups: Sequence[TrajectoryGroup], update_step: int) -> None:
-        """Has the teacher score complete ``groups`` that update ``update_step`` may train on.
+    def score_early(self, groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> None:
+        """Has the teacher score complete ``groups`` that update ``weights_seq_no`` may train on.
 
         For the time in which learners wait for a batch; returns at once with remote learners. Groups that are
         scored already, or being scored, are not scored again. Raises LearnerError if a learner failed, or
         during an update.
         """
         if self._in_flight is not None:
-            raise LearnerError(f"update {self._in_flight.update_step} is under way")
+            raise LearnerError(f"update {self._in_flight.weights_seq_no} is under way")
         if not self._collect_scores(timeout_s=0.0):
             return
-        plans = self._early_scores.plans(groups, update_step, max(1, len(self)))
+        plans = self._early_scores.plans(groups, weights_seq_no, max(1, len(self)))
         if plans:
-            self._scoring = plans, self._start("score_teacher", [(plan, update_step) for plan in plans])
+            self._scoring = plans, self._start("score_teacher", [(plan, weights_seq_no) for plan in plans])
 
     def start_update(
         self,
         groups: Sequence[TrajectoryGroup],
-        update_step: int,
+        weights_seq_no: int,
         judge_texts: Mapping[str, str | None] | None = None,
         recorded: Collection[str] = frozenset(),
     ) -> UpdateHandle:
         """Starts training on ``groups``; returns at once with remote learners, at the end with a local one.
 
-        ``update_step`` counts the updates before this one; ``judge_texts`` is what a judge said, by
+        ``weights_seq_no`` counts the updates before this one; ``judge_texts`` is what a judge said, by
         trajectory id; the trajectories ``recorded`` get a `TeacherRecord` for each step. Raises LearnerError
         unless every learner is alive and idle.
         """
         if self._in_flight is not None:
-            raise LearnerError(f"update {self._in_flight.update_step} has not been polled to its end")
+            raise LearnerError(f"update {self._in_flight.weights_seq_no} has not been polled to its end")
         started = time.monotonic()
         limit_s = self._experiment.learner.update_timeout_s
         if not self._collect_scores(limit_s):
             raise LearnerError(f"the teacher's early scores took longer than {limit_s:g} s")
         self._check_idle()
-        samples, metrics = build_samples(groups, self._experiment, self._encoder, update_step, judge_texts)
-        metrics |= self._early_scores.apply(samples, update_step)
-        settings, seed = self._experiment.learner, (self._experiment.seed, update_step)
+        samples, metrics = build_rows(groups, self._experiment, self._encoder, weights_seq_no, judge_texts)
+        metrics |= self._early_scores.apply(samples, weights_seq_no)
+        settings, seed = self._experiment.learner, (self._experiment.seed, weights_seq_no)
         train_every_row = self._experiment.loss.trains_every_row
         plans = plan_update(
             samples,
@@ -133,8 +133,8 @@ class SERLLearnerGroup(LearnerGroup):
         metrics["seconds_samples"] = time.monotonic() - started
         deadline = started + settings.update_timeout_s
         records = untrained_records(samples, recorded, train_every_row)
-        answers = self._start("update_policy", [(plan, update_step, recorded) for plan in plans])
-        self._in_flight = UpdateHandle(update_step, deadline, answers, metrics, records)
+        answers = self._start("update_policy", [(plan, weights_seq_no, recorded) for plan in plans])
+        self._in_flight = UpdateHandle(weights_seq_no, deadline, answers, metrics, records)
         return self._in_flight
 
     def poll_update(self, handle: UpdateHandle, timeout_s: float) -> UpdateResult | None:
@@ -143,8 +143,8 @@ class SERLLearnerGroup(LearnerGroup):
         Raises LearnerError if a learner failed, or after ``learner.update_timeout_s`` since the start.
         """
         if handle is not self._in_flight:
-            raise LearnerError(f"update {handle.update_step} is not under way")
-        what = f"update {handle.update_step}"
+            raise LearnerError(f"update {handle.weights_seq_no} is not under way")
+        what = f"update {handle.weights_seq_no}"
         wait_s = min(timeout_s, max(handle.deadline - time.monotonic(), 0.0))
         reports: list[LearnerReport] | None = self._gathered(handle.answers, wait_s, what)
         if reports is None:
@@ -155,7 +155,7 @@ class SERLLearnerGroup(LearnerGroup):
         self._in_flight = None
         records = handle.records + [record for report in reports for record in report.records]
         records.sort(key=lambda record: (record.trajectory_id, record.step_index))
-        return UpdateResult(handle.update_step, handle.sample_metrics | update_metrics(reports), records)
+        return UpdateResult(handle.weights_seq_no, handle.sample_metrics | update_metrics(reports), records)
 
     def publish_weights(self, weights_seq_no: int) -> BroadcastStats:
         """Sends the policy's weights to the deployment as ``weights_seq_no``, waiting for the replicas.

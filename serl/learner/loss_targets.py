@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from serl.buffer.packing import MicroBatch, Minibatch
+from serl.batch.packing import MicroBatch, Minibatch
 from serl.learner.losses import Denominators, truncated_importance_weights
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
@@ -29,24 +29,29 @@ class LossTargets:
     max_response_length: int
 
     def micro_batch(
-        self, rows: MicroBatch, minibatch: Minibatch, sequence_ids: Tensor, importance_cap: float | None
+        self,
+        rows: MicroBatch,
+        minibatch: Minibatch,
+        row_ids: Tensor,
+        truncated_importance_sampling_cap: float | None,
     ) -> dict[str, Any]:
         """The fields of `LossTokens` for ``rows`` (but for the log-probs), ``reference_logprobs``,
         ``denominators``, and ``metrics``."""
         positions = self.tokens.positions(rows)
         old_logprobs = self.old_logprobs[positions]
-        denominators = Denominators(
-            minibatch.num_loss_tokens, minibatch.num_sequences, self.max_response_length
-        )
+        denominators = Denominators(minibatch.num_loss_tokens, minibatch.num_rows, self.max_response_length)
         weights, metrics = None, {}
-        if importance_cap is not None:
+        if truncated_importance_sampling_cap is not None:
             weights, metrics = truncated_importance_weights(
-                old_logprobs, self.tokens.old_logprobs[positions], denominators, cap=importance_cap
+                old_logprobs,
+                self.tokens.old_logprobs[positions],
+                denominators,
+                cap=truncated_importance_sampling_cap,
             )
         return {
             "old_logprobs": old_logprobs,
             "advantages": self.advantages[positions],
-            "sequence_ids": sequence_ids,
+            "row_ids": row_ids,
             "importance_weights": weights,
             "reference_logprobs": None
             if self.reference_logprobs is None
@@ -55,17 +60,17 @@ class LossTargets:
             "metrics": metrics,
         }
 
-    def report_sampler_gap(self, rows: MicroBatch, logprobs: Tensor, report: LearnerReport) -> None:
+    def report_mismatch(self, rows: MicroBatch, logprobs: Tensor, report: LearnerReport) -> None:
         """Adds |sampler's − learner's log-prob| before any update of the weights.
 
-        ``sampler_logprob_gap`` is over all tokens. ``sampler_logprob_gap_fresh``, over those that the newest
-        weights sampled, is what sampler and learner disagree about the same weights: it should be near 0.
+        ``train_inference_mismatch`` is over all tokens. ``train_inference_mismatch_on_policy``, over those
+        that the newest weights sampled, is what both disagree about for the same weights: it should be near 0.
         """
         positions = self.tokens.positions(rows)
         gap = (self.tokens.old_logprobs[positions] - logprobs).abs()
         fresh = gap[self.tokens.fresh[positions]]
-        report.add_mean("sampler_logprob_gap", float(gap.sum()), gap.numel())
-        report.add_mean("sampler_logprob_gap_fresh", float(fresh.sum()), fresh.numel())
+        report.add_mean("train_inference_mismatch", float(gap.sum()), gap.numel())
+        report.add_mean("train_inference_mismatch_on_policy", float(fresh.sum()), fresh.numel())
         if fresh.numel():
-            name = "sampler_logprob_gap_fresh_max"
+            name = "train_inference_mismatch_on_policy_max"
             report.maxima[name] = max(report.maxima.get(name, 0.0), float(fresh.max()))

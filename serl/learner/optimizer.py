@@ -26,18 +26,18 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: LearnerSection)
     )
 
 
-def learning_rate(settings: LearnerSection, update_step: int, num_updates: int) -> float:
-    """The learning rate of update ``update_step`` (0, 1, …) of ``num_updates``.
+def learning_rate(settings: LearnerSection, weights_seq_no: int, num_updates: int) -> float:
+    """The learning rate of update ``weights_seq_no`` (0, 1, …) of ``num_updates``.
 
     It rises in a straight line to ``lr`` over the warmup. Then it is constant, or with the linear schedule it
     falls by equal amounts and would be 0 at update ``num_updates``, which is not made any more.
     """
     warmup = settings.lr_warmup_updates
-    if update_step < warmup:
-        return settings.lr * (update_step + 1) / warmup
+    if weights_seq_no < warmup:
+        return settings.lr * (weights_seq_no + 1) / warmup
     if settings.lr_schedule == "constant":
         return settings.lr
-    return settings.lr * max(0, num_updates - update_step) / max(1, num_updates - warmup)
+    return settings.lr * max(0, num_updates - weights_seq_no) / max(1, num_updates - warmup)
 
 
 class OptimizerStep:

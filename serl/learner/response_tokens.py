@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serl.types import TrainingSample
+from serl.types import TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ResponseTokens:
 
     @classmethod
     def of(
-        cls, samples: Sequence[TrainingSample], weights_seq_no: int, device: torch.device | str = "cpu"
+        cls, samples: Sequence[TrainingRow], weights_seq_no: int, device: torch.device | str = "cpu"
     ) -> Self:
         """The tokens of ``samples``, trained while ``weights_seq_no`` is the newest version."""
         lengths = np.asarray([len(sample.response_ids) for sample in samples], dtype=np.int64)

@@ -15,25 +15,31 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from serl.buffer.packing import LearnerPlan, MicroBatch
+from serl.batch.packing import LearnerPlan, MicroBatch
 from serl.config import HindsightSection
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.hindsight.teacher_weights import Gather, gap_parts, log_gap, teacher_weights, weighted_advantages
+from serl.hindsight.teacher_weights import (
+    Gather,
+    log_ratio,
+    log_ratio_parts,
+    teacher_weights,
+    weighted_advantages,
+)
 from serl.learner.parallel import named_weights
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.token_batch import TokenBatch, make_token_batch
-from serl.types import TrainingSample
+from serl.types import TrainingRow
 
 Forward = Callable[[CausalLMModule, TokenBatch], dict[str, Tensor]]
 
 
-def teacher_lambda(settings: HindsightSection, update_step: int) -> float:
-    """λ of update ``update_step``; 0 without hindsight. At 0 nothing of the teacher is needed."""
+def teacher_lambda(settings: HindsightSection, weights_seq_no: int) -> float:
+    """λ of update ``weights_seq_no``; 0 without hindsight. At 0 nothing of the teacher is needed."""
     if not settings.enabled:
         return 0.0
-    return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, update_step)
+    return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, weights_seq_no)
 
 
 def copy_policy(policy: CausalLMModule) -> CausalLMModule:
@@ -49,13 +55,13 @@ def copy_weights(source: CausalLMModule, target: CausalLMModule) -> None:
         targets[name].copy_(tensor)
 
 
-def is_sync_step(settings: HindsightSection, update_step: int) -> bool:
-    """Whether the teacher takes over the policy's weights before update ``update_step``."""
-    return update_step % settings.teacher_sync_interval == 0
+def is_sync_step(settings: HindsightSection, weights_seq_no: int) -> bool:
+    """Whether the teacher takes over the policy's weights before update ``weights_seq_no``."""
+    return weights_seq_no % settings.teacher_sync_interval == 0
 
 
 def context_free_rows(
-    samples: Sequence[TrainingSample],
+    samples: Sequence[TrainingRow],
     settings: HindsightSection,
     recorded: Collection[str],
     seed: Sequence[int],
@@ -63,14 +69,14 @@ def context_free_rows(
     """Indices of the rows that the teacher also scores without the context.
 
     With ``baseline: teacher`` all that have a teacher prompt. Else the gap's two parts are metrics only, and
-    a random ``drift_sample_rows`` of them will do, first those of the trajectories ``recorded``.
+    a random ``log_ratio_sample_rows`` of them will do, first those of the trajectories ``recorded``.
     """
     rows = [index for index, sample in enumerate(samples) if sample.teacher_prompt_ids]
     if settings.baseline == "teacher":
         return rows
     random.Random(f"{list(seed)}:drift").shuffle(rows)
     rows.sort(key=lambda index: samples[index].trajectory_id not in recorded)
-    return rows[: settings.drift_sample_rows]
+    return rows[: settings.log_ratio_sample_rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +92,20 @@ class TeacherScores:
 
 
 @dataclass(frozen=True, slots=True)
-class TaughtTokens:
+class WeightedTokens:
     """What the teacher made of T response tokens.
 
-    ``advantages`` enter the loss; ``weights`` are 1 where the teacher had no say, and ``deltas``, the gaps
-    before centring, are 0 there. ``scores`` None: the teacher was not asked.
+    ``advantages`` enter the loss; ``weights`` are 1 where the teacher had no say, and ``log_ratios``, before
+    centring, are 0 there. ``scores`` None: the teacher was not asked.
     """
 
     advantages: Tensor
     weights: Tensor
-    deltas: Tensor
+    log_ratios: Tensor
     scores: TeacherScores | None
 
     @classmethod
-    def untaught(cls, tokens: ResponseTokens) -> TaughtTokens:
+    def unweighted(cls, tokens: ResponseTokens) -> WeightedTokens:
         advantages = tokens.advantages
         return cls(advantages, torch.ones_like(advantages), torch.zeros_like(advantages), None)
 
@@ -144,7 +150,7 @@ def action_logprobs(tokens: ResponseTokens, scores: TeacherScores) -> list[list[
 
 
 def _action_batch(
-    teacher: CausalLMModule, samples: Sequence[TrainingSample], with_context: bool, device: torch.device
+    teacher: CausalLMModule, samples: Sequence[TrainingRow], with_context: bool, device: torch.device
 ) -> TokenBatch:
     """Responses up to their last action token; a one-token dummy without ``samples``."""
     ends = [len(s.action_mask) - s.action_mask[::-1].index(True) for s in samples]
@@ -167,7 +173,7 @@ def weigh_tokens(
     *,
     seed: Sequence[int],
     gather: Gather,
-) -> tuple[TaughtTokens, dict[str, float]]:
+) -> tuple[WeightedTokens, dict[str, float]]:
     """The teacher's weights and what they make of the advantages, with the metrics of `teacher_weights`.
 
     ``seed`` decides where `shuffle` moves the weights, ``gather`` as in `teacher_weights`.
@@ -189,36 +195,40 @@ def weigh_tokens(
         gather=gather,
     )
     base = scores.without_context if settings.baseline == "teacher" else tokens.old_logprobs
-    deltas = torch.where(tokens.selected, log_gap(scores.with_context, base), 0.0)
-    return TaughtTokens(
-        weighted_advantages(tokens.advantages, weights, lambda_), weights, deltas, scores
+    log_ratios = torch.where(tokens.selected, log_ratio(scores.with_context, base), 0.0)
+    return WeightedTokens(
+        weighted_advantages(tokens.advantages, weights, lambda_), weights, log_ratios, scores
     ), metrics
 
 
-def report_gaps(
-    samples: Sequence[TrainingSample], tokens: ResponseTokens, taught: TaughtTokens, report: LearnerReport
+def report_log_ratios(
+    samples: Sequence[TrainingRow], tokens: ResponseTokens, weighted: WeightedTokens, report: LearnerReport
 ) -> None:
     """Adds the gap's two parts, over compared tokens, and its size by source of evidence.
 
-    A row's gap counts for every source in its context: ``teacher_abs_delta/<source>``.
+    A row's gap counts for every source in its context: ``teacher_abs_log_ratio/<source>``.
     """
-    assert taught.scores is not None
-    scores = taught.scores
-    effects, drifts = gap_parts(tokens.old_logprobs, scores.with_context, scores.without_context)
-    for name, part in (("feedback_effect", effects), ("drift", drifts)):
+    assert weighted.scores is not None
+    scores = weighted.scores
+    effects, log_ratios_without_context = log_ratio_parts(
+        tokens.old_logprobs, scores.with_context, scores.without_context
+    )
+    for name, part in (("feedback_effect", effects), ("drift", log_ratios_without_context)):
         own = part[scores.compared]
         report.add_mean(f"teacher_{name}", float(own.sum()), own.numel())
         report.add_mean(f"teacher_abs_{name}", float(own.abs().sum()), own.numel())
     report.sums["teacher_num_compared_tokens"] += float(scores.compared.sum())
-    sizes = taught.deltas.abs()
+    sizes = weighted.log_ratios.abs()
     for source in sorted({source for sample in samples for source in sample.evidence_sources}):
         rows = [source in sample.evidence_sources for sample in samples]
         of_source = tokens.selected & tokens.of_rows(torch.tensor(rows))
-        report.add_mean(f"teacher_abs_delta/{source}", float(sizes[of_source].sum()), float(of_source.sum()))
+        report.add_mean(
+            f"teacher_abs_log_ratio/{source}", float(sizes[of_source].sum()), float(of_source.sum())
+        )
 
 
 def num_teacher_tokens(plan: LearnerPlan) -> int:
     """Prompt and response tokens of all rows that the teacher scores, once for each time."""
-    taught = [plan.samples[row] for rows in plan.teacher_micro_batches for row in rows]
+    weighted = [plan.samples[row] for rows in plan.teacher_micro_batches for row in rows]
     compared = [plan.samples[row] for rows in plan.context_free_micro_batches for row in rows]
-    return sum(s.num_teacher_tokens for s in taught) + sum(s.num_tokens for s in compared)
+    return sum(s.num_teacher_tokens for s in weighted) + sum(s.num_tokens for s in compared)

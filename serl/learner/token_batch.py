@@ -37,7 +37,7 @@ def make_token_batch(
     ``scored`` marks the response tokens to score (None: all of them), N in total, in order.
     Returns long tensors: ``input_ids`` [R, longest] or [1, total]; ``predictor_positions`` [N], where in the
     flattened input the hidden state is that predicts the token; ``targets`` [N], the tokens;
-    ``sequence_ids`` [N], their rows. With a shared prefix also ``prefix_ids`` [1, P]. Packed also
+    ``row_ids`` [N], their rows. With a shared prefix also ``prefix_ids`` [1, P]. Packed also
     ``position_ids`` [1, total] and ``sequence_starts`` [R + 1]. No prompt may be empty.
     """
     prefix = shared_prefix(prompts) if share_prefix and layout == "padded" else 0
@@ -73,7 +73,7 @@ def make_token_batch(
         rows.append(np.full(len(offsets), row))
     batch["predictor_positions"] = np.concatenate(predictors)
     batch["targets"] = np.concatenate(targets)
-    batch["sequence_ids"] = np.concatenate(rows)
+    batch["row_ids"] = np.concatenate(rows)
     return {
         name: torch.from_numpy(values.astype(np.int64, copy=False)).to(device)
         for name, values in batch.items()

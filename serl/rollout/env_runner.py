@@ -1,6 +1,6 @@
 """`SERLEnvRunner`: an RLlib EnvRunner whose episodes are coroutines on one event loop.
 
-    driver ── exchange(assignments, wait_s) ──▶ actor's thread
+    driver ── exchange(requests, wait_s) ──▶ actor's thread
                                                     │  hands over, waits
                                                 event loop (background thread): EpisodePool
                                                     ├─ episode: env ─ ids ─▶ policy deployment
@@ -35,7 +35,7 @@ from serl.rollout.episode_pool import EpisodePool
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
 from serl.serving.client import PolicyClient, Sampling
-from serl.types import Assignment, Trajectory
+from serl.types import RolloutRequest, Trajectory
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ _LOOP_ANSWER_TIMEOUT_S = 60.0
 
 
 class SERLEnvRunner(EnvRunner):
-    """Plays the assignments it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
+    """Plays the requests it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
 
     ``config`` is a `SERLConfig` with ``serving_names`` set. Raises what `make_provider` raises for wrong
     environment arguments, and ChatTemplateMissingError.
@@ -67,29 +67,29 @@ class SERLEnvRunner(EnvRunner):
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
         self._loop_thread.start()
 
-    def exchange(self, assignments: Sequence[Assignment], wait_s: float) -> RolloutReport:
-        """Takes on ``assignments``; returns what ended since the last call, by value.
+    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float) -> RolloutReport:
+        """Takes on ``requests``; returns what ended since the last call, by value.
 
         Waits up to ``wait_s`` seconds for the first episode to end, and a little longer for others.
-        Raises TooManyAssignmentsError if more than twice ``rollout.max_concurrent_episodes`` assignments were
+        Raises TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were
         unfinished, and whatever an episode raised beyond the failures that are reported.
         """
-        if self._client is None and assignments:
+        if self._client is None and requests:
             self._client = self.make_client()
-        return self._report(self._pool.exchange(assignments, wait_s), wait_s, "a report of its episodes")
+        return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
 
     def sample(
-        self, *, assignments: Sequence[Assignment] = (), wait_s: float = 0.0, **kwargs: Any
+        self, *, requests: Sequence[RolloutRequest] = (), wait_s: float = 0.0, **kwargs: Any
     ) -> RolloutReport:
         """RLlib's name for `exchange`."""
-        return self.exchange(assignments, wait_s)
+        return self.exchange(requests, wait_s)
 
     def abort(self) -> RolloutReport:
         """Ends all episodes now; reports what had finished, and the others as failed (``aborted``)."""
         return self._report(self._pool.abort(), 0.0, "its episodes to end")
 
     def make_client(self) -> PolicyClient:
-        """The client of the policy deployment, made when the first assignment comes."""
+        """The client of the policy deployment, made when the first request comes."""
         names = self.config.serving_names
         if names is None:
             raise ValueError("SERLConfig.serving_names is not set: start the policy deployment first")
@@ -124,18 +124,18 @@ class SERLEnvRunner(EnvRunner):
         self._loop.close()
         self._env_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _play(self, assignment: Assignment, counters: Counter[str]) -> Trajectory:
+    async def _play(self, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
         assert self._client is not None
         timeout_s = self.config.experiment.env.call_timeout_s
-        env = EnvCalls(self.provider.make_env(), assignment.task, self._env_threads, timeout_s, counters)
+        env = EnvCalls(self.provider.make_env(), request.task, self._env_threads, timeout_s, counters)
         try:
             return await run_episode(
-                assignment,
+                request,
                 env,
                 self.provider.messages,
                 self.encoder,
                 self._client,
-                self._evaluation_settings if assignment.evaluation else self._training_settings,
+                self._evaluation_settings if request.evaluation else self._training_settings,
                 counters,
             )
         finally:

@@ -20,7 +20,7 @@ from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.prompt import Prompt, PromptEncoder, fit_prompt
 from serl.rollout.report import add_seconds
 from serl.serving.client import RequestRefused, Sampling
-from serl.types import Assignment, Completion, Step, Trajectory
+from serl.types import Completion, RolloutRequest, Step, Trajectory
 
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
@@ -50,9 +50,9 @@ class EpisodeSettings:
     seeded_requests: bool
 
 
-def request_seed(assignment_seed: int, step_index: int) -> int:
+def request_seed(request_seed: int, step_index: int) -> int:
     """The sampling seed of one request, in [0, 2**31): the same for the same member and step."""
-    digest = hashlib.blake2b(f"{assignment_seed}:{step_index}".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{request_seed}:{step_index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -84,7 +84,7 @@ class _Progress:
 
 
 async def run_episode(
-    assignment: Assignment,
+    request: RolloutRequest,
     env: EnvCalls,
     render_messages: Callable[[PromptParts], tuple[dict[str, str], ...]],
     encoder: PromptEncoder,
@@ -92,7 +92,7 @@ async def run_episode(
     settings: EpisodeSettings,
     counters: Counter[str],
 ) -> Trajectory:
-    """Plays ``assignment`` to its end.
+    """Plays ``request`` to its end.
 
     The trajectory's ``end_reason`` is ``success``, ``failure`` (the environment ended it unsolved),
     ``truncated`` (the environment's own limit), ``max_steps`` or ``prompt_too_long``. Its ``reward`` is the
@@ -103,7 +103,7 @@ async def run_episode(
     """
     started = time.perf_counter()
     counters["episodes_started"] += 1
-    progress = _Progress(*await env.reset(environment_seed(assignment.task.task_id)))
+    progress = _Progress(*await env.reset(environment_seed(request.task.task_id)))
     end_reason = "max_steps"
     while len(progress.steps) < settings.max_steps:
         prompt = fit_prompt(
@@ -117,7 +117,7 @@ async def run_episode(
             break
         asked = time.perf_counter()
         try:
-            completion = await _ask(policy, prompt, assignment, len(progress.steps), settings)
+            completion = await _ask(policy, prompt, request, len(progress.steps), settings)
         finally:
             seconds = time.perf_counter() - asked
             progress.generation_seconds += seconds
@@ -131,28 +131,28 @@ async def run_episode(
             end_reason = "truncated"
             break
     counters["episodes_finished"] += 1
-    return _trajectory(assignment, progress, end_reason, time.perf_counter() - started, env.seconds)
+    return _trajectory(request, progress, end_reason, time.perf_counter() - started, env.seconds)
 
 
 async def _ask(
-    policy: Policy, prompt: Prompt, assignment: Assignment, step_index: int, settings: EpisodeSettings
+    policy: Policy, prompt: Prompt, request: RolloutRequest, step_index: int, settings: EpisodeSettings
 ) -> Completion:
     sampling = settings.sampling
     if settings.seeded_requests:
-        sampling = replace(sampling, seed=request_seed(assignment.seed, step_index))
+        sampling = replace(sampling, seed=request_seed(request.seed, step_index))
     try:
         return await policy.generate(
-            prompt.token_ids, sampling, trajectory_id(assignment), settings.request_timeout_s
+            prompt.token_ids, sampling, trajectory_id(request), settings.request_timeout_s
         )
     except TimeoutError as error:
         raise EpisodeFailure(
             "policy_unavailable",
-            f"task {assignment.task.task_id!r}: no answer of the policy within "
+            f"task {request.task.task_id!r}: no answer of the policy within "
             f"{settings.request_timeout_s:g} s: {error}",
         ) from error
     except RequestRefused as error:
         raise EpisodeFailure(
-            "request_refused", f"task {assignment.task.task_id!r}: the policy refused a request: {error}"
+            "request_refused", f"task {request.task.task_id!r}: the policy refused a request: {error}"
         ) from error
 
 
@@ -196,9 +196,9 @@ async def _act(
     return terminated, truncated
 
 
-def trajectory_id(assignment: Assignment) -> str:
-    """Names the episode of ``assignment``, in trajectories and as the session of its requests."""
-    return f"{assignment.group_id}-{assignment.member}"
+def trajectory_id(request: RolloutRequest) -> str:
+    """Names the episode of ``request``, in trajectories and as the session of its requests."""
+    return f"{request.group_id}-{request.rollout_index}"
 
 
 def _count_step(counters: Counter[str], prompt: Prompt, step: Step) -> None:
@@ -211,17 +211,17 @@ def _count_step(counters: Counter[str], prompt: Prompt, step: Step) -> None:
 
 
 def _trajectory(
-    assignment: Assignment,
+    request: RolloutRequest,
     progress: _Progress,
     end_reason: str,
     seconds: float,
     environment_seconds: float,
 ) -> Trajectory:
     return Trajectory(
-        trajectory_id=trajectory_id(assignment),
-        group_id=assignment.group_id,
-        member=assignment.member,
-        task=assignment.task,
+        trajectory_id=trajectory_id(request),
+        group_id=request.group_id,
+        rollout_index=request.rollout_index,
+        task=request.task,
         steps=progress.steps,
         reward=progress.reward,
         success=bool(progress.info["success"]),

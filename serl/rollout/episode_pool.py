@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from serl.rollout.env_calls import EpisodeFailure
-from serl.rollout.report import FailedAssignment, RolloutReport
-from serl.types import Assignment, Trajectory
+from serl.rollout.report import FailedRollout, RolloutReport
+from serl.types import RolloutRequest, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -18,43 +18,43 @@ logger = logging.getLogger(__name__)
 COALESCE_S = 0.03
 
 
-class TooManyAssignmentsError(ValueError):
-    """More assignments were sent than may run and wait; none of them was accepted."""
+class TooManyRequestsError(ValueError):
+    """More requests were sent than may run and wait; none of them was accepted."""
 
 
 class EpisodePool:
-    """Runs ``play(assignment, counters)`` for up to ``max_concurrent_episodes`` assignments at a time.
+    """Runs ``play(request, counters)`` for up to ``max_concurrent_episodes`` requests at a time.
 
     As many again may wait for a place. All methods belong to the thread of one event loop.
     """
 
     def __init__(
         self,
-        play: Callable[[Assignment, Counter[str]], Coroutine[Any, Any, Trajectory]],
+        play: Callable[[RolloutRequest, Counter[str]], Coroutine[Any, Any, Trajectory]],
         max_concurrent_episodes: int,
     ):
         self._play = play
         self._max_concurrent_episodes = max_concurrent_episodes
-        self._queue: deque[Assignment] = deque()
-        self._running: dict[asyncio.Task[Trajectory], Assignment] = {}
+        self._queue: deque[RolloutRequest] = deque()
+        self._running: dict[asyncio.Task[Trajectory], RolloutRequest] = {}
         self._finished: list[Trajectory] = []
-        self._failed: list[FailedAssignment] = []
+        self._failed: list[FailedRollout] = []
         self._counters: Counter[str] = Counter()
         self._crash: BaseException | None = None
         self._something_ended = asyncio.Event()
 
     @property
     def num_unfinished(self) -> int:
-        """Assignments that run or wait."""
+        """Requests that run or wait."""
         return len(self._running) + len(self._queue)
 
-    async def exchange(self, assignments: Sequence[Assignment], wait_s: float) -> RolloutReport:
-        """Takes on ``assignments`` and reports what has ended since the last report.
+    async def exchange(self, requests: Sequence[RolloutRequest], wait_s: float) -> RolloutReport:
+        """Takes on ``requests`` and reports what has ended since the last report.
 
         Returns soon after the first episode ended, at the latest after ``wait_s`` seconds (0: at once).
-        Raises TooManyAssignmentsError, and whatever an episode raised that is no EpisodeFailure.
+        Raises TooManyRequestsError, and whatever an episode raised that is no EpisodeFailure.
         """
-        self._accept(assignments)
+        self._accept(requests)
         if wait_s > 0:
             deadline = asyncio.get_running_loop().time() + wait_s
             if await self._wait_for_an_end(wait_s):
@@ -71,34 +71,34 @@ class EpisodePool:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        self._failed += [_aborted(assignment) for assignment in waiting]
+        self._failed += [_aborted(request) for request in waiting]
         return self._take_report()
 
-    def _accept(self, assignments: Sequence[Assignment]) -> None:
+    def _accept(self, requests: Sequence[RolloutRequest]) -> None:
         limit = 2 * self._max_concurrent_episodes
-        if self.num_unfinished + len(assignments) > limit:
-            raise TooManyAssignmentsError(
-                f"{len(assignments)} assignments sent while {self.num_unfinished} are unfinished; "
+        if self.num_unfinished + len(requests) > limit:
+            raise TooManyRequestsError(
+                f"{len(requests)} requests sent while {self.num_unfinished} are unfinished; "
                 f"at most {limit} may be"
             )
-        self._queue.extend(assignments)
+        self._queue.extend(requests)
         self._fill()
 
     def _fill(self) -> None:
         while self._queue and len(self._running) < self._max_concurrent_episodes:
-            assignment = self._queue.popleft()
-            task = asyncio.get_running_loop().create_task(self._play(assignment, self._counters))
-            self._running[task] = assignment
+            request = self._queue.popleft()
+            task = asyncio.get_running_loop().create_task(self._play(request, self._counters))
+            self._running[task] = request
             task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[Trajectory]) -> None:
-        assignment = self._running.pop(task)
+        request = self._running.pop(task)
         error = None if task.cancelled() else task.exception()
         if task.cancelled():
-            self._failed.append(_aborted(assignment))
+            self._failed.append(_aborted(request))
         elif isinstance(error, EpisodeFailure):
             logger.warning("episode failed: %s", error, exc_info=error.__cause__)
-            self._failed.append(FailedAssignment(assignment, error.reason, str(error)))
+            self._failed.append(FailedRollout(request, error.reason, str(error)))
         elif error is not None:
             self._crash = error
         else:
@@ -124,5 +124,5 @@ class EpisodePool:
         return report
 
 
-def _aborted(assignment: Assignment) -> FailedAssignment:
-    return FailedAssignment(assignment, "aborted", f"task {assignment.task.task_id!r}: aborted")
+def _aborted(request: RolloutRequest) -> FailedRollout:
+    return FailedRollout(request, "aborted", f"task {request.task.task_id!r}: aborted")

@@ -1,23 +1,23 @@
-"""What an env runner tells the driver: finished trajectories, failed assignments, and counters."""
+"""What an env runner tells the driver: finished trajectories, failed requests, and counters."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from serl.types import Assignment, Trajectory
+from serl.types import RolloutRequest, Trajectory
 
 
 @dataclass(slots=True, frozen=True)
-class FailedAssignment:
-    """An assignment that ended without a trajectory.
+class FailedRollout:
+    """A request that ended without a trajectory.
 
     ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``,
     ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``. ``message`` says what
     happened, to which task.
     """
 
-    assignment: Assignment
+    request: RolloutRequest
     reason: str
     message: str = ""
 
@@ -31,7 +31,7 @@ def add_seconds(counters: Counter[str], name: str, seconds: float) -> None:
 class RolloutReport:
     """Everything that ended since the last report of one env runner.
 
-    ``num_unfinished`` assignments are still played or queued. ``counters`` are sums since the last report:
+    ``num_unfinished`` requests are still played or queued. ``counters`` are sums since the last report:
     ``episodes_started``, ``episodes_finished``, ``env_steps``, ``invalid_actions``, ``prompt_tokens``,
     ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``request_retries``,
     ``environment_seconds`` and ``generation_seconds``. The seconds add up over episodes that run at the
@@ -39,6 +39,6 @@ class RolloutReport:
     """
 
     trajectories: list[Trajectory] = field(default_factory=list)
-    failures: list[FailedAssignment] = field(default_factory=list)
+    failures: list[FailedRollout] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     num_unfinished: int = 0

@@ -1,7 +1,7 @@
-"""Deals assignments to env runner actors and collects what they finished.
+"""Deals requests to env runner actors and collects what they finished.
 
-One `exchange` call is open per runner: it carries new assignments there and finished trajectories
-back. A runner that dies loses its episodes; they come back as failed assignments, are counted, and
+One `exchange` call is open per runner: it carries new requests there and finished trajectories
+back. A runner that dies loses its episodes; they come back as failed requests, are counted, and
 the buffer deals them again.
 """
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from ray.exceptions import RayTaskError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from serl.rollout.report import FailedAssignment, RolloutReport
-from serl.types import Assignment, Trajectory
+from serl.rollout.report import FailedRollout, RolloutReport
+from serl.types import RolloutRequest, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class PoolReport:
     """What one `EnvRunnerPool.poll` brought; ``counters`` sums what the runners counted meanwhile."""
 
     trajectories: list[Trajectory] = field(default_factory=list)
-    failures: list[FailedAssignment] = field(default_factory=list)
+    failures: list[FailedRollout] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
 
 
@@ -41,8 +41,8 @@ class EnvRunnerPool:
         self._actors = group._worker_manager
         self._capacity = max_concurrent_episodes
         self._exchange_wait_s = exchange_wait_s
-        self._queue: deque[Assignment] = deque()
-        self._running: dict[int, dict[tuple[str, int], Assignment]] = {}
+        self._queue: deque[RolloutRequest] = deque()
+        self._running: dict[int, dict[tuple[str, int], RolloutRequest]] = {}
         self._sent_at: dict[int, float] = {}
         self._probed_at = time.monotonic()
 
@@ -54,21 +54,21 @@ class EnvRunnerPool:
     def num_queued(self) -> int:
         return len(self._queue)
 
-    def submit(self, assignments: Iterable[Assignment], urgent: bool = False) -> None:
-        """Queues assignments; ``urgent`` ones go first (a member that must be played again)."""
+    def submit(self, requests: Iterable[RolloutRequest], urgent: bool = False) -> None:
+        """Queues requests; ``urgent`` ones go first (a member that must be played again)."""
         if urgent:
-            self._queue.extendleft(reversed(list(assignments)))
+            self._queue.extendleft(reversed(list(requests)))
         else:
-            self._queue.extend(assignments)
+            self._queue.extend(requests)
 
-    def withdraw_queued(self) -> list[Assignment]:
+    def withdraw_queued(self) -> list[RolloutRequest]:
         """Takes back what no runner has yet."""
         withdrawn = list(self._queue)
         self._queue.clear()
         return withdrawn
 
     def poll(self, timeout_s: float) -> PoolReport:
-        """Hands out queued assignments and waits up to ``timeout_s`` for finished episodes."""
+        """Hands out queued requests and waits up to ``timeout_s`` for finished episodes."""
         self._restore_runners()
         self._hand_out()
         report = PoolReport()
@@ -90,14 +90,14 @@ class EnvRunnerPool:
         idle = [runner for runner in self._actors.healthy_actor_ids() if runner not in self._sent_at]
         for runner in idle:
             self._running.setdefault(runner, {})
-        share: dict[int, list[Assignment]] = {runner: [] for runner in idle}
+        share: dict[int, list[RolloutRequest]] = {runner: [] for runner in idle}
         while self._queue and idle:
             runner = min(idle, key=lambda index: len(self._running[index]))
             if len(self._running[runner]) >= self._capacity:
                 break
-            assignment = self._queue.popleft()
-            self._running[runner][assignment.group_id, assignment.member] = assignment
-            share[runner].append(assignment)
+            request = self._queue.popleft()
+            self._running[runner][request.group_id, request.rollout_index] = request
+            share[runner].append(request)
         for runner in idle:
             if not self._running[runner]:
                 continue
@@ -105,7 +105,7 @@ class EnvRunnerPool:
             self._actors.foreach_actor_async(
                 _EXCHANGE,
                 tag=_EXCHANGE,
-                kwargs={"assignments": share[runner], "wait_s": self._exchange_wait_s},
+                kwargs={"requests": share[runner], "wait_s": self._exchange_wait_s},
                 remote_actor_ids=[runner],
             )
 
@@ -115,14 +115,14 @@ class EnvRunnerPool:
         report.counters.update(reply.counters)
         episodes = self._running[runner]
         for trajectory in reply.trajectories:
-            episodes.pop((trajectory.group_id, trajectory.member), None)
+            episodes.pop((trajectory.group_id, trajectory.rollout_index), None)
         for failure in reply.failures:
-            episodes.pop((failure.assignment.group_id, failure.assignment.member), None)
+            episodes.pop((failure.request.group_id, failure.request.rollout_index), None)
 
     def _lose_runner(self, runner: int, error: str, report: PoolReport) -> None:
         lost = self._running.pop(runner, {})
         logger.warning("env runner %d died with %d episodes: %s", runner, len(lost), error.splitlines()[0])
-        report.failures += [FailedAssignment(assignment, "env_runner_died") for assignment in lost.values()]
+        report.failures += [FailedRollout(request, "env_runner_died") for request in lost.values()]
         report.counters["env_runners_died"] += 1
 
     def _restore_runners(self) -> None:

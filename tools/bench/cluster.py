@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from serl.driver_log import output_to_file
+from serl.run.driver_log import output_to_file
 
 
 @contextmanager

@@ -66,11 +66,11 @@ def main() -> int:
     from ray.rllib.algorithms.algorithm import Algorithm
 
     import serl.algorithm
-    import serl.cli
-    import serl.train  # noqa: F401
+    import serl.run.cli
+    import serl.run.train  # noqa: F401
     from serl.algorithm import Progress
     from serl.algorithm_config import SERLConfig
-    from serl.console import Console
+    from serl.run.console import Console
 
     watch.note(IMPORTED)
     watch.around(ray, "init", "ray begins", "ray ends")
@@ -86,7 +86,7 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGINT)
 
     Console.progress = progress
-    return serl.cli.main(arguments)
+    return serl.run.cli.main(arguments)
 
 
 if __name__ == "__main__":

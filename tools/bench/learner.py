@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from serl.algorithm_config import SERLConfig
-from serl.buffer.packing import plan_update
+from serl.batch.packing import plan_update
+from serl.batch.rows import build_rows
 from serl.config import ExperimentConfig
 from serl.learner.learner_group import SERLLearnerGroup
-from serl.learner.samples import build_samples
 from serl.rollout.prompt import PromptEncoder
-from serl.types import TrainingSample, TrajectoryGroup
+from serl.types import TrainingRow, TrajectoryGroup
 from tools.bench.arguments import BenchmarkInputError, experiment_of, model_folder
 from tools.bench.cluster import local_cluster
 from tools.bench.figures import Figures
@@ -57,11 +57,11 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
         learners = {name: _learner(experiment, model_dir) for name, experiment in experiments.items()}
         updates = {name: _Updates() for name in learners}
         # The first turn is not measured: memory is asked for, libraries warm up.
-        for update_step in range(1 + options.repetitions):
-            bare.run(measured=update_step > 0)
-            learners["serl"].score_early(groups[:-1], update_step)
+        for weights_seq_no in range(1 + options.repetitions):
+            bare.run(measured=weights_seq_no > 0)
+            learners["serl"].score_early(groups[:-1], weights_seq_no)
             for name, learner in learners.items():
-                _update(learner, groups, update_step, updates[name] if update_step else None)
+                _update(learner, groups, weights_seq_no, updates[name] if weights_seq_no else None)
     figures.note(
         f"{serl.model.path}: {len(groups)} groups of {serl.training.group_size}, {bare.num_rows} rows with "
         f"an advantage, {bare.num_tokens} tokens in {bare.num_micro_batches} micro-batches of up to "
@@ -91,10 +91,10 @@ def _learner(experiment: ExperimentConfig, model_dir: Path) -> SERLLearnerGroup:
 
 
 def _update(
-    learner: SERLLearnerGroup, groups: list[TrajectoryGroup], update_step: int, updates: _Updates | None
+    learner: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int, updates: _Updates | None
 ) -> None:
     started = time.perf_counter()
-    result = learner.poll_update(learner.start_update(groups, update_step), timeout_s=0.0)
+    result = learner.poll_update(learner.start_update(groups, weights_seq_no), timeout_s=0.0)
     seconds = time.perf_counter() - started
     assert result is not None, "a learner in this process has finished when start_update returns"
     if updates is not None:
@@ -141,9 +141,9 @@ class _BarePasses:
 
 def _micro_batches(
     experiment: ExperimentConfig, model_dir: Path, groups: list[TrajectoryGroup]
-) -> list[list[TrainingSample]]:
+) -> list[list[TrainingRow]]:
     """The rows that each forward pass of an update holds."""
-    samples, _ = build_samples(groups, experiment, PromptEncoder.load(str(model_dir)), 0)
+    samples, _ = build_rows(groups, experiment, PromptEncoder.load(str(model_dir)), 0)
     settings = experiment.learner
     (plan,) = plan_update(
         samples,
@@ -161,7 +161,7 @@ def _micro_batches(
     ]
 
 
-def _padded(samples: Sequence[TrainingSample]) -> tuple[Tensor, Tensor]:
+def _padded(samples: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
     """Ids and labels [R, longest], filled up on the right; only responses have labels."""
     shape = len(samples), max(sample.num_tokens for sample in samples)
     ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, _IGNORED)

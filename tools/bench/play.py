@@ -110,16 +110,18 @@ class Player:
     def play_groups(self, num_groups: int) -> list[TrajectoryGroup]:
         """Plays ``num_groups`` whole groups."""
         groups = [self._sampler.next_group() for _ in range(num_groups)]
-        for assignments in groups:
-            self._pool.submit(assignments)
-        ended = {(t.group_id, t.member): t for t in self.drain()}
+        for requests in groups:
+            self._pool.submit(requests)
+        ended = {(t.group_id, t.rollout_index): t for t in self.drain()}
         return [
-            TrajectoryGroup(group[0].group_id, group[0].task, [ended[a.group_id, a.member] for a in group])
+            TrajectoryGroup(
+                group[0].group_id, group[0].task, [ended[a.group_id, a.rollout_index] for a in group]
+            )
             for group in groups
         ]
 
     def keep_full(self, timeout_s: float) -> PoolReport:
-        """Queues whole groups so that no runner waits for an assignment; what ended within ``timeout_s``."""
+        """Queues whole groups so that no runner waits for a request; what ended within ``timeout_s``."""
         while self._pool.num_queued < self._capacity:
             self._pool.submit(self._sampler.next_group())
         return self._poll(timeout_s)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from serl.records import TRAJECTORIES
+from serl.run.records import TRAJECTORIES
 from tools.inspect.page import write_page
 from tools.inspect.reading import Problems, read_config, read_rows, read_trajectories
 from tools.inspect.summary import RunSummary
@@ -60,7 +60,7 @@ def read_run(run_dir: Path, problems: Problems) -> tuple[RunSummary, list[str]]:
     summary = RunSummary(
         read_config(run_dir, problems),
         read_rows(run_dir / "metrics.jsonl", problems),
-        read_rows(run_dir / "panels.jsonl", problems),
+        read_rows(run_dir / "evaluations.jsonl", problems),
     )
     trajectories: list[str] = []
     for record in read_trajectories(run_dir / TRAJECTORIES, problems):

@@ -95,9 +95,9 @@ function noChart(id, text) {
 }
 
 function drawSuccess(summary) {
-  const { success, panels } = summary;
-  if (!success.rates.length && !panels.length) return noChart("success-chart", "No metrics were recorded.");
-  const range = iterationRange([...success.rates.map((row) => row[0]), ...panels.map((row) => row[0])]);
+  const { success, evaluations } = summary;
+  if (!success.rates.length && !evaluations.length) return noChart("success-chart", "No metrics were recorded.");
+  const range = iterationRange([...success.rates.map((row) => row[0]), ...evaluations.map((row) => row[0])]);
   const percent = (value) => `${Math.round(100 * value)} %`;
   const { svg, x, y } = frame(
     "Success rate by iteration", range, [0, 1], iterationTicks(range), [0, 0.25, 0.5, 0.75, 1], String, percent,
@@ -109,9 +109,9 @@ function drawSuccess(summary) {
   const means = movingMean(success.rates.map((row) => row[1]), 5);
   const points = success.rates.map(([iteration], index) => `${x(iteration)},${y(means[index])}`).join(" ");
   svg.append(shape("polyline", { points, fill: "none", stroke: "var(--up)", "stroke-width": 1.8 }));
-  for (const [iteration, rate, low, high, count] of panels) {
+  for (const [iteration, rate, low, high, count] of evaluations) {
     const [cx, cy] = [x(iteration), y(rate)];
-    const title = shape("title", {}, `panel after iteration ${iteration}: ${percent(rate)} of ${count}`);
+    const title = shape("title", {}, `evaluation after iteration ${iteration}: ${percent(rate)} of ${count}`);
     svg.append(
       shape("line", { x1: cx, x2: cx, y1: y(low), y2: y(high), stroke: "var(--down)", "stroke-width": 1.6 }),
       shape("path", { d: `M${cx} ${cy - 5}l5 5l-5 5l-5 -5z`, fill: "var(--down)" }, title),
@@ -119,7 +119,7 @@ function drawSuccess(summary) {
   }
   byId("success-chart").replaceChildren(svg);
   const entries = success.rates.length ? [["var(--up)", `${success.of}, mean of 5`]] : [];
-  if (panels.length) entries.push(["var(--down)", "held-out panel, 95 % interval"]);
+  if (evaluations.length) entries.push(["var(--down)", "held-out evaluation, 95 % interval"]);
   legend("success-legend", entries);
 }
 

@@ -6,7 +6,7 @@ import re
 from functools import cache
 
 from serl.hindsight.sources import evidence_source, source_names
-from serl.records import TeacherPart
+from serl.run.records import TeacherPart
 
 NO_EVIDENCE = "no evidence"
 NO_ADVANTAGE = "not asked: advantage 0"

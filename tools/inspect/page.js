@@ -109,8 +109,8 @@ function memberButton(row) {
     type: "button", class: row.success ? "success" : "failure", "aria-current": row === state.current ? "true" : null,
     title: `return ${row.reward}, ${row.num_steps} steps, ${row.num_clipped} weights on a bound, ` +
       `${row.num_without_evidence} steps without evidence`,
-    "aria-label": `member ${row.member}, ${row.success ? "success" : "failure"}`,
-  }, `${row.member} ${row.success ? "✓" : "✗"}`);
+    "aria-label": `member ${row.rollout_index}, ${row.success ? "success" : "failure"}`,
+  }, `${row.rollout_index} ${row.success ? "✓" : "✗"}`);
   button.addEventListener("click", () => show(row));
   return button;
 }

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serl.records import TrajectoryRecord
-from serl.run_dir import CONFIG
+from serl.run.records import TrajectoryRecord
+from serl.run.run_dir import CONFIG
 
 
 @dataclass(slots=True)

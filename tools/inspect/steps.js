@@ -3,7 +3,7 @@
 const COLOURS = {
   weight: { value: (step, i) => step.teacher?.weights[i] ?? null, neutral: 1 },
   advantage: { value: (step, i) => step.teacher?.token_advantages[i] ?? null, neutral: 0 },
-  delta: { value: (step, i) => step.teacher?.deltas[i] ?? null, neutral: 0 },
+  delta: { value: (step, i) => step.teacher?.log_ratios[i] ?? null, neutral: 0 },
   logprob: { value: (step, i) => step.old_logprobs[i], neutral: 0 },
 };
 const MAX_LOGPROB = 5;
@@ -139,18 +139,18 @@ function splitPart(step, bounds) {
   const { teacher } = step;
   const weighed = (teacher?.weights ?? []).flatMap((weight, position) => (weight === null ? [] : [position]));
   if (!weighed.length) return null;
-  const whole = teacher.feedback_effects === null || teacher.drifts === null;
-  const lists = whole ? [teacher.deltas] : [teacher.deltas, teacher.feedback_effects, teacher.drifts];
+  const whole = teacher.context_effects === null || teacher.log_ratios_without_context === null;
+  const lists = whole ? [teacher.log_ratios] : [teacher.log_ratios, teacher.context_effects, teacher.log_ratios_without_context];
   const reach = Math.max(0.1, ...lists.flatMap((list) => weighed.map((i) => Math.abs(list[i] ?? 0))));
   const cells = weighed.map((i) => {
-    const bars = whole ? [bar("whole", teacher.deltas[i] ?? 0, reach)]
-      : [bar("effect", teacher.feedback_effects[i] ?? 0, reach), bar("drift", teacher.drifts[i] ?? 0, reach)];
+    const bars = whole ? [bar("whole", teacher.log_ratios[i] ?? 0, reach)]
+      : [bar("effect", teacher.context_effects[i] ?? 0, reach), bar("drift", teacher.log_ratios_without_context[i] ?? 0, reach)];
     const weight = { class: isClipped(teacher.weights[i], bounds) ? "bound" : "dim" };
     return element(
       "div", {},
       element("div", { class: "name" }, tokenName(step, i).trim() || "␣"),
       element("div", { class: "bars" }, ...bars),
-      element("div", {}, `Δ ${signed(teacher.deltas[i])}`),
+      element("div", {}, `Δ ${signed(teacher.log_ratios[i])}`),
       element("div", weight, `w ${plain(teacher.weights[i])}`),
     );
   });
@@ -175,9 +175,9 @@ function tableRow(step, position) {
     versionOf(step, position) ?? "–",
     signed(teacher?.token_advantages[position], 3),
     plain(teacher?.weights[position], 3),
-    signed(teacher?.deltas[position], 3),
-    signed(teacher?.feedback_effects?.[position], 3),
-    signed(teacher?.drifts?.[position], 3),
+    signed(teacher?.log_ratios[position], 3),
+    signed(teacher?.context_effects?.[position], 3),
+    signed(teacher?.log_ratios_without_context?.[position], 3),
   ];
   return element(
     "tr", { class: step.action_mask[position] ? "action" : null },
@@ -236,7 +236,7 @@ function trajectoryHead(record, lambda) {
   const chips = [
     outcome, chip(`return ${plain(record.reward)}`), chip(`ended: ${record.end_reason}`),
     chip(`${record.steps.length} steps`), chip(`iteration ${record.iteration}`),
-    chip(`group ${record.group_id}, member ${record.member}`),
+    chip(`group ${record.group_id}, member ${record.rollout_index}`),
   ];
   if (record.weights_seq_no !== null) chips.push(chip(`oldest weights v${record.weights_seq_no}`));
   if (lambda !== null) chips.push(chip(`λ ${plain(lambda)}`));
@@ -261,9 +261,9 @@ function tipContent(step, position, bounds) {
       ["advantage of the token", signed(teacher.token_advantages[position], 4)],
       ["factor on it", teacher.advantage ? plain(teacher.token_advantages[position] / teacher.advantage, 4) : "–"],
       ["teacher weight", plain(teacher.weights[position], 4) + (clipped ? ` (${clipped} bound)` : "")],
-      ["Δ", signed(teacher.deltas[position], 4)],
-      ["  feedback effect", signed(teacher.feedback_effects?.[position], 4)],
-      ["  drift", signed(teacher.drifts?.[position], 4)],
+      ["Δ", signed(teacher.log_ratios[position], 4)],
+      ["  feedback effect", signed(teacher.context_effects?.[position], 4)],
+      ["  drift", signed(teacher.log_ratios_without_context?.[position], 4)],
     );
   }
   const list = rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);

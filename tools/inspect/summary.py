@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from serl.records import StepRecord, TeacherPart, TrajectoryRecord
+from serl.run.records import StepRecord, TeacherPart, TrajectoryRecord
 from tools.inspect.evidence_kinds import NO_ADVANTAGE, NO_EVIDENCE, NO_LAMBDA, evidence_kind
 from tools.inspect.reading import Problems
 
@@ -16,15 +16,15 @@ _LAST_KINDS = (NO_EVIDENCE, NO_ADVANTAGE, NO_LAMBDA)
 class RunSummary:
     """Takes records one by one (`add`) and gives what `page.js` reads (`as_values`).
 
-    ``config`` is the run's configuration as plain values, ``metrics`` and ``panels`` the rows of its files.
+    ``config`` is the run's configuration as plain values, ``metrics`` and ``evaluations`` rows of its files.
     """
 
     def __init__(
-        self, config: dict[str, Any], metrics: list[dict[str, Any]], panels: list[dict[str, Any]]
+        self, config: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._panels = panels
+        self._evaluations = evaluations
         self._lambdas = {
             row["iteration"]: row["learner/effective_lambda"]
             for row in metrics
@@ -56,7 +56,7 @@ class RunSummary:
                 "id": record.trajectory_id,
                 "iteration": record.iteration,
                 "group_id": record.group_id,
-                "member": record.member,
+                "rollout_index": record.rollout_index,
                 "task_id": record.task_id,
                 "task_type": record.task_type,
                 "success": record.success,
@@ -78,7 +78,9 @@ class RunSummary:
             "num_problems": problems.count,
             "num_left_out": int(sum(row.get("records/trajectories_left_out") or 0 for row in self._metrics)),
             "success": self._success(),
-            "panels": [panel for row in self._panels if (panel := _panel(row)) is not None],
+            "evaluations": [
+                evaluation for row in self._evaluations if (evaluation := _evaluation(row)) is not None
+            ],
             "histogram": self._weights.as_values(),
             "evidence": self._evidence(),
             "trajectories": self.trajectories,
@@ -167,7 +169,7 @@ def _weight_bounds(config: dict[str, Any]) -> tuple[float, float] | None:
     return round(1.0 - clip, 4), round(1.0 + clip, 4)
 
 
-def _panel(row: dict[str, Any]) -> tuple[int, float, float, float, int] | None:
+def _evaluation(row: dict[str, Any]) -> tuple[int, float, float, float, int] | None:
     """Iteration, rate, its interval and the number of tasks; None if the row lacks one or has no task."""
     overall = row.get("overall")
     names = ("successes", "count", "low", "high")

@@ -27,7 +27,7 @@ _TRAINING = (
 _HINDSIGHT = (
     ("learner/teacher_positive_weight_mean", "mean weight, A > 0"),
     ("learner/teacher_negative_weight_mean", "mean weight, A < 0"),
-    ("learner/teacher_delta_mean", "mean gap Δ (nats)"),
+    ("learner/teacher_log_ratio_mean", "mean gap Δ (nats)"),
     ("learner/teacher_clipped_fraction", "clipped weights"),
 )
 
@@ -38,7 +38,7 @@ def draw_success(sweep: Sweep, picture: Path) -> bool:
     figure, all_axes = pyplot.subplots(1, 3, figsize=(10.5, 3.4), sharey=True, layout="constrained")
     drawn = False
     for color, arm in zip(_colors(sweep), sweep.arms, strict=True):
-        points = _panel_points(sweep.of(arm))
+        points = _evaluation_points(sweep.of(arm))
         drawn = drawn or bool(points)
         success = [mean_interval([at.success for at in point]) for point in points]
         for axes, (_, measure) in zip(all_axes, _AXES, strict=True):
@@ -81,7 +81,7 @@ def draw_staleness(sweep: Sweep, picture: Path) -> bool:
     """Final success and the sampler's log-prob gap by ``training.max_staleness``, if arms differ in it."""
     by_bound: dict[int, list[Run]] = {}
     for run in sweep.runs:
-        if run.final_panel is not None:
+        if run.final_evaluation is not None:
             by_bound.setdefault(run.experiment.training.max_staleness, []).append(run)
     if len(by_bound) < 2:
         return False
@@ -89,11 +89,11 @@ def draw_staleness(sweep: Sweep, picture: Path) -> bool:
     figure, (success_axes, gap_axes) = pyplot.subplots(1, 2, figsize=(7.5, 3.0), layout="constrained")
     bounds = sorted(by_bound)
     for axes, label, value_of in (
-        (success_axes, "final held-out success", lambda run: run.final_panel.overall.rate),
+        (success_axes, "final held-out success", lambda run: run.final_evaluation.overall.rate),
         (
             gap_axes,
             "log-prob gap sampler − learner (nats)",
-            lambda run: run.mean("learner/sampler_logprob_gap"),
+            lambda run: run.mean("learner/train_inference_mismatch"),
         ),
     ):
         values = [[v for run in by_bound[bound] if (v := value_of(run)) is not None] for bound in bounds]
@@ -111,8 +111,8 @@ def draw_staleness(sweep: Sweep, picture: Path) -> bool:
     return _saved(figure, picture, True)
 
 
-def _panel_points(runs: Sequence[Run]) -> list[list[Progress]]:
-    """The panels that all ``runs`` played, each as one entry a run."""
+def _evaluation_points(runs: Sequence[Run]) -> list[list[Progress]]:
+    """The evaluations that all ``runs`` played, each as one entry a run."""
     tracks = [{at.iteration: at for at in progress(run)} for run in runs]
     common = set.intersection(*(set(track) for track in tracks)) if tracks else set()
     return [[track[iteration] for track in tracks] for iteration in sorted(common)]

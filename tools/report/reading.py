@@ -1,4 +1,4 @@
-"""A sweep's folder (see `tools.sweep.runs`) as runs with their metrics and panels."""
+"""A sweep's folder (see `tools.sweep.runs`) as runs with their metrics and evaluations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
-from serl.evaluation import PanelResult
-from serl.run_dir import CONFIG
-from serl.train import read_panels
+from serl.evaluation import EvaluationResult
+from serl.run.run_dir import CONFIG
+from serl.run.train import read_evaluations
 from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, run_dirs
 
 
@@ -25,11 +25,11 @@ class Run:
     experiment: ExperimentConfig
     versions: dict[str, Any]
     rows: list[dict[str, Any]]
-    panels: list[tuple[int, PanelResult]]
+    evaluations: list[tuple[int, EvaluationResult]]
 
     @property
-    def final_panel(self) -> PanelResult | None:
-        return self.panels[-1][1] if self.panels else None
+    def final_evaluation(self) -> EvaluationResult | None:
+        return self.evaluations[-1][1] if self.evaluations else None
 
     def values(self, name: str) -> list[tuple[int, float]]:
         """``(iteration, value)`` of the metric ``name`` wherever it is a number."""
@@ -106,12 +106,12 @@ def _read_run(arm: str, seed: int, run_dir: Path) -> Run:
         experiment=load_experiment(run_dir / CONFIG),
         versions=json.loads((run_dir / "versions.json").read_text(encoding="utf-8")),
         rows=list(_training_rows(run_dir / "metrics.jsonl")),
-        panels=read_panels(run_dir),
+        evaluations=read_evaluations(run_dir),
     )
 
 
 def _training_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of updates; those of panels have the iteration of the update before."""
+    """Rows of updates; those of evaluations have the iteration of the update before."""
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "weights_seq_no" in row:
@@ -137,7 +137,7 @@ def _whole_rows(metrics: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stood when it played a panel: what it had cost by then, and its success rate."""
+    """Where a run stood when it played an evaluation: what it had cost by then, and its success rate."""
 
     iteration: int
     env_steps: float
@@ -146,13 +146,13 @@ class Progress:
 
 
 def progress(run: Run) -> list[Progress]:
-    """One entry a panel. Environment steps and hours are those of training iterations, panels left out."""
+    """One entry an evaluation. Environment steps and hours are those of training iterations alone."""
     return [
         Progress(
             iteration=iteration,
             env_steps=run.until("runners/env_steps", iteration),
             hours=run.until("time/iteration_s", iteration) / 3600.0,
-            success=panel.overall.rate,
+            success=evaluation.overall.rate,
         )
-        for iteration, panel in run.panels
+        for iteration, evaluation in run.evaluations
     ]

@@ -1,4 +1,4 @@
-"""Intervals over seeds, and paired tests of final panels between arms."""
+"""Intervals over seeds, and paired tests of final evaluations between arms."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def weighted_mean_interval(values: Sequence[float], weights: Sequence[float]) ->
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Final panels of two arms on the seeds and games that both have.
+    """Final evaluations of two arms on the seeds and games that both have.
 
     ``difference`` is success of ``left`` − ``right``, its interval that of the paired differences over seeds.
     ``left_only`` and ``right_only`` count (seed, game) pairs that one solved and the other did not.
@@ -85,9 +85,9 @@ def compare_all(sweep: Sweep) -> list[Comparison]:
 
 
 def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison | None:
-    """The paired comparison of two arms; None without a seed of both whose panels tell their outcomes.
+    """The paired comparison of two arms; None without a seed of both whose evaluations tell their outcomes.
 
-    A game without an episode in one of two panels counts as not solved there, as in the panel's own rate.
+    A game without an episode in one of the two counts as not solved there, as in the evaluation's own rate.
     """
     right_of = {run.seed: run for run in right_runs}
     gains: dict[str, list[int]] = {}
@@ -96,7 +96,8 @@ def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison |
     for run in left_runs:
         other = right_of.get(run.seed)
         left, right = (
-            found.final_panel.outcomes if found and found.final_panel else {} for found in (run, other)
+            found.final_evaluation.outcomes if found and found.final_evaluation else {}
+            for found in (run, other)
         )
         if not left or not right:
             continue

@@ -7,7 +7,7 @@ or from the start if it has none. Ctrl-C stops the running ones with a checkpoin
 recorded and the others go on. Exit codes: 0 every run is finished, 1 some are not, 2 bad input.
 
 Why a trial is a process that runs `serl-run`, and not `SERL` as Tune's trainable: a run is more than its
-algorithm (panels, run directory, checkpoints, resuming), and all of that is what is to be measured; a Ray
+algorithm (evaluation, run directory, checkpoints, resuming), and all of that is what is to be measured; a Ray
 cluster, engines and shared memory of its own end with it, so nothing leaks from one trial into the next, and
 the n-th run is as fast as the first. Tune adds order, placement by resources and concurrency. Each trial
 asks for what one run needs, in one bundle: on a cluster (``--address``, ``--max-concurrent``) every run has
@@ -28,7 +28,7 @@ from typing import Any
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from serl.preflight import examine_inputs, examine_machine, needed_cpus, needed_gpus
+from serl.run.preflight import examine_inputs, examine_machine, needed_cpus, needed_gpus
 from tools.sweep.runs import (
     COMMANDS,
     PlannedRun,
@@ -40,7 +40,7 @@ from tools.sweep.runs import (
 )
 
 DONE, UNFINISHED, BAD_INPUT = 0, 1, 2
-SERL_RUN = (sys.executable, "-m", "serl.cli")
+SERL_RUN = (sys.executable, "-m", "serl.run.cli")
 
 
 def main(arguments: Sequence[str] | None = None, program: Sequence[str] = SERL_RUN) -> int:

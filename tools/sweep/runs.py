@@ -7,7 +7,7 @@
       lock                   held by whoever runs it
     OUT/commands.txt         the sweep's command lines
 
-Whether a run is finished is read from its metrics and panels and nowhere noted, so it cannot be wrong.
+Whether a run is finished is read from its metrics and evaluations and nowhere noted, so it cannot be wrong.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from serl.checkpoint import list_checkpoints
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from serl.resume import check_resumable
-from serl.run_dir import CONFIG
+from serl.run.checkpoint import list_checkpoints
+from serl.run.resume import check_resumable
+from serl.run.run_dir import CONFIG
 
 Outcome = Literal["finished", "failed", "over the limit", "interrupted"]
 ATTEMPTS = "attempts.jsonl"
@@ -110,12 +110,12 @@ def last_iteration(file: Path) -> int:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the run made all its updates and played its last panel."""
+    """Whether the run made all its updates and played its last evaluation."""
     experiment = load_experiment(run_dir / CONFIG)
     wanted = experiment.training.num_iterations
     if last_iteration(run_dir / "metrics.jsonl") < wanted:
         return False
-    return not experiment.evaluation.at_end or last_iteration(run_dir / "panels.jsonl") >= wanted
+    return not experiment.evaluation.at_end or last_iteration(run_dir / "evaluations.jsonl") >= wanted
 
 
 def finished_run(folder: Path) -> Path | None:

@@ -13,13 +13,13 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
 
-from serl.train import read_panels
+from serl.run.train import read_evaluations
 from tools.sweep.runs import finished_run
 from tools.sweep.trial import SerlRun
 
 
 class _Console(Callback):
-    """Prints ``[3/25] arm seed 0: finished in 402 s, panel 0.35 → 0.56``."""
+    """Prints ``[3/25] arm seed 0: finished in 402 s, evaluation 0.35 → 0.56``."""
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
         self._numbers = numbers
@@ -31,8 +31,8 @@ class _Console(Callback):
         line = f"{result['outcome']} in {result['seconds']:.0f} s"
         run_dir = finished_run(folder)
         if run_dir is not None:
-            rates = [f"{panel.overall.rate:.2f}" for _, panel in read_panels(run_dir)]
-            line += f", panel {' → '.join(rates)}" if rates else ""
+            rates = [f"{evaluation.overall.rate:.2f}" for _, evaluation in read_evaluations(run_dir)]
+            line += f", evaluation {' → '.join(rates)}" if rates else ""
         else:
             line += f": {result['message']} (log: {folder / result['log']})"
         self._print(trial, line)

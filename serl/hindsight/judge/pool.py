@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from serl.batch.rows import evidence_options, trajectories_with_advantage
 from serl.config import ExperimentConfig
 from serl.hindsight.evidence import GroupView
 from serl.hindsight.judge.answers import Judgement
@@ -26,7 +27,6 @@ from serl.hindsight.judge.cache import AnswerCache
 from serl.hindsight.judge.endpoint import JudgeError, api_key
 from serl.hindsight.judge_request import JudgeMode, judge_mode, judge_request
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.learner.samples import evidence_options, trajectories_with_advantage
 from serl.types import TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class JudgePool:
         self._pending: dict[str, dict[str, Future[Judgement]]] = {}
         self._texts: dict[str, dict[str, str]] = {}
         self._waiting_since: float | None = None
-        self._last_update_step: int | None = None
+        self._last_weights_seq_no: int | None = None
         self._statistics = _Statistics()
 
     def submit(self, group: TrajectoryGroup, weights_seq_no: int, num_batches_before: int) -> None:
@@ -69,7 +69,7 @@ class JudgePool:
         the key is not there, or under ``strict`` if an earlier request failed.
         """
         self._collect()
-        updating = weights_seq_no == self._last_update_step
+        updating = weights_seq_no == self._last_weights_seq_no
         if self._mode is None or not self._teaches(weights_seq_no + updating + num_batches_before):
             return
         view = GroupView(group.trajectories, evidence_options(self._experiment))
@@ -80,23 +80,23 @@ class JudgePool:
             self._pending.setdefault(group.group_id, {})[trajectory.trajectory_id] = future
             self._statistics.counts["requests"] += 1
 
-    def has_answers(self, groups: Sequence[TrajectoryGroup], update_step: int) -> bool:
-        """Whether update ``update_step`` need not wait for answers about ``groups`` (any longer).
+    def has_answers(self, groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> bool:
+        """Whether update ``weights_seq_no`` need not wait for answers about ``groups`` (any longer).
 
         The first call that says no starts the wait. Raises JudgeError under ``strict`` if a request failed.
         """
         self._collect()
         pending = any(self._pending.get(group.group_id) for group in groups)
-        if not pending or not self._teaches(update_step):
+        if not pending or not self._teaches(weights_seq_no):
             return True
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
         return time.monotonic() - self._waiting_since >= self._settings.max_wait_s
 
     def take(
-        self, groups: Sequence[TrajectoryGroup], update_step: int, still_held: Callable[[str], bool]
+        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int, still_held: Callable[[str], bool]
     ) -> dict[str, str]:
-        """What the judge said of the trajectories of ``groups``, by trajectory id, for ``update_step``.
+        """What the judge said of the trajectories of ``groups``, by trajectory id, for ``weights_seq_no``.
 
         Requests still pending are given up: those about ``groups``, those about groups of which
         ``still_held`` says no (they were discarded), and all others if λ is 0 from the next update on.
@@ -106,14 +106,14 @@ class JudgePool:
         if self._waiting_since is not None:
             self._statistics.waited_s += time.monotonic() - self._waiting_since
             self._waiting_since = None
-        self._last_update_step = update_step
+        self._last_weights_seq_no = weights_seq_no
         texts: dict[str, str] = {}
         for group in groups:
             texts |= self._texts.pop(group.group_id, {})
             late = self._give_up(group.group_id)
-            if late and self._teaches(update_step):
+            if late and self._teaches(weights_seq_no):
                 self._fail("late", f"not there after {self._settings.max_wait_s:g} s", late)
-        goes_on = self._teaches(update_step + 1)
+        goes_on = self._teaches(weights_seq_no + 1)
         for group_id in [*self._pending, *self._texts]:
             if not goes_on or not still_held(group_id):
                 self._statistics.counts["given_up"] += len(self._give_up(group_id))
@@ -152,9 +152,9 @@ class JudgePool:
         if loop is not None and client is not None:
             loop.close(client.close())
 
-    def _teaches(self, update_step: int) -> bool:
+    def _teaches(self, weights_seq_no: int) -> bool:
         hindsight = self._experiment.hindsight
-        return effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, update_step) > 0.0
+        return effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, weights_seq_no) > 0.0
 
     def _ask(self, messages: Messages) -> Future[Judgement]:
         if self._loop is None or self._client is None:

@@ -1,5 +1,13 @@
 """Evidence sources, one a file; importing this package registers the built-in ones."""
 
+from serl.hindsight.registry import (
+    CandidateAttempts,
+    EvidenceSource,
+    UnknownSourceError,
+    evidence_source,
+    register_source,
+    source_names,
+)
 from serl.hindsight.sources import (
     future_trajectory,
     immediate_feedback,
@@ -7,17 +15,9 @@ from serl.hindsight.sources import (
     next_observation,
     successful_sample,
 )
-from serl.hindsight.sources.registry import (
-    CandidateTries,
-    EvidenceSource,
-    UnknownSourceError,
-    evidence_source,
-    register_source,
-    source_names,
-)
 
 __all__ = [
-    "CandidateTries",
+    "CandidateAttempts",
     "EvidenceSource",
     "UnknownSourceError",
     "evidence_source",

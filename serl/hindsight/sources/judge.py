@@ -5,14 +5,16 @@ The two judge modes differ in what the judge is sent (`judge_request`), not in w
 
 from __future__ import annotations
 
-from serl.hindsight.evidence import Evidence, GroupView, Try
-from serl.hindsight.sources.registry import CandidateTries, register_source
+from serl.hindsight.evidence import Attempt, Evidence, GroupView
+from serl.hindsight.registry import CandidateAttempts, register_source
 
 _TITLE = "A reviewer's assessment of this attempt"
 
 
-@register_source("judge_current_traj", title=_TITLE, tries=CandidateTries.OWN_STEP_ONLY)
-@register_source("judge_current_traj_on_successful_sample", title=_TITLE, tries=CandidateTries.OWN_STEP_ONLY)
-def judge_text(attempt: Try, group: GroupView) -> Evidence | None:
+@register_source("judge_current_traj", title=_TITLE, attempts=CandidateAttempts.OWN_STEP_ONLY)
+@register_source(
+    "judge_current_traj_on_successful_sample", title=_TITLE, attempts=CandidateAttempts.OWN_STEP_ONLY
+)
+def judge_text(attempt: Attempt, group: GroupView) -> Evidence | None:
     text = group.judge_texts.get(attempt.trajectory.trajectory_id)
     return None if text is None else Evidence(text=text)

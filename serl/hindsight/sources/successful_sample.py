@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from serl.hindsight.evidence import Evidence, GroupView, Try
+from serl.hindsight.evidence import Attempt, Evidence, GroupView
 from serl.hindsight.quoting import quote_steps
-from serl.hindsight.sources.registry import CandidateTries, register_source
+from serl.hindsight.registry import CandidateAttempts, register_source
 
 
 @register_source(
     "successful_sample",
     title="An attempt at this task that succeeded",
-    tries=CandidateTries.OWN_STEP_ONLY,
+    attempts=CandidateAttempts.OWN_STEP_ONLY,
 )
-def successful_sample(attempt: Try, group: GroupView) -> Evidence | None:
+def successful_sample(attempt: Attempt, group: GroupView) -> Evidence | None:
     sample = group.successful_sample(attempt.trajectory)
     if sample is None:
         return None

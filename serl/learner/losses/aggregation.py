@@ -16,14 +16,14 @@ class LossTokens:
     """The response tokens of one micro-batch, packed one after another: T tokens of S sequences.
 
     ``logprobs`` [T] under the current policy, with gradient; ``old_logprobs`` [T]; ``advantages`` [T];
-    ``sequence_ids`` [T] (long, 0 … S − 1). A sequence is never split over micro-batches.
+    ``row_ids`` [T] (long, 0 … S − 1). A sequence is never split over micro-batches.
     ``importance_weights`` [T], without gradient, multiply the loss of each token (see `importance`).
     """
 
     logprobs: Tensor
     old_logprobs: Tensor
     advantages: Tensor
-    sequence_ids: Tensor
+    row_ids: Tensor
     importance_weights: Tensor | None = None
 
 
@@ -36,13 +36,13 @@ class Denominators:
     """
 
     num_loss_tokens: float
-    num_sequences: float
+    num_rows: float
     max_response_length: float | None = None
 
     @classmethod
     def of(cls, tokens: LossTokens) -> Denominators:
         """For a batch that consists of ``tokens`` alone."""
-        return cls(tokens.sequence_ids.numel(), tokens.sequence_ids.unique().numel())
+        return cls(tokens.row_ids.numel(), tokens.row_ids.unique().numel())
 
 
 def token_mean(values: Tensor, denominators: Denominators) -> Tensor:
@@ -50,16 +50,16 @@ def token_mean(values: Tensor, denominators: Denominators) -> Tensor:
     return values.sum() / max(denominators.num_loss_tokens, 1.0)
 
 
-def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
+def row_means(values: Tensor, row_ids: Tensor) -> Tensor:
     """The mean of ``values`` [T] over each sequence's tokens, [S]; 0 for an id without tokens."""
-    size = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
+    size = int(row_ids.max()) + 1 if row_ids.numel() else 0
     zeros = values.new_zeros(size)
-    lengths = zeros.index_add(0, sequence_ids, torch.ones_like(values))
-    return zeros.index_add(0, sequence_ids, values) / lengths.clamp(min=1.0)
+    lengths = zeros.index_add(0, row_ids, torch.ones_like(values))
+    return zeros.index_add(0, row_ids, values) / lengths.clamp(min=1.0)
 
 
 def aggregate(
-    values: Tensor, sequence_ids: Tensor, aggregation: Aggregation, denominators: Denominators
+    values: Tensor, row_ids: Tensor, aggregation: Aggregation, denominators: Denominators
 ) -> Tensor:
     """One scalar from ``values`` [T]; raises ValueError for an unknown ``aggregation`` or a missing constant.
 
@@ -71,13 +71,13 @@ def aggregate(
     if aggregation == "token-mean":
         return token_mean(values, denominators)
     if aggregation == "seq-mean-token-sum":
-        return values.sum() / max(denominators.num_sequences, 1.0)
+        return values.sum() / max(denominators.num_rows, 1.0)
     if aggregation == "seq-mean-token-mean":
-        return sequence_means(values, sequence_ids).sum() / max(denominators.num_sequences, 1.0)
+        return row_means(values, row_ids).sum() / max(denominators.num_rows, 1.0)
     if aggregation == "seq-mean-token-sum-norm":
         if not denominators.max_response_length:
             raise ValueError("aggregation 'seq-mean-token-sum-norm' needs max_response_length")
-        return values.sum() / max(denominators.num_sequences, 1.0) / denominators.max_response_length
+        return values.sum() / max(denominators.num_rows, 1.0) / denominators.max_response_length
     raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join(get_args(Aggregation))}")
 
 

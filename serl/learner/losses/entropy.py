@@ -9,7 +9,7 @@ from serl.learner.losses.aggregation import Aggregation, Denominators, aggregate
 
 def entropy_bonus(
     entropies: Tensor,
-    sequence_ids: Tensor,
+    row_ids: Tensor,
     denominators: Denominators,
     *,
     coefficient: float,
@@ -19,5 +19,5 @@ def entropy_bonus(
 
     ``entropies`` [T] in nats, with gradient.
     """
-    bonus = -coefficient * aggregate(entropies, sequence_ids, aggregation, denominators)
+    bonus = -coefficient * aggregate(entropies, row_ids, aggregation, denominators)
     return bonus, {"entropy": token_mean(entropies.detach(), denominators)}

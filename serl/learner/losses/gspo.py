@@ -9,7 +9,7 @@ from serl.learner.losses.aggregation import (
     Denominators,
     LossTokens,
     aggregate,
-    sequence_means,
+    row_means,
     token_mean,
     weighted,
 )
@@ -30,13 +30,13 @@ def gspo(
     ``approx_kl``.
     """
     log_ratio = tokens.logprobs - tokens.old_logprobs
-    log_sequence_ratio = sequence_means(log_ratio.detach(), tokens.sequence_ids)[tokens.sequence_ids]
+    log_sequence_ratio = row_means(log_ratio.detach(), tokens.row_ids)[tokens.row_ids]
     log_s = (tokens.logprobs - tokens.logprobs.detach() + log_sequence_ratio).clamp(max=_MAX_LOG_RATIO)
     s = log_s.exp()
     unclipped = -tokens.advantages * s
     clipped = -tokens.advantages * s.clamp(1.0 - clip_low, 1.0 + clip_high)
     losses = torch.maximum(unclipped, clipped)
-    loss = aggregate(weighted(losses, tokens), tokens.sequence_ids, "seq-mean-token-mean", denominators)
+    loss = aggregate(weighted(losses, tokens), tokens.row_ids, "seq-mean-token-mean", denominators)
     with torch.no_grad():
         metrics = {
             "clip_fraction": token_mean((clipped > unclipped).float(), denominators),

@@ -35,7 +35,7 @@ def kl_per_token(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEsti
 def kl_loss(
     logprobs: Tensor,
     reference_logprobs: Tensor,
-    sequence_ids: Tensor,
+    row_ids: Tensor,
     denominators: Denominators,
     *,
     estimator: KLEstimator,
@@ -44,5 +44,5 @@ def kl_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """coefficient · aggregate(KL per token), for the policy loss; metric ``reference_kl`` (token mean)."""
     per_token = kl_per_token(logprobs, reference_logprobs, estimator)
-    loss = coefficient * aggregate(per_token, sequence_ids, aggregation, denominators)
+    loss = coefficient * aggregate(per_token, row_ids, aggregation, denominators)
     return loss, {"reference_kl": token_mean(per_token.detach(), denominators)}

@@ -45,7 +45,7 @@ def ppo_clip(
         bound = -tokens.advantages * dual_clip
         dual_clipped = (tokens.advantages < 0) & (losses > bound)
         losses = torch.where(dual_clipped, bound, losses)
-    loss = aggregate(weighted(losses, tokens), tokens.sequence_ids, aggregation, denominators)
+    loss = aggregate(weighted(losses, tokens), tokens.row_ids, aggregation, denominators)
     with torch.no_grad():
         metrics = {
             "clip_fraction": token_mean((clipped > unclipped).float(), denominators),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from serl.learner.advantages.step_rows import Across, StepRows, group_statistics, relative
+from serl.batch.step_rows import Across, StepRows, group_statistics, relative
 
 
 def rloo(rows: StepRows, *, across: Across) -> tuple[Tensor, dict[str, float]]:

@@ -1,10 +1,10 @@
 """The table of evidence sources.
 
-A source is a function ``(Try, GroupView) -> Evidence | None``: what it knows about that try, None if nothing.
+A source is a function ``(Attempt, GroupView) -> Evidence | None``: what it knows of the attempt, or nothing.
 To add one, in any module that gets imported:
 
-    @register_source("recovery", title="How the attempt recovered", tries=CandidateTries.BEST_AND_WORST)
-    def recovery(attempt: Try, group: GroupView) -> Evidence | None:
+    @register_source("recovery", title="How the attempt recovered", attempts=CandidateAttempts.BEST_AND_WORST)
+    def recovery(attempt: Attempt, group: GroupView) -> Evidence | None:
         ...
         return Evidence(text=...)
 
@@ -19,20 +19,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from serl.hindsight.evidence import Evidence, GroupView, Try
+from serl.hindsight.evidence import Attempt, Evidence, GroupView
 
-Collect = Callable[[Try, GroupView], Evidence | None]
+Collect = Callable[[Attempt, GroupView], Evidence | None]
 
 
 class UnknownSourceError(ValueError):
     """No evidence source has the name."""
 
 
-class CandidateTries(Enum):
-    """Which tries of a candidate action a source is asked about, where evidence is gathered per anchor."""
+class CandidateAttempts(Enum):
+    """Which attempts of a candidate action a source is asked about, where evidence is gathered per anchor."""
 
     BEST_AND_WORST = "the best try and the worst"
-    BEST_SUCCESS_AND_WORST_FAILURE = "the best of the successful tries and the worst of the failed"
+    BEST_SUCCESS_AND_WORST_FAILURE = "the best of the successful attempts and the worst of the failed"
     OWN_STEP_ONLY = "none of them: the evidence belongs to the step itself"
 
 
@@ -40,14 +40,14 @@ class CandidateTries(Enum):
 class EvidenceSource:
     name: str
     title: str
-    tries: CandidateTries
+    attempts: CandidateAttempts
     collect: Collect
 
 
 _SOURCES: dict[str, EvidenceSource] = {}
 
 
-def register_source(name: str, *, title: str, tries: CandidateTries) -> Callable[[Collect], Collect]:
+def register_source(name: str, *, title: str, attempts: CandidateAttempts) -> Callable[[Collect], Collect]:
     """Makes the decorated function known as source ``name``; ``title`` heads its evidence in a context.
 
     Raises ValueError if the name is taken.
@@ -56,7 +56,7 @@ def register_source(name: str, *, title: str, tries: CandidateTries) -> Callable
     def register(collect: Collect) -> Collect:
         if name in _SOURCES:
             raise ValueError(f"evidence source {name!r} exists already")
-        _SOURCES[name] = EvidenceSource(name, title, tries, collect)
+        _SOURCES[name] = EvidenceSource(name, title, attempts, collect)
         return collect
 
     return register

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from serl.warm_start.tokenizer import END, PAD, token_id
+from tools.warm_start.tokenizer import END, PAD, token_id
 
 
 @dataclass(frozen=True, slots=True)

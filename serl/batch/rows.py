@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from serl.batch.advantages import StepRows, group_advantages
 from serl.config import ExperimentConfig
 from serl.hindsight.anchors import anchor_size_metrics
 from serl.hindsight.collect import collect_evidence
@@ -16,28 +17,27 @@ from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
 from serl.hindsight.modes import HindsightMode, hindsight_mode
 from serl.hindsight.sources import evidence_source
-from serl.learner.advantages import StepRows, group_advantages
 from serl.learner.teacher import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
-from serl.types import Step, TrainingSample, Trajectory, TrajectoryGroup
+from serl.types import Step, TrainingRow, Trajectory, TrajectoryGroup
 
 
-def build_samples(
+def build_rows(
     groups: Sequence[TrajectoryGroup],
     config: ExperimentConfig,
     encoder: PromptEncoder,
-    update_step: int,
+    weights_seq_no: int,
     judge_texts: Mapping[str, str | None] | None = None,
-) -> tuple[list[TrainingSample], dict[str, float]]:
+) -> tuple[list[TrainingRow], dict[str, float]]:
     """One sample per step of ``groups``, group by group, and the metrics of the batch.
 
     A row's reward is its trajectory's (over its number of steps with ``advantage.normalize_by_length``), less
     ``env.invalid_action_penalty`` where the action was invalid; the advantage is relative to the group, and
     negative ones are scaled by ``loss.negative_advantage_scale``.
     Rows of a group without spread have advantage 0: nobody computes them, but they stay in the list because
-    the loss is a mean over all rows of the batch (see `serl.buffer.packing`).
+    the loss is a mean over all rows of the batch (see `serl.batch.packing`).
 
-    While λ of ``update_step`` is positive, rows with an advantage and with evidence get a teacher prompt;
+    While λ of ``weights_seq_no`` is positive, rows with an advantage and with evidence get a teacher prompt;
     ``judge_texts`` is what a judge said, by trajectory id. Metrics: those of `group_advantages`,
     ``num_rows``, ``num_rows_with_advantage``, and while λ is positive those of `_ContextCounts`.
     """
@@ -56,7 +56,7 @@ def build_samples(
     ]
     metrics["num_rows"] = float(len(samples))
     metrics["num_rows_with_advantage"] = float(sum(sample.advantage != 0.0 for sample in samples))
-    if teacher_lambda(config.hindsight, update_step) > 0.0:
+    if teacher_lambda(config.hindsight, weights_seq_no) > 0.0:
         metrics |= _add_teacher_prompts(samples, groups, config, encoder, judge_texts or {})
     return samples, metrics
 
@@ -70,12 +70,12 @@ def trajectories_with_advantage(group: TrajectoryGroup, config: ExperimentConfig
     if not owners:
         return []
     advantages, _ = _advantages([group], config)
-    taught = {
+    weighted = {
         owner.trajectory_id
         for owner, advantage in zip(owners, advantages.tolist(), strict=True)
         if advantage != 0.0
     }
-    return [trajectory for trajectory in group.trajectories if trajectory.trajectory_id in taught]
+    return [trajectory for trajectory in group.trajectories if trajectory.trajectory_id in weighted]
 
 
 def _advantages(
@@ -93,11 +93,9 @@ def _advantages(
     return torch.where(advantages < 0.0, advantages * scale, advantages), metrics
 
 
-def _sample(
-    group: TrajectoryGroup, trajectory: Trajectory, step_index: int, advantage: float
-) -> TrainingSample:
+def _sample(group: TrajectoryGroup, trajectory: Trajectory, step_index: int, advantage: float) -> TrainingRow:
     step = trajectory.steps[step_index]
-    return TrainingSample(
+    return TrainingRow(
         group_id=group.group_id,
         trajectory_id=trajectory.trajectory_id,
         step_index=step_index,
@@ -146,7 +144,7 @@ class _ContextCounts:
 
 
 def _add_teacher_prompts(
-    samples: list[TrainingSample],
+    samples: list[TrainingRow],
     groups: Sequence[TrajectoryGroup],
     config: ExperimentConfig,
     encoder: PromptEncoder,
@@ -177,7 +175,7 @@ def _add_teacher_prompts(
 
 
 def _add_teacher_prompt(
-    sample: TrainingSample,
+    sample: TrainingRow,
     step: Step,
     evidence: StepEvidence,
     encoder: PromptEncoder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.learner.advantages.step_rows import STD_EPS, Across, StepRows, group_statistics
+from serl.batch.step_rows import STD_EPS, Across, StepRows, group_statistics
 
 
 def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> tuple[Tensor, dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-from serl.evaluation import PanelResult, SuccessRate
+from serl.evaluation import EvaluationResult, SuccessRate
 
 if TYPE_CHECKING:
     from serl.algorithm import Progress
@@ -81,20 +81,20 @@ class Console:
         width = len(str(num_iterations))
         self.note(f"[{iteration:>{width}}/{num_iterations}] " + "  ".join(shown))
 
-    def panel(self, title: str, result: PanelResult) -> None:
-        """One line for one evaluation panel."""
+    def evaluation(self, title: str, result: EvaluationResult) -> None:
+        """One line for one evaluation."""
         unfinished = f", {result.unfinished} unfinished" if result.unfinished else ""
         own = "".join(f", {name} {mean:.2f}" for name, mean in result.environment.items())
         self.note(
-            f"panel, {title}: success {rate_text(result.overall)}, "
+            f"evaluation, {title}: success {rate_text(result.overall)}, "
             f"{result.mean_steps:.1f} steps, invalid {result.invalid_action_rate:.2f}{own}{unfinished} "
             f"({result.seconds:.1f} s)"
         )
 
-    def summary(self, panels: Sequence[tuple[int, PanelResult]]) -> None:
-        """The table of the first and the last panel; nothing without two."""
-        if len(panels) >= 2:
-            self.note(summary_table(panels[0], panels[-1]))
+    def summary(self, evaluations: Sequence[tuple[int, EvaluationResult]]) -> None:
+        """The table of the first and the last evaluation; nothing without two."""
+        if len(evaluations) >= 2:
+            self.note(summary_table(evaluations[0], evaluations[-1]))
 
     def close(self) -> None:
         self._end_bar()
@@ -110,15 +110,15 @@ def rate_text(success: SuccessRate) -> str:
     return f"{success.rate:.2f} [{success.low:.2f}, {success.high:.2f}] of {success.count}"
 
 
-def summary_table(before: tuple[int, PanelResult], after: tuple[int, PanelResult]) -> str:
+def summary_table(before: tuple[int, EvaluationResult], after: tuple[int, EvaluationResult]) -> str:
     """Success before and after, over all tasks and by task type, with 95 % intervals."""
     (first_iteration, first), (last_iteration, last) = before, after
     header = ("success [95 %]", f"iteration {first_iteration}", f"iteration {last_iteration}", "")
     rows = [header, ("all", rate_text(first.overall), rate_text(last.overall), _verdict(first, last))]
     for task_type in sorted({*first.by_task_type, *last.by_task_type}):
         cells = [
-            rate_text(panel.by_task_type[task_type]) if task_type in panel.by_task_type else "-"
-            for panel in (first, last)
+            rate_text(evaluation.by_task_type[task_type]) if task_type in evaluation.by_task_type else "-"
+            for evaluation in (first, last)
         ]
         rows.append((task_type, *cells, ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -127,7 +127,7 @@ def summary_table(before: tuple[int, PanelResult], after: tuple[int, PanelResult
     )
 
 
-def _verdict(first: PanelResult, last: PanelResult) -> str:
+def _verdict(first: EvaluationResult, last: EvaluationResult) -> str:
     if last.overall.low > first.overall.high:
         return "higher, intervals apart"
     if last.overall.high < first.overall.low:

@@ -1,4 +1,4 @@
-"""A training run from start to end: cluster, algorithm, iterations, panels, checkpoints."""
+"""A training run from start to end: cluster, algorithm, iterations, evaluations, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ray import serve
 
 from serl.algorithm import SERL, TrainingInterrupted
 from serl.algorithm_config import SERLConfig
-from serl.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
 from serl.config import ExperimentConfig
-from serl.console import Console
-from serl.driver_log import log_to_file, output_to_file
-from serl.evaluation import PanelResult, SuccessRate
+from serl.evaluation import EvaluationResult, SuccessRate
 from serl.models.resolve import resolve_model
-from serl.records import TRAJECTORIES, TrajectoryWriter
 from serl.rollout.prompt import PromptEncoder
-from serl.run_dir import RunDir
+from serl.run.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
+from serl.run.console import Console
+from serl.run.driver_log import log_to_file, output_to_file
+from serl.run.records import TRAJECTORIES, TrajectoryWriter
+from serl.run.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
-_PANELS = "panels.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 
 
 @contextmanager
@@ -116,13 +116,13 @@ def evaluate_checkpoint(
     console: Console,
     stop: threading.Event,
     address: str | None = None,
-) -> PanelResult:
-    """Plays the evaluation panel with the policy of ``checkpoint`` and trains nothing."""
+) -> EvaluationResult:
+    """Plays the evaluation with the policy of ``checkpoint`` and trains nothing."""
     state = read_algorithm_state(checkpoint)
     with running_algorithm(experiment, checkpoint / "policy", run_dir, console, stop, address) as algorithm:
-        result = algorithm.evaluate_panel()
-    console.panel(f"checkpoint of iteration {state['iteration']}", result)
-    _append_panel(run_dir, state["iteration"], result)
+        result = algorithm.run_evaluation()
+    console.evaluation(f"checkpoint of iteration {state['iteration']}", result)
+    append_evaluation(run_dir, state["iteration"], result)
     return result
 
 
@@ -177,7 +177,7 @@ class _Run:
             self.console.note(f"{interruption}; saving a checkpoint")
             self.save()
             return False
-        self.console.summary(read_panels(self.run_dir.path))
+        self.console.summary(read_evaluations(self.run_dir.path))
         return True
 
     def record(self) -> dict[str, float]:
@@ -195,10 +195,10 @@ class _Run:
         return metrics
 
     def evaluate(self) -> None:
-        result = self.algorithm.evaluate_panel()
-        _append_panel(self.run_dir, self.algorithm.iteration, result)
+        result = self.algorithm.run_evaluation()
+        append_evaluation(self.run_dir, self.algorithm.iteration, result)
         self.run_dir.metrics.write(self.algorithm.iteration, result.metrics())
-        self.console.panel(f"iteration {self.algorithm.iteration}", result)
+        self.console.evaluation(f"iteration {self.algorithm.iteration}", result)
 
     def save(self) -> None:
         """Saves what this iteration has not saved yet, beside its final name, then renames it."""
@@ -218,19 +218,19 @@ def _is_due(interval: int, iteration: int) -> bool:
     return interval > 0 and iteration % interval == 0
 
 
-def _append_panel(run_dir: RunDir, iteration: int, result: PanelResult) -> None:
-    with (run_dir.path / _PANELS).open("a") as file:
+def append_evaluation(run_dir: RunDir, iteration: int, result: EvaluationResult) -> None:
+    with (run_dir.path / EVALUATIONS).open("a") as file:
         file.write(json.dumps({"iteration": iteration, **asdict(result)}) + "\n")
 
 
-def read_panels(run_dir: Path) -> list[tuple[int, PanelResult]]:
-    """All panels of a run as ``(iteration, result)``, in the order they were played."""
-    path = run_dir / _PANELS
-    panels = []
+def read_evaluations(run_dir: Path) -> list[tuple[int, EvaluationResult]]:
+    """All evaluations of a run as ``(iteration, result)``, in the order they were played."""
+    path = run_dir / EVALUATIONS
+    evaluations = []
     for line in path.read_text().splitlines() if path.exists() else []:
         row = json.loads(line)
         iteration = row.pop("iteration")
         row["overall"] = SuccessRate(**row["overall"])
         row["by_task_type"] = {name: SuccessRate(**rate) for name, rate in row["by_task_type"].items()}
-        panels.append((iteration, PanelResult(**row)))
-    return panels
+        evaluations.append((iteration, EvaluationResult(**row)))
+    return evaluations

@@ -76,19 +76,19 @@ def _data(experiment: ExperimentConfig) -> Iterator[Finding]:
     env, evaluation = experiment.env, experiment.evaluation
     try:
         provider = make_provider(env.name, env.args)
-        train, panel = provider.task_set(env.train_split), provider.task_set(evaluation.split)
-        assert_disjoint(train, panel)
+        train, held_out = provider.task_set(env.train_split), provider.task_set(evaluation.split)
+        assert_disjoint(train, held_out)
     except (ValueError, OSError) as error:
         yield Finding("wrong", "data", str(error))
         return
-    for task_set in (train, panel):
+    for task_set in (train, held_out):
         yield Finding("ok", "data", _in_words(task_set))
-    if evaluation.num_tasks > len(panel):
+    if evaluation.num_tasks > len(held_out):
         yield Finding(
             "wrong",
             "data",
             f"evaluation.num_tasks = {evaluation.num_tasks} contradicts evaluation.split = "
-            f"{evaluation.split!r}, which has {len(panel)} tasks",
+            f"{evaluation.split!r}, which has {len(held_out)} tasks",
         )
 
 

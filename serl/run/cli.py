@@ -14,14 +14,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from serl.checkpoint import CheckpointError, latest_checkpoint, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
-from serl.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
-from serl.resume import check_resumable
-from serl.run_dir import CONFIG, RunDir, config_yaml
+from serl.run.checkpoint import CheckpointError, latest_checkpoint, read_algorithm_state
+from serl.run.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
+from serl.run.resume import check_resumable
+from serl.run.run_dir import CONFIG, RunDir, config_yaml
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -69,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="say what is wrong or missing, and start nothing")
-    task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation panel")
+    task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation")
     task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the run's newest checkpoint")
     parser.add_argument("--address", help="join the Ray cluster at this address, for instance auto")
     options = parser.parse_intermixed_args(arguments)
@@ -136,8 +136,8 @@ def _run(
     stop = stop_on_signal()
     # These import torch, for which nothing above should wait.
     from serl.algorithm import TrainingInterrupted
-    from serl.console import Console
-    from serl.train import evaluate_checkpoint, train
+    from serl.run.console import Console
+    from serl.run.train import evaluate_checkpoint, train
 
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from serl.learner.advantages.gigpo import gigpo
-from serl.learner.advantages.grpo import grpo
-from serl.learner.advantages.grpo_passk import grpo_passk
-from serl.learner.advantages.reinforce_pp_baseline import reinforce_pp_baseline
-from serl.learner.advantages.rloo import rloo
-from serl.learner.advantages.step_rows import StepRows, cluster_statistics
+from serl.batch.advantages.gigpo import gigpo
+from serl.batch.advantages.grpo import grpo
+from serl.batch.advantages.grpo_passk import grpo_passk
+from serl.batch.advantages.reinforce_pp_baseline import reinforce_pp_baseline
+from serl.batch.advantages.rloo import rloo
+from serl.batch.step_rows import StepRows, cluster_statistics
 
 Estimator = Callable[..., tuple[Tensor, dict[str, float]]]
 _ESTIMATORS: dict[str, Estimator] = {
@@ -48,7 +48,7 @@ def group_advantages(
     """The advantage of every step row, float32 [rows], and metrics of the batch.
 
     ``rows`` holds whole groups; ``options`` are the fields of the config's advantage section, of which an
-    estimator receives those that it names. Metrics: ``num_groups``, ``num_groups_without_spread`` (all of
+    estimator receives those that it names. Metrics: ``num_groups``, ``num_zero_variance_groups`` (all of
     the group's trajectories got the same reward, so it teaches nothing), ``advantage_mean``,
     ``advantage_std`` and ``positive_fraction`` over the rows, and the estimator's own. Raises ValueError for
     an unknown estimator or no row, TypeError if an option that it needs is missing.
@@ -68,7 +68,7 @@ def _batch_metrics(rows: StepRows, advantages: Tensor) -> dict[str, float]:
     spread = cluster_statistics(rows.rewards, rows.groups).spread
     return {
         "num_groups": float(num_groups),
-        "num_groups_without_spread": float(num_groups - rows.groups[spread].unique().numel()),
+        "num_zero_variance_groups": float(num_groups - rows.groups[spread].unique().numel()),
         "advantage_mean": float(advantages.mean()),
         "advantage_std": float(advantages.std(correction=0)),
         "positive_fraction": float((advantages > 0).float().mean()),

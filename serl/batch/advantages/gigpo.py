@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.hindsight.anchors import anchor_clusters, anchor_size_metrics
-from serl.learner.advantages.step_rows import (
+from serl.batch.step_rows import (
     Across,
     StepRows,
     cluster_statistics,
     group_statistics,
     relative,
 )
+from serl.hindsight.anchors import anchor_clusters, anchor_size_metrics
 
 
 def gigpo(

@@ -4,11 +4,11 @@
       config.yaml         the experiment, resolved: every key, defaults included
       versions.json       packages, Python, platform, git commit, the command
       metrics.jsonl       one object a write: "iteration", "time" (Unix seconds) and the metrics
-      trajectories.jsonl  trajectories to look at, one object each (serl.records)
-      panels.jsonl        evaluation panels (written by serl.train)
+      trajectories.jsonl  trajectories to look at, one object each (serl.run.records)
+      evaluations.jsonl        evaluations (written by serl.run.train)
       judge/answers.jsonl what a judge answered (serl.hindsight.judge.cache)
       tensorboard/        the same metrics as curves
-      checkpoints/        serl.checkpoint
+      checkpoints/        serl.run.checkpoint
       logs/               engines and servers
 
 Every line of a ``.jsonl`` file directly in the folder has an "iteration"; a run that is resumed at

@@ -35,7 +35,7 @@ def batch_metrics(groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> dic
         "rollout/action_token_share": sum(sum(s.action_mask) for s in steps)
         / max(1, sum(len(s.response_ids) for s in steps)),
         "rollout/prefix_cache_hit_rate": sum(s.num_cached_tokens for s in steps) / max(1, prompt_tokens),
-        "rollout/groups_with_spread": _mean(len({t.reward for t in g.trajectories}) > 1 for g in groups),
+        "rollout/groups_with_variance": _mean(len({t.reward for t in g.trajectories}) > 1 for g in groups),
         "staleness/mean": _mean(staleness),
         "staleness/max": float(max(staleness, default=0)),
         "batch/groups": float(len(groups)),

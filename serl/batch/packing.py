@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serl.types import TrainingSample
+from serl.types import TrainingRow
 
 MicroBatch = tuple[int, ...]
 
@@ -31,14 +31,14 @@ class Minibatch:
     """One optimizer step of one learner.
 
     A micro-batch lists indices into the learner's samples; an empty one keeps this learner in step with
-    others that have more. ``num_loss_tokens`` and ``num_sequences`` are the denominators: response tokens and
+    others that have more. ``num_loss_tokens`` and ``num_rows`` are the denominators: response tokens and
     rows of the minibatch over all learners, those that nobody computes included; ``num_trained_tokens``
     counts the response tokens of the others.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_loss_tokens: int
-    num_sequences: int
+    num_rows: int
     num_trained_tokens: int
 
 
@@ -51,7 +51,7 @@ class LearnerPlan:
     scores without the context.
     """
 
-    samples: list[TrainingSample]
+    samples: list[TrainingRow]
     micro_batches: tuple[MicroBatch, ...]
     teacher_micro_batches: tuple[MicroBatch, ...]
     context_free_micro_batches: tuple[MicroBatch, ...]
@@ -59,7 +59,7 @@ class LearnerPlan:
 
 
 def plan_update(
-    samples: Sequence[TrainingSample],
+    samples: Sequence[TrainingRow],
     *,
     num_learners: int,
     num_minibatches: int,
@@ -87,7 +87,7 @@ def plan_update(
             [_pack_for_scoring(samples, part, _student_prompt, micro_batch_tokens) for part in own]
         )
 
-    taught = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
+    weighted = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
     minibatches: list[list[Minibatch]] = [[] for _ in shards]
     for epoch in range(num_epochs):
         for rows in random_minibatches(len(samples), num_minibatches, [*seed, epoch]):
@@ -101,7 +101,7 @@ def plan_update(
             shards,
             packed(range(len(samples))),
             _teacher_micro_batches(samples, shards, micro_batch_tokens),
-            packed(taught.intersection(context_free_rows)),
+            packed(weighted.intersection(context_free_rows)),
             minibatches,
             strict=True,
         )
@@ -109,7 +109,7 @@ def plan_update(
 
 
 def plan_teacher_scores(
-    samples: Sequence[TrainingSample], *, num_learners: int, micro_batch_tokens: int
+    samples: Sequence[TrainingRow], *, num_learners: int, micro_batch_tokens: int
 ) -> list[LearnerPlan]:
     """One plan per learner that has the teacher score ``samples`` (whole groups) and trains nothing.
 
@@ -117,10 +117,10 @@ def plan_teacher_scores(
     """
     lengths = [sample.num_teacher_tokens for sample in samples]
     shards = _shards_of_whole_groups(samples, lengths, num_learners)
-    taught = _teacher_micro_batches(samples, shards, micro_batch_tokens)
+    weighted = _teacher_micro_batches(samples, shards, micro_batch_tokens)
     return [
         _renumbered(samples, shard, [], micro_batches, [], [])
-        for shard, micro_batches in zip(shards, taught, strict=True)
+        for shard, micro_batches in zip(shards, weighted, strict=True)
     ]
 
 
@@ -152,9 +152,9 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
 
 
 def _pack_for_scoring(
-    samples: Sequence[TrainingSample],
+    samples: Sequence[TrainingRow],
     rows: Sequence[int],
-    prompt: Callable[[TrainingSample], list[int]],
+    prompt: Callable[[TrainingRow], list[int]],
     micro_batch_tokens: int,
 ) -> list[MicroBatch]:
     """``rows`` in micro-batches for forward passes without a gradient.
@@ -183,7 +183,7 @@ def _pack_for_scoring(
 
 
 def _teacher_micro_batches(
-    samples: Sequence[TrainingSample], shards: list[list[int]], micro_batch_tokens: int
+    samples: Sequence[TrainingRow], shards: list[list[int]], micro_batch_tokens: int
 ) -> list[list[MicroBatch]]:
     """Every learner's micro-batches for the teacher.
 
@@ -205,15 +205,15 @@ def _teacher_micro_batches(
     return _same_number(packed)
 
 
-def _student_prompt(sample: TrainingSample) -> list[int]:
+def _student_prompt(sample: TrainingRow) -> list[int]:
     return sample.prompt_ids
 
 
-def _teacher_prompt(sample: TrainingSample) -> list[int]:
+def _teacher_prompt(sample: TrainingRow) -> list[int]:
     return sample.teacher_prompt_ids or []
 
 
-def _trained_length(sample: TrainingSample, train_every_row: bool) -> int:
+def _trained_length(sample: TrainingRow, train_every_row: bool) -> int:
     """Tokens that a learner computes for the row; 0 if it is not trained."""
     if not sample.response_ids or (sample.advantage == 0.0 and not train_every_row):
         return 0
@@ -221,7 +221,7 @@ def _trained_length(sample: TrainingSample, train_every_row: bool) -> int:
 
 
 def _shards_of_whole_groups(
-    samples: Sequence[TrainingSample], lengths: Sequence[int], num_learners: int
+    samples: Sequence[TrainingRow], lengths: Sequence[int], num_learners: int
 ) -> list[list[int]]:
     """Row indices per learner: the group with the most tokens first, always to the least loaded learner.
 
@@ -241,7 +241,7 @@ def _shards_of_whole_groups(
 
 
 def _minibatch_parts(
-    samples: Sequence[TrainingSample], shards: list[list[int]], rows: set[int], micro_batch_tokens: int
+    samples: Sequence[TrainingRow], shards: list[list[int]], rows: set[int], micro_batch_tokens: int
 ) -> list[Minibatch] | None:
     """The minibatch ``rows`` as each learner sees it; None if none of its rows is trained."""
     own = [[index for index in shard if index in rows] for shard in shards]
@@ -266,10 +266,10 @@ def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
 
 
 def _renumbered(
-    samples: Sequence[TrainingSample],
+    samples: Sequence[TrainingRow],
     shard: list[int],
     every_row: list[MicroBatch],
-    taught: list[MicroBatch],
+    weighted: list[MicroBatch],
     context_free: list[MicroBatch],
     minibatches: list[Minibatch],
 ) -> LearnerPlan:
@@ -282,12 +282,10 @@ def _renumbered(
     return LearnerPlan(
         samples=[samples[index] for index in shard],
         micro_batches=local(every_row),
-        teacher_micro_batches=local(taught),
+        teacher_micro_batches=local(weighted),
         context_free_micro_batches=local(context_free),
         minibatches=tuple(
-            Minibatch(
-                local(part.micro_batches), part.num_loss_tokens, part.num_sequences, part.num_trained_tokens
-            )
+            Minibatch(local(part.micro_batches), part.num_loss_tokens, part.num_rows, part.num_trained_tokens)
             for part in minibatches
         ),
     )

@@ -41,9 +41,9 @@ class TeacherPart(Record):
     token_advantages: list[float | None]
     context: str | None
     weights: list[float | None]
-    deltas: list[float | None]
-    feedback_effects: list[float | None] | None
-    drifts: list[float | None] | None
+    log_ratios: list[float | None]
+    context_effects: list[float | None] | None
+    log_ratios_without_context: list[float | None] | None
 
 
 class StepRecord(Record):
@@ -82,7 +82,13 @@ class StepRecord(Record):
             name: getattr(self, name) for name in ("tokens", "old_logprobs", "action_mask")
         }
         if self.teacher is not None:
-            names = ("token_advantages", "weights", "deltas", "feedback_effects", "drifts")
+            names = (
+                "token_advantages",
+                "weights",
+                "log_ratios",
+                "context_effects",
+                "log_ratios_without_context",
+            )
             lists |= {f"teacher.{name}": getattr(self.teacher, name) for name in names}
         for name, values in lists.items():
             if values is not None and len(values) != len(self.token_ids):
@@ -100,7 +106,7 @@ class TrajectoryRecord(Record):
     iteration: int
     trajectory_id: str
     group_id: str
-    member: int
+    rollout_index: int
     task_id: str
     task_type: str
     reward: float | None
@@ -134,7 +140,7 @@ def trajectory_record(
         iteration=iteration,
         trajectory_id=trajectory.trajectory_id,
         group_id=trajectory.group_id,
-        member=trajectory.member,
+        rollout_index=trajectory.rollout_index,
         task_id=trajectory.task.task_id,
         task_type=trajectory.task.task_type,
         reward=_rounded(trajectory.reward),
@@ -194,9 +200,11 @@ def _teacher_part(record: TeacherRecord) -> TeacherPart:
         token_advantages=_all_rounded(record.token_advantages),
         context=record.context,
         weights=_all_rounded(record.weights),
-        deltas=_all_rounded(record.deltas),
-        feedback_effects=None if record.feedback_effects is None else _all_rounded(record.feedback_effects),
-        drifts=None if record.drifts is None else _all_rounded(record.drifts),
+        log_ratios=_all_rounded(record.log_ratios),
+        context_effects=None if record.context_effects is None else _all_rounded(record.context_effects),
+        log_ratios_without_context=None
+        if record.log_ratios_without_context is None
+        else _all_rounded(record.log_ratios_without_context),
     )
 
 

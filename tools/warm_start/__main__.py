@@ -3,9 +3,9 @@
     python -m tools.warm_start --out policies/my_policy --episodes 2400
     python -m tools.warm_start experiments/webshop_quickstart.yaml --out policies/my_shopper env.max_steps=10
 
-Environment, lengths and the panel's split are those of the experiment, whose model is not read; a task that
-is in the training split and in the panel's, by id or by content, is an error. It takes a few minutes on one
-core. The result is a Hugging Face folder; name it as ``model.path``.
+Environment, lengths and held-out split are those of the experiment, whose model is not read; a task that is
+in both splits, by id or by content, is an error. It takes a few minutes on one core. The result is a Hugging
+Face folder; name it as ``model.path``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from serl.warm_start.panel import PanelSettings
-from serl.warm_start.run import WarmStartSettings, evaluate, save, save_report, warm_start
+from tools.warm_start.evaluation import EvaluationSettings
+from tools.warm_start.run import WarmStartSettings, evaluate, save, save_report, warm_start
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,7 +57,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
     parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
-    parser.add_argument("--panel", type=int, default=0, help="held-out tasks to play at the end (0: all)")
+    parser.add_argument(
+        "--evaluation", type=int, default=0, help="held-out tasks to play at the end (0: all)"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -112,21 +114,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     start = warm_start(provider, env.train_split, settings)
     save(start, options.out)
-    panel_settings = PanelSettings(
+    evaluation_settings = EvaluationSettings(
         max_steps=env.max_steps,
         history_length=env.history_length,
         temperature=experiment.evaluation.temperature,
         max_response_length=experiment.rollout.max_response_length,
     )
-    panel = evaluate(start, provider, experiment.evaluation.split, options.panel, panel_settings)
-    save_report(start, settings, panel, options.out)
+    evaluation = evaluate(
+        start, provider, experiment.evaluation.split, options.evaluation, evaluation_settings
+    )
+    save_report(start, settings, evaluation, options.out)
     logger.info(
         "%s: solves %.0f %% of held-out tasks in %d steps, %.0f %% of its actions are inadmissible; "
         "%d demonstrations, %.0f CPU seconds",
         options.out,
-        100 * panel.success_rate,
+        100 * evaluation.success_rate,
         env.max_steps,
-        100 * panel.inadmissible_rate,
+        100 * evaluation.inadmissible_rate,
         start.num_demonstrations,
         start.demonstration_seconds + start.cloning_seconds,
     )

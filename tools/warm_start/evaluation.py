@@ -1,4 +1,4 @@
-"""Plays a panel of tasks with a policy in this process: a quick look at a warm start, without serving."""
+"""Plays tasks with a policy in this process: a quick look at a warm start, without serving."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from envs.base import EnvProvider, PromptParts, Task, Turn
 from serl.rollout.actions import parse_action
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.tokenizer import END, PAD, token_id
+from tools.warm_start.tokenizer import END, PAD, token_id
 
 
 @dataclass(frozen=True, slots=True)
-class PanelSettings:
+class EvaluationSettings:
     """``history_length`` and ``max_steps`` as in the env runner's config."""
 
     max_steps: int = 15
@@ -26,7 +26,7 @@ class PanelSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class PanelResult:
+class EvaluationResult:
     """Rates in [0, 1]; lengths are means per step, ``num_steps`` per episode."""
 
     success_rate: float
@@ -65,14 +65,14 @@ class _Episode:
         self.num_inadmissible += not self.info["action_valid"]
 
 
-def play_panel(
+def play_evaluation(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     provider: EnvProvider,
     tasks: Sequence[Task],
-    settings: PanelSettings,
+    settings: EvaluationSettings,
     seed: int,
-) -> PanelResult:
+) -> EvaluationResult:
     """Plays every task once, all episodes side by side, sampling at ``temperature``."""
     encoder = PromptEncoder(tokenizer)
     episodes = [_Episode(provider, task, settings.history_length) for task in tasks]
@@ -90,7 +90,7 @@ def play_panel(
         num_prompt_tokens += sum(map(len, prompts))
         num_response_tokens += sum(map(len, responses))
     num_steps = sum(episode.num_turns for episode in episodes)
-    return PanelResult(
+    return EvaluationResult(
         success_rate=_success_rate(episodes),
         success_by_type={
             task_type: _success_rate([e for e in episodes if e.task.task_type == task_type])
@@ -108,7 +108,7 @@ def sample_responses(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[list[int]],
-    settings: PanelSettings,
+    settings: EvaluationSettings,
     generator: torch.Generator,
 ) -> list[list[int]]:
     """One response per prompt, ending at ``</action>`` or the end token, which belong to it."""

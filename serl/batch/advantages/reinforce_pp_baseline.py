@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.learner.advantages.step_rows import Across, StepRows, group_statistics, relative
+from serl.batch.step_rows import Across, StepRows, group_statistics, relative
 
 _VARIANCE_EPS = 1e-8
 

@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import DemonstratingProvider
 from serl.rollout.prompt import PromptEncoder
-from serl.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
-from serl.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
-from serl.warm_start.model import PolicyShape, build_policy
-from serl.warm_start.panel import PanelResult, PanelSettings, play_panel
-from serl.warm_start.tokenizer import END, PAD, build_tokenizer, token_id
+from tools.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
+from tools.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
+from tools.warm_start.evaluation import EvaluationResult, EvaluationSettings, play_evaluation
+from tools.warm_start.model import PolicyShape, build_policy
+from tools.warm_start.tokenizer import END, PAD, build_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,17 @@ def encode(
 
 
 def evaluate(
-    start: WarmStart, provider: DemonstratingProvider, split: str, num_tasks: int, settings: PanelSettings
-) -> PanelResult:
+    start: WarmStart,
+    provider: DemonstratingProvider,
+    split: str,
+    num_tasks: int,
+    settings: EvaluationSettings,
+) -> EvaluationResult:
     """The first ``num_tasks`` tasks of ``split`` (0: all), each once."""
     tasks = provider.task_set(split).tasks
-    return play_panel(start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0)
+    return play_evaluation(
+        start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0
+    )
 
 
 def save(start: WarmStart, folder: Path) -> None:
@@ -111,7 +117,9 @@ def save(start: WarmStart, folder: Path) -> None:
         file.chmod(0o644)
 
 
-def save_report(start: WarmStart, settings: WarmStartSettings, panel: PanelResult, folder: Path) -> None:
+def save_report(
+    start: WarmStart, settings: WarmStartSettings, evaluation: EvaluationResult, folder: Path
+) -> None:
     """Writes ``warm_start.json`` beside the policy: what it took and what it can do."""
     report = {
         "settings": asdict(settings),
@@ -121,7 +129,7 @@ def save_report(start: WarmStart, settings: WarmStartSettings, panel: PanelResul
         "final_loss": round(start.final_loss, 4),
         "demonstration_cpu_seconds": round(start.demonstration_seconds),
         "cloning_cpu_seconds": round(start.cloning_seconds),
-        "held_out_panel": asdict(panel),
+        "held_out_evaluation": asdict(evaluation),
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
 
