@@ -64,7 +64,7 @@ class LossTargets:
         """Adds |sampler's − learner's log-prob| before any update of the weights.
 
         ``train_inference_mismatch`` is over all tokens. ``train_inference_mismatch_on_policy``, over those
-        that the newest weights sampled, is what both disagree about for the same weights: it should be near 0.
+        that the newest weights sampled, what both disagree about for the same weights: it should be near 0.
         """
         positions = self.tokens.positions(rows)
         gap = (self.tokens.old_logprobs[positions] - logprobs).abs()

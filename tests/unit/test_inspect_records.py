@@ -23,7 +23,7 @@ from serl.run.records import (
 from serl.run.run_dir import drop_lines_after
 from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup, VersionSpan
 
-_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
+_POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,12 @@ def test_a_line_holds_every_token_with_what_the_teacher_made_of_it(tokenizer: An
     other = replace(played, trajectory_id="another")
     records = [teacher_record(other, context="not this one"), teacher_record(played)]
     line = json.loads(trajectory_record(3, played, records, tokenizer).model_dump_json())
-    assert (line["iteration"], line["group_id"], line["member"], line["weights_seq_no"]) == (3, "g", 0, 6)
+    assert (line["iteration"], line["group_id"], line["rollout_index"], line["weights_seq_no"]) == (
+        3,
+        "g",
+        0,
+        6,
+    )
     assert (line["task_type"], line["reward"], line["success"], line["seconds"]) == (
         "look_at_obj",
         10.0,

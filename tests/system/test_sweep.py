@@ -25,8 +25,8 @@ from tools.sweep.runs import (
     run_dirs,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = (sys.executable, str(Path(__file__).with_name("sweep_program.py")))
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "helpers" / "sweep_program.py"))
 BASE = "model: {path: embedded:tiny_alfworld, max_model_len: 512}\nenv: {args: {data: embedded}}\n"
 BASE += "rollout: {num_cpus_per_env_runner: 0.5, max_prompt_length: 400, max_response_length: 32}\n"
 BASE += "serving: {num_cpus_per_replica: 0.5}\ntraining: {num_iterations: 3}\nevaluation: {at_end: false}\n"

@@ -12,7 +12,7 @@ from envs.webshop.nouns import TitleNouns
 from envs.webshop.products import Product, read_product
 from envs.webshop.shop import Shop
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "webshop"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "webshop"
 
 
 def record(asin: str, **changes: Any) -> dict[str, Any]:

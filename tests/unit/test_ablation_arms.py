@@ -10,7 +10,7 @@ import pytest
 from serl.config.load import load_experiment
 from tools.sweep.runs import find_arms
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (

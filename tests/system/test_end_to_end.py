@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from serl.run.checkpoint import list_checkpoints, read_algorithm_state
 from serl.run.train import read_evaluations
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _POLICY = _REPOSITORY / "serl" / "policies" / "tiny_alfworld"
 _SMALL = (
     "name=end_to_end",

@@ -14,7 +14,7 @@ from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from tools.teacher_reading import Situation, action_logprobs, find_situations, likeliest_trials, main, measure
 
-POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
+POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
 
 
 @pytest.fixture(scope="module")

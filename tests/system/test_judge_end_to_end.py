@@ -10,7 +10,7 @@ from pathlib import Path
 
 from judge_helpers import KEY, KEY_VARIABLE, running
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_is_judged_while_lambda_is_positive_and_writes_the_key_nowhere(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "browser.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "browser.sh"
 
 
 class Machine:

@@ -110,6 +110,6 @@ def test_log_records_go_to_the_file_and_not_to_the_terminal(tmp_path: Path):
     )
     file = tmp_path / "driver.log"
     command = [sys.executable, "-c", code, str(file)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert run.stdout + run.stderr == ""
     assert "WARNING ray: from ray" in file.read_text() and "INFO serl.x: from serl" in file.read_text()

@@ -10,7 +10,7 @@ import pytest
 
 from tools.golden import MAX_SHOWN, difference, main
 
-GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 KINDS = [
     "action_span",
     "lambda_schedule",

@@ -16,7 +16,7 @@ from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.evaluation import EvaluationSettings, play_evaluation
 
 EXPERIMENT = load_experiment(
-    Path(__file__).resolve().parents[1] / "experiments" / "webshop_quickstart.yaml", []
+    Path(__file__).resolve().parents[2] / "experiments" / "webshop_quickstart.yaml", []
 )
 FOLDER = resolve_model(EXPERIMENT.model.path)
 

@@ -14,7 +14,7 @@ from envs.alfworld.game import Game, load_game
 from tools.replay import main as replay_main
 from tools.replay import read_traces
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "alfworld"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "alfworld"
 
 
 def lay_out_traced_games(traces: Path, data: Path) -> None:

@@ -17,7 +17,7 @@ from serl.learner.learner_group import SERLLearnerGroup
 from serl.learner.parallel import named_weights
 from serl.types import TrajectoryGroup
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "serl" / "policies" / "tiny_alfworld"
 NUM_UPDATES = 3
 # Two minibatches an update, a teacher that follows the policy within the three updates, λ on the way to 0.

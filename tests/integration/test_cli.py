@@ -18,7 +18,7 @@ from serl.config.load import load_experiment
 from serl.run.cli import main
 from serl.run.run_dir import RunDir, config_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 TOO_MANY_GPUS = [
     "serving.num_gpus_per_replica=1000",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from serl.run.checkpoint import list_checkpoints
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "serl" / "policies" / "tiny_alfworld"
 SETTINGS = (
     "training.max_staleness=0",

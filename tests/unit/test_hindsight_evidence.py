@@ -336,7 +336,7 @@ def test_a_judge_request_of_nothing_is_refused():
 
 
 def test_the_readmes_own_source_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     (code,) = re.findall(r"```python\n([^`]*@register_source[^`]*)```", readme)
     (tmp_path / "my_source.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

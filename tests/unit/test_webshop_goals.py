@@ -87,7 +87,7 @@ def test_goals_are_the_same_in_every_process() -> None:
     elsewhere = subprocess.run(
         [sys.executable, "-c", script],
         env={"PYTHONHASHSEED": "1"},
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         check=True,
         capture_output=True,
         text=True,

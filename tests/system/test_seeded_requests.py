@@ -12,7 +12,7 @@ from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.serving.engine_options import engine_arguments, replica_environment
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = ["rollout.seeded_requests=true", "serving.max_num_batched_tokens=512", "serving.kv_cache_gib=0.1"]
 # 40 prompts of 101 tokens: the sixth of a step would be cut off at 512.
 CODE = """

@@ -12,7 +12,7 @@ from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.run.run_dir import config_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("**/*.yaml"))
 JUDGED = (
     "hindsight.mode=judge_current_traj",

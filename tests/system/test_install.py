@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHELL_TOOLS = (
     "bash cat cut cp date df dirname env flock grep mkdir readlink rm sha256sum tail tee touch uname awk"
 )

@@ -11,7 +11,7 @@ from envs.webshop.oracle import plan
 from envs.webshop.provider import make_provider
 from tools.play import main as play
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def played(

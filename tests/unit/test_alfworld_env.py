@@ -79,7 +79,7 @@ def test_a_training_game_is_found_among_the_evaluation_games_even_under_another_
     with pytest.raises(ValueError, match=sentence):
         assert_disjoint(train, seen)
     experiment = load_experiment(
-        Path(__file__).parents[1] / "experiments" / "quickstart.yaml", [f"env.args={{data: {game_folder}}}"]
+        Path(__file__).parents[2] / "experiments" / "quickstart.yaml", [f"env.args={{data: {game_folder}}}"]
     )
     (finding,) = [found for found in examine_inputs(experiment) if found.subject == "data"]
     assert finding.verdict == "wrong" and "their contents are equal" in finding.text

@@ -28,7 +28,7 @@ from tools.warm_start.model import PolicyShape, build_policy
 from tools.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
 from tools.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_headings, policy_phrases, token_id
 
-TINY_POLICY = Path(__file__).resolve().parents[1] / "serl" / "policies" / "tiny_alfworld"
+TINY_POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
 
 

@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_bytes_in_processes_with_other_hash_seeds(t
             [*command, "--train", "12", "--heldout", "6"],
             check=True,
             timeout=120,
-            cwd=Path(__file__).resolve().parents[1],
+            cwd=Path(__file__).resolve().parents[2],
             env={"PYTHONHASHSEED": hash_seed, "PATH": ""},
         )
         contents.append(out.read_bytes())
@@ -243,7 +243,7 @@ def test_the_embedded_pack_is_large_balanced_small_on_disk_and_quick():
         assert max(counts.values()) == min(counts.values())
     train = pack.entries("train")
     assert 2 * sum(entry.num_receptacles <= 6 for entry in train) > len(train)
-    file = Path(__file__).resolve().parents[1] / "envs" / "alfworld" / "data" / "games.xz"
+    file = Path(__file__).resolve().parents[2] / "envs" / "alfworld" / "data" / "games.xz"
     assert file.stat().st_size < 3 * 1024 * 1024
 
 
