@@ -14,6 +14,7 @@ trained within ``training.max_staleness`` versions.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import uuid
@@ -37,6 +38,7 @@ from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateRes
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.run.checkpoint import read_algorithm_state, write_algorithm_state
 from serl.run.records import trajectories_to_record
+from serl.serving.client import PolicyClient
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
 from serl.types import RolloutRequest, TeacherRecord, Trajectory, TrajectoryGroup
 
@@ -85,6 +87,7 @@ class SERL(Algorithm):
         config = config.copy(copy_frozen=False)
         names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
         config.serving_names = names
+        config.make_policy = functools.partial(PolicyClient, names)
         config.freeze()
         self.config = config
         self._serving_names = names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -11,26 +12,30 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from serl.config import ExperimentConfig
 
 if TYPE_CHECKING:
+    from serl.rollout.episode import Policy
     from serl.serving.names import ServingNames
 
 
 class SERLConfig(AlgorithmConfig):
     """Carries the frozen experiment; RLlib's own fields are derived from it in `from_experiment`.
 
-    ``model_dir`` is the local Hugging Face folder of the policy, ``serving_names`` says under which
-    names the policy deployment answers (None until it runs), ``run_dir`` where files of the run go.
+    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go.
+    ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
+    it; both are None until it runs.
     """
 
     experiment: ExperimentConfig
     model_dir: str
     run_dir: str
     serving_names: ServingNames | None
+    make_policy: Callable[[], Policy] | None
 
     def __init__(self, algo_class: type | None = None) -> None:
         from serl.algorithm import SERL
 
         super().__init__(algo_class=algo_class or SERL)
         self.serving_names = None
+        self.make_policy = None
 
     @classmethod
     def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:

@@ -17,6 +17,25 @@ class Task:
     task_type: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample a response.
+
+    ``temperature`` 0 takes the likeliest token. ``max_tokens`` bounds the response. ``stop`` ends a response
+    once its text contains one of the strings; the tokens of the string belong to the response. ``seed`` makes
+    the request repeatable under the same weights (None: the engine's own stream of random numbers).
+    """
+
+    temperature: float
+    max_tokens: int
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+class RequestRefused(ValueError):
+    """The engine does not accept the request: a prompt that is too long, an impossible sampling setting."""
+
+
 @dataclass(slots=True, frozen=True)
 class VersionSpan:
     """Tokens ``[start, end)`` of a response were sampled under the weights ``weights_seq_no``."""
@@ -116,11 +135,16 @@ class Trajectory:
 
 @dataclass(slots=True)
 class TrajectoryGroup:
-    """All ``group_size`` trajectories of one task, in the order of their member numbers."""
+    """All ``group_size`` trajectories of one task, in the order of their rollout indices."""
 
     group_id: str
     task: Task
     trajectories: list[Trajectory]
+
+    @property
+    def steps(self) -> list[Step]:
+        """Trajectory by trajectory."""
+        return [step for trajectory in self.trajectories for step in trajectory.steps]
 
     @property
     def num_tokens(self) -> int:
@@ -128,19 +152,25 @@ class TrajectoryGroup:
 
     @property
     def weights_seq_no(self) -> int | None:
+        """The oldest weights that sampled a token of this group; None if it has no step."""
         known = [t.weights_seq_no for t in self.trajectories if t.weights_seq_no is not None]
         return min(known, default=None)
 
 
+def staleness(sampled: Trajectory | TrajectoryGroup, weights_seq_no: int) -> int:
+    """How many updates the oldest weights that sampled it are behind ``weights_seq_no``; 0 without a step."""
+    oldest = sampled.weights_seq_no
+    return 0 if oldest is None else weights_seq_no - oldest
+
+
 @dataclass(slots=True)
 class TrainingRow:
-    """One step as a learner trains on it.
+    """One step as a learner trains on it; `serl.batch.rows.TrainingRows` holds many of them.
 
-    ``advantage`` is the group-relative advantage of every response token of the step.
-    ``teacher_prompt_ids`` is the prompt with evidence (None: no evidence, the weight stays 1), ``context``
-    the text of that evidence, and ``evidence_sources`` the names of the sources in it; the teacher scores the
-    very same ``response_ids`` after it. ``teacher_logprobs`` are its log-probs of the action tokens, where
-    they are known already (see `serl.learner.early_scores`).
+    ``advantage`` is that of every response token. ``teacher_prompt_ids`` is the prompt with evidence (None:
+    no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the names
+    of the sources in it; the teacher scores the very same ``response_ids`` after it. A ``recorded`` row gets a
+    `TeacherRecord`.
     """
 
     group_id: str
@@ -155,16 +185,7 @@ class TrainingRow:
     teacher_prompt_ids: list[int] | None = None
     context: str | None = None
     evidence_sources: tuple[str, ...] = ()
-    teacher_logprobs: list[float] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
-
-    @property
-    def num_teacher_tokens(self) -> int:
-        """What the teacher reads to score the response; 0 without a teacher prompt."""
-        return len(self.teacher_prompt_ids) + len(self.response_ids) if self.teacher_prompt_ids else 0
+    recorded: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -173,18 +194,20 @@ class TeacherRecord:
 
     ``advantage`` is the step's own, ``token_advantages`` those that entered the loss. ``context`` is the text
     that the teacher read beside the prompt (None: no evidence). The other lists have one entry per response
-    token, None where the teacher weighed none: ``weights``; ``log_ratios``, the gap they come from before
+    token, None where the teacher weighed none: ``weights``; ``log_ratios``, what they come from before
     centring; and its two parts, None as a whole where the teacher was not scored without the context:
     ``context_effects`` = log π_T(a | context) − log π_T(a), ``log_ratios_without_context`` = log π_T(a) −
     log π_S(a).
     """
 
-    trajectory_id: str
-    step_index: int
-    advantage: float
-    token_advantages: list[float]
+    advantage: float | None
+    token_advantages: list[float | None]
     context: str | None
     weights: list[float | None]
     log_ratios: list[float | None]
     context_effects: list[float | None] | None
     log_ratios_without_context: list[float | None] | None
+
+
+# By trajectory id and index of the step.
+TeacherRecords = dict[tuple[str, int], TeacherRecord]

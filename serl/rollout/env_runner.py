@@ -17,10 +17,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import gymnasium
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -28,14 +28,13 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 
 from envs.registry import make_provider
-from serl.algorithm_config import SERLConfig
+from serl.config import ExperimentConfig
 from serl.rollout.env_calls import EnvCalls
-from serl.rollout.episode import EpisodeSettings, run_episode
+from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
-from serl.serving.client import PolicyClient, Sampling
-from serl.types import RolloutRequest, Trajectory
+from serl.types import RolloutRequest, Sampling, Trajectory
 
 T = TypeVar("T")
 
@@ -43,22 +42,36 @@ T = TypeVar("T")
 _LOOP_ANSWER_TIMEOUT_S = 60.0
 
 
+class EnvRunnerConfig(Protocol):
+    """What an env runner needs of RLlib's config beyond RLlib's own fields.
+
+    ``model_dir`` is the policy's local Hugging Face folder, for its tokenizer. ``make_policy`` makes what
+    answers this runner's requests, in the runner's process (None until the policy is served).
+    """
+
+    experiment: ExperimentConfig
+    model_dir: str
+    make_policy: Callable[[], Policy] | None
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+
+
 class SERLEnvRunner(EnvRunner):
     """Plays the requests it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
 
-    ``config`` is a `SERLConfig` with ``serving_names`` set. Raises what `make_provider` raises for wrong
-    environment arguments, and ChatTemplateMissingError.
+    ``config`` is RLlib's, and an `EnvRunnerConfig`. Raises what `make_provider` raises for wrong environment
+    arguments, and ChatTemplateMissingError.
     """
 
-    config: SERLConfig
+    config: EnvRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, *, config: SERLConfig, **kwargs: Any):
+    def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
-        experiment = config.experiment
-        self._training_settings, self._evaluation_settings = _episode_settings(config)
+        experiment = self.config.experiment
+        self._training_settings, self._evaluation_settings = _episode_settings(experiment)
         self.provider = make_provider(experiment.env.name, experiment.env.args)
-        self.encoder = PromptEncoder.load(config.model_dir)
-        self._client: PolicyClient | None = None
+        self.encoder = PromptEncoder.load(self.config.model_dir)
+        self._policy: Policy | None = None
         self._num_reported_retries = 0
         max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
         self._pool = EpisodePool(self._play, max_concurrent_episodes)
@@ -74,8 +87,8 @@ class SERLEnvRunner(EnvRunner):
         Raises TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were
         unfinished, and whatever an episode raised beyond the failures that are reported.
         """
-        if self._client is None and requests:
-            self._client = self.make_client()
+        if self._policy is None and requests:
+            self._policy = self._make_policy()
         return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
 
     def sample(
@@ -87,13 +100,6 @@ class SERLEnvRunner(EnvRunner):
     def abort(self) -> RolloutReport:
         """Ends all episodes now; reports what had finished, and the others as failed (``aborted``)."""
         return self._report(self._pool.abort(), 0.0, "its episodes to end")
-
-    def make_client(self) -> PolicyClient:
-        """The client of the policy deployment, made when the first request comes."""
-        names = self.config.serving_names
-        if names is None:
-            raise ValueError("SERLConfig.serving_names is not set: start the policy deployment first")
-        return PolicyClient(names)
 
     def assert_healthy(self) -> None:
         assert self._loop_thread.is_alive(), "the event loop of the episodes has stopped"
@@ -118,14 +124,14 @@ class SERLEnvRunner(EnvRunner):
         if not self._loop_thread.is_alive():
             return
         self.abort()
-        self._on_loop(_cancel_other_tasks(), _LOOP_ANSWER_TIMEOUT_S, "the client's calls to end")
+        self._on_loop(_cancel_other_tasks(), _LOOP_ANSWER_TIMEOUT_S, "the policy's calls to end")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(_LOOP_ANSWER_TIMEOUT_S)
         self._loop.close()
         self._env_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _play(self, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
-        assert self._client is not None
+        assert self._policy is not None
         timeout_s = self.config.experiment.env.call_timeout_s
         env = EnvCalls(self.provider.make_env(), request.task, self._env_threads, timeout_s, counters)
         try:
@@ -134,20 +140,25 @@ class SERLEnvRunner(EnvRunner):
                 env,
                 self.provider.messages,
                 self.encoder,
-                self._client,
+                self._policy,
                 self._evaluation_settings if request.evaluation else self._training_settings,
                 counters,
             )
         finally:
             env.close()
 
+    def _make_policy(self) -> Policy:
+        if self.config.make_policy is None:
+            raise ValueError("the config's make_policy is not set: start the policy deployment first")
+        return self.config.make_policy()
+
     def _report(
         self, coroutine: Coroutine[Any, Any, RolloutReport], wait_s: float, waited_for: str
     ) -> RolloutReport:
         report = self._on_loop(coroutine, wait_s + _LOOP_ANSWER_TIMEOUT_S, waited_for)
-        if self._client is not None:
-            report.counters["request_retries"] = self._client.retries - self._num_reported_retries
-            self._num_reported_retries = self._client.retries
+        if self._policy is not None:
+            report.counters["request_retries"] = self._policy.retries - self._num_reported_retries
+            self._num_reported_retries = self._policy.retries
         return report
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T], timeout_s: float, waited_for: str) -> T:
@@ -165,7 +176,7 @@ class SERLEnvRunner(EnvRunner):
 
 
 async def _cancel_other_tasks() -> None:
-    """What episodes leave behind: calls of the client that are still open."""
+    """What episodes leave behind: calls of the policy that are still open."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -173,9 +184,9 @@ async def _cancel_other_tasks() -> None:
         await asyncio.wait(tasks, timeout=_LOOP_ANSWER_TIMEOUT_S / 2)
 
 
-def _episode_settings(config: SERLConfig) -> tuple[EpisodeSettings, EpisodeSettings]:
+def _episode_settings(experiment: ExperimentConfig) -> tuple[EpisodeSettings, EpisodeSettings]:
     """How training and evaluation episodes are played."""
-    env, rollout = config.experiment.env, config.experiment.rollout
+    env, rollout = experiment.env, experiment.rollout
     training = EpisodeSettings(
         max_steps=env.max_steps,
         history_length=env.history_length,
@@ -184,12 +195,11 @@ def _episode_settings(config: SERLConfig) -> tuple[EpisodeSettings, EpisodeSetti
         request_timeout_s=rollout.request_timeout_s,
         sampling=Sampling(
             temperature=rollout.temperature,
-            top_p=rollout.top_p,
             max_tokens=rollout.max_response_length,
             stop=rollout.stop,
             seed=None,
         ),
         seeded_requests=rollout.seeded_requests,
     )
-    evaluation_sampling = replace(training.sampling, temperature=config.experiment.evaluation.temperature)
+    evaluation_sampling = replace(training.sampling, temperature=experiment.evaluation.temperature)
     return training, replace(training, sampling=evaluation_sampling)

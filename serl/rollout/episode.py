@@ -19,8 +19,7 @@ from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.prompt import Prompt, PromptEncoder, fit_prompt
 from serl.rollout.report import add_seconds
-from serl.serving.client import RequestRefused, Sampling
-from serl.types import Completion, RolloutRequest, Step, Trajectory
+from serl.types import Completion, RequestRefused, RolloutRequest, Sampling, Step, Trajectory
 
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
@@ -30,11 +29,15 @@ EPISODE_METRICS = GENERATION_SECONDS, DROPPED_HISTORY_TURNS = "generation_second
 
 
 class Policy(Protocol):
-    """Whoever turns prompt ids into sampled ids. Raises TimeoutError at the deadline, and RequestRefused."""
+    """Whoever turns prompt ids into sampled ids. ``retries`` counts the requests it had to send again."""
+
+    retries: int
 
     async def generate(
         self, prompt_ids: list[int], sampling: Sampling, session_id: str, deadline_s: float
-    ) -> Completion: ...
+    ) -> Completion:
+        """One response. Raises TimeoutError after ``deadline_s`` seconds, and RequestRefused."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

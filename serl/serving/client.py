@@ -11,18 +11,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serl.serving.lane import Lane, ReplicaLost
-from serl.serving.messages import Answer, Sampling, completion
+from serl.serving.messages import Answer, completion
 from serl.serving.names import ServingNames
-from serl.types import Completion
-
-__all__ = ["PolicyClient", "RequestRefused", "Sampling"]
+from serl.types import Completion, RequestRefused, Sampling
 
 _RETRY_INTERVAL_S = 0.2
 _STATISTICS_TIMEOUT_S = 30.0
-
-
-class RequestRefused(ValueError):
-    """The engine does not accept the request: a prompt that is too long, an impossible sampling setting."""
 
 
 class PolicyClient:

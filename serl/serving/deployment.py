@@ -21,10 +21,11 @@ from serl.config import ExperimentConfig
 from serl.serving.autoscaling import OPEN_REQUESTS
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
-from serl.serving.messages import Answer, Answers, Request, Sampling, make_request
+from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.names import ServingNames
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import WeightVersion, find_weight_store
+from serl.types import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class PolicyReplica:
 def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:
     """Answers a batch of requests: the first steps of an engine are slow."""
     rollout = experiment.rollout
-    sampling = Sampling(rollout.temperature, rollout.top_p, 4, rollout.stop, None)
+    sampling = Sampling(rollout.temperature, 4, rollout.stop, None)
     requests = [make_request(number, [0] * 8, sampling) for number in range(8)]
     done = threading.Event()
     answers: list[Answer] = []

@@ -245,7 +245,6 @@ def _sampling_params(request: Request) -> Any:
 
     return SamplingParams(
         temperature=request.temperature,
-        top_p=request.top_p,
         max_tokens=request.max_tokens,
         seed=request.seed,
         stop=list(request.stop) or None,

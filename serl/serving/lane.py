@@ -18,7 +18,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serl.serving.messages import Answer, Request, Sampling, make_request
+from serl.serving.messages import Answer, Request, make_request
+from serl.types import Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from serl.types import Completion, VersionSpan
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample a response.
-
-    ``temperature`` 0 takes the likeliest token. ``stop`` ends a response once its text contains one of
-    the strings; the tokens of the string belong to the response. ``seed`` makes the request repeatable
-    under the same weights (None: the engine's own stream of random numbers).
-    """
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    stop: tuple[str, ...]
-    seed: int | None
+from serl.types import Completion, Sampling, VersionSpan
 
 
 class Request(NamedTuple):
@@ -30,7 +13,6 @@ class Request(NamedTuple):
     key: int
     prompt_ids: list[int]
     temperature: float
-    top_p: float
     max_tokens: int
     stop: tuple[str, ...]
     seed: int | None
@@ -64,7 +46,6 @@ def make_request(key: int, prompt_ids: list[int], sampling: Sampling) -> Request
         key,
         prompt_ids,
         sampling.temperature,
-        sampling.top_p,
         sampling.max_tokens,
         sampling.stop,
         sampling.seed,

@@ -16,8 +16,7 @@ from envs.base import EnvProvider, PromptParts, Task, TaskSet, TextEnv
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
-from serl.serving.client import Sampling
-from serl.types import Completion, RolloutRequest, Trajectory, VersionSpan
+from serl.types import Completion, RolloutRequest, Sampling, Trajectory, VersionSpan
 
 FORWARD = "<action>forward</action>"
 
@@ -140,7 +139,7 @@ class ScriptedClient:
         )
 
 
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=64, stop=("</action>",), seed=None)
+SAMPLING = Sampling(temperature=1.0, max_tokens=64, stop=("</action>",), seed=None)
 SETTINGS = EpisodeSettings(
     max_steps=5,
     history_length=2,

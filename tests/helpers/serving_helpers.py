@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
-from serl.serving.client import PolicyClient, Sampling
+from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.weights import WeightPublisher
-from serl.types import Completion
+from serl.types import Completion, Sampling
 
 T = TypeVar("T")
 State = dict[str, torch.Tensor]
@@ -28,7 +28,7 @@ CLOSE_ACTION = 257
 MAX_MODEL_LEN = 256
 PROMPT = list(range(40, 80))
 START_TIMEOUT_S = 300.0
-FREE = Sampling(temperature=1.0, top_p=1.0, max_tokens=12, stop=(), seed=None)
+FREE = Sampling(temperature=1.0, max_tokens=12, stop=(), seed=None)
 
 
 def make_policy(seed: int) -> LlamaForCausalLM:

@@ -2,31 +2,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import gymnasium
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rollout_helpers import ScriptedClient, assign, byte_tokenizer
 
-from serl.algorithm_config import SERLConfig
 from serl.config import EnvSection, ExperimentConfig, ModelSection, RolloutSection
 from serl.rollout.env_runner import SERLEnvRunner
+from serl.rollout.episode import Policy
+from serl.rollout.prompt import PromptEncoder
 from serl.types import Trajectory
 
 
-class ScriptedEnvRunner(SERLEnvRunner):
-    """The env runner with another client; "slow" members never get an answer."""
+class RunnerConfig(AlgorithmConfig):
+    """The least that an env runner is content with."""
 
-    def make_client(self) -> Any:
-        self.scripted = ScriptedClient(
-            self.encoder, delay=lambda session_id: 3600.0 if session_id.endswith("-9") else 0.01
-        )
-        return self.scripted
+    def __init__(self, experiment: ExperimentConfig, model_dir: str):
+        super().__init__()
+        text = gymnasium.spaces.Text(max_length=100)
+        self.environment(observation_space=text, action_space=text)
+        self.experiment, self.model_dir = experiment, model_dir
+        self.make_policy: Callable[[], Policy] | None = None
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Iterator[ScriptedEnvRunner]:
+def config(tmp_path: Path) -> RunnerConfig:
     byte_tokenizer().save_pretrained(tmp_path)
     experiment = ExperimentConfig(
         name="scripted",
@@ -34,13 +37,27 @@ def runner(tmp_path: Path) -> Iterator[ScriptedEnvRunner]:
         env=EnvSection(name="rollout_helpers:make_provider", max_steps=5),
         rollout=RolloutSection(max_concurrent_episodes=8, temperature=0.9, max_response_length=33),
     )
-    config = SERLConfig.from_experiment(experiment, model_dir=str(tmp_path), run_dir=str(tmp_path))
-    runner = ScriptedEnvRunner(config=config, worker_index=1)
+    return RunnerConfig(experiment, model_dir=str(tmp_path))
+
+
+@pytest.fixture
+def policy(config: RunnerConfig) -> ScriptedClient:
+    """Rollout 9 of a group never gets an answer."""
+    return ScriptedClient(
+        PromptEncoder.load(config.model_dir),
+        delay=lambda session_id: 3600.0 if session_id.endswith("-9") else 0.01,
+    )
+
+
+@pytest.fixture
+def runner(config: RunnerConfig, policy: ScriptedClient) -> Iterator[SERLEnvRunner]:
+    config.make_policy = lambda: policy
+    runner = SERLEnvRunner(config=config, worker_index=1)
     yield runner
     runner.stop()
 
 
-def finish(runner: ScriptedEnvRunner, num_trajectories: int) -> list[Trajectory]:
+def finish(runner: SERLEnvRunner, num_trajectories: int) -> list[Trajectory]:
     trajectories: list[Trajectory] = []
     deadline = time.monotonic() + 10.0
     while len(trajectories) < num_trajectories:
@@ -49,11 +66,11 @@ def finish(runner: ScriptedEnvRunner, num_trajectories: int) -> list[Trajectory]
     return trajectories
 
 
-def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: ScriptedEnvRunner):
+def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: SERLEnvRunner, policy: ScriptedClient):
     runner.assert_healthy()
     report = runner.exchange([assign(f"corridor {m + 1}", rollout_index=m) for m in range(4)], wait_s=0.0)
     assert (report.trajectories, report.num_unfinished) == ([], 4)
-    runner.scripted.retries = 3
+    policy.retries = 3
     first = runner.exchange([], wait_s=10.0)
     assert first.trajectories
     assert first.counters["request_retries"] == 3
@@ -62,18 +79,18 @@ def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: ScriptedEnv
     assert runner.exchange([], wait_s=0.0).counters["request_retries"] == 0
 
 
-def test_evaluation_is_sampled_at_its_own_temperature(runner: ScriptedEnvRunner):
+def test_evaluation_is_sampled_at_its_own_temperature(runner: SERLEnvRunner, policy: ScriptedClient):
     runner.exchange(
         [assign("corridor 1", rollout_index=0), assign("corridor 1", rollout_index=1, evaluation=True)],
         wait_s=0.0,
     )
     finish(runner, 2)
-    samplings = [sampling for _, sampling in runner.scripted.requests]
+    samplings = [sampling for _, sampling in policy.requests]
     assert [sampling.temperature for sampling in samplings] == [0.9, 0.4]
     assert {(sampling.max_tokens, sampling.stop) for sampling in samplings} == {(33, ("</action>",))}
 
 
-def test_abort_reports_every_request_that_had_not_finished(runner: ScriptedEnvRunner):
+def test_abort_reports_every_request_that_had_not_finished(runner: SERLEnvRunner):
     runner.exchange([assign(rollout_index=9), assign("corridor 1", rollout_index=0)], wait_s=0.0)
     finish(runner, 1)
     report = runner.abort()
@@ -83,7 +100,7 @@ def test_abort_reports_every_request_that_had_not_finished(runner: ScriptedEnvRu
     assert [t.rollout_index for t in finish(runner, 1)] == [1]
 
 
-def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: ScriptedEnvRunner):
+def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: SERLEnvRunner):
     runner.exchange([assign(rollout_index=9)], wait_s=0.0)
     runner.stop()
     runner.stop()
@@ -92,7 +109,7 @@ def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: 
         runner.assert_healthy()
 
 
-def test_rllib_finds_the_spaces_and_an_empty_state(runner: ScriptedEnvRunner):
+def test_rllib_finds_the_spaces_and_an_empty_state(runner: SERLEnvRunner):
     spaces = (runner.config.observation_space, runner.config.action_space)
     names = ("__env__", "__env_single__", "default_policy")
     assert runner.get_spaces() == {name: spaces for name in names}
@@ -101,6 +118,8 @@ def test_rllib_finds_the_spaces_and_an_empty_state(runner: ScriptedEnvRunner):
     assert runner.ping() == "pong"
 
 
-def test_an_env_runner_without_policy_deployment_says_so(runner: ScriptedEnvRunner):
+def test_an_env_runner_without_policy_deployment_says_so(config: RunnerConfig):
+    runner = SERLEnvRunner(config=config, worker_index=1)
     with pytest.raises(ValueError, match="start the policy deployment first"):
-        SERLEnvRunner.make_client(runner)
+        runner.exchange([assign()], wait_s=0.0)
+    runner.stop()

@@ -32,7 +32,7 @@ from serving_helpers import (
     wait_until,
 )
 
-from serl.serving.client import PolicyClient, RequestRefused
+from serl.serving.client import PolicyClient
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
@@ -40,7 +40,7 @@ from serl.serving.transfer import make_sender
 from serl.serving.transfer.shared_memory import release_folder, weights_folder
 from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
 from serl.serving.weights import WeightLoadError, WeightPublisher
-from serl.types import Completion
+from serl.types import Completion, RequestRefused
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,19 +18,17 @@ OVERRIDES = ["rollout.seeded_requests=true", "serving.max_num_batched_tokens=512
 CODE = """
 import json, queue
 from serl.config.load import load_experiment
-from serl.serving.client import Sampling
 from serl.serving.engine import EngineThread
 from serl.serving.engine_options import build_engine
 from serl.serving.messages import make_request
+from serl.types import Sampling
 
 experiment = load_experiment("experiments/quickstart.yaml", {overrides})
 answers = queue.Queue()
 engine = EngineThread(lambda: build_engine(experiment, "serl/policies/tiny_alfworld", 0), answers.put)
 engine.wait_until_built(120.0)
 requests = [
-    make_request(
-        key, [30 + key] + list(range(50, 150)), Sampling(1.0, 1.0, 8, ("</action>",), seed=key)
-    )
+    make_request(key, [30 + key] + list(range(50, 150)), Sampling(1.0, 8, ("</action>",), seed=key))
     for key in range(40)
 ]
 found = []

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from serl.serving.lane import Lane
-from serl.serving.messages import Answers, Request, Sampling
+from serl.serving.messages import Answers, Request
+from serl.types import Sampling
 
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=4, stop=(), seed=None)
+SAMPLING = Sampling(temperature=1.0, max_tokens=4, stop=(), seed=None)
 
 
 class SilentHandle:

@@ -24,8 +24,7 @@ from envs.base import Task
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.episode import EpisodeSettings, request_seed, run_episode
 from serl.rollout.prompt import PromptEncoder
-from serl.serving.client import RequestRefused
-from serl.types import Trajectory, VersionSpan
+from serl.types import RequestRefused, Trajectory, VersionSpan
 
 
 @pytest.fixture(scope="module")

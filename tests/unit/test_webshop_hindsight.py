@@ -24,8 +24,7 @@ from serl.hindsight.modes import MODES, hindsight_mode
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
-from serl.serving.client import Sampling
-from serl.types import Completion, RolloutRequest, Trajectory, VersionSpan
+from serl.types import Completion, RolloutRequest, Sampling, Trajectory, VersionSpan
 
 OPTIONS = EvidenceOptions(
     trajectory_format="observation_action",
@@ -40,6 +39,8 @@ SCORE_LINE = "Your score (min 0.0, max 1.0): "
 
 class Script:
     """A policy that takes ``actions`` one after the other."""
+
+    retries = 0
 
     def __init__(self, encoder: PromptEncoder, actions: Sequence[str]):
         self._encoder, self._actions = encoder, iter(actions)
@@ -60,7 +61,7 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
         invalid_action_penalty=0.1,
         max_prompt_length=8192,
         request_timeout_s=5.0,
-        sampling=Sampling(max_tokens=512, temperature=1.0, top_p=1.0, stop=("</action>",), seed=None),
+        sampling=Sampling(max_tokens=512, temperature=1.0, stop=("</action>",), seed=None),
         seeded_requests=False,
     )
     with ThreadPoolExecutor(1) as executor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections import Counter
@@ -17,6 +18,7 @@ from serl.algorithm_config import SERLConfig
 from serl.buffer.task_sampler import TaskSampler
 from serl.config import ExperimentConfig
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
 from serl.types import Trajectory, TrajectoryGroup
@@ -74,7 +76,7 @@ class Player:
         self, experiment: ExperimentConfig, model_dir: Path, run_dir: Path, names: ServingNames
     ) -> None:
         config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
-        config.serving_names = names
+        config.make_policy = functools.partial(PolicyClient, names)
         self._capacity = experiment.rollout.num_env_runners * experiment.rollout.max_concurrent_episodes
         self._runners = EnvRunnerGroup(config=config, local_env_runner=False)
         self._pool = EnvRunnerPool(self._runners, experiment.rollout.max_concurrent_episodes)
