@@ -1,0 +1,302 @@
+"""What every metric of a run means: the names in `metrics.jsonl`, on TensorBoard and, some, on the console.
+
+``METRICS.md`` is written from this table, and tests check it against what runs write. A part in angle
+brackets stands for a name that depends on the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MetricGroup:
+    """The metrics ``FIRST_PART/name``: what they are about, and what each of them means."""
+
+    title: str
+    meanings: Mapping[str, str]
+
+
+GROUPS: Mapping[str, MetricGroup] = {
+    "rollout": MetricGroup(
+        "what was played for the batch",
+        {
+            "success": "Share of the batch's trajectories that solved their task.",
+            "return": "Mean sum of a trajectory's rewards, without penalties.",
+            "episode_steps": "Mean number of environment steps of a trajectory.",
+            "invalid_action_rate": "Share of steps whose response states no action or an inadmissible one.",
+            "no_action_rate": "Share of steps whose response states no action.",
+            "prompt_tokens": "Mean prompt tokens of a step.",
+            "response_tokens": "Mean sampled tokens of a step.",
+            "truncated_response_rate": "Share of responses that ended at `rollout.max_response_length`.",
+            "action_token_share": "Share of the sampled tokens that are part of an action.",
+            "prefix_cache_hit_rate": "Share of prompt tokens that the engine had in its prefix cache.",
+            "zero_variance_groups": "Share of the groups whose trajectories all have the same reward.",
+            "end_<reason>": "Share of trajectories that ended as `success`, `failure`, `truncated` (by the "
+            "environment), `max_steps` or `prompt_too_long`.",
+            "success_by_task_type/<task_type>": "Share of the trajectories of this kind of task that solved "
+            "it.",
+        },
+    ),
+    "batch": MetricGroup(
+        "how much of it there is",
+        {
+            "groups": "Groups of the batch.",
+            "steps": "Environment steps of the batch.",
+            "tokens": "Prompt and response tokens of the batch.",
+        },
+    ),
+    "staleness": MetricGroup(
+        "how old it is",
+        {
+            "mean": "Mean over trajectories of the updates between the oldest weights that sampled one and "
+            "those that it trains.",
+            "max": "The greatest of these, in updates; never more than `training.max_staleness`.",
+        },
+    ),
+    "episode": MetricGroup(
+        "what its environment reports",
+        {
+            "generation_seconds": "Mean seconds that an episode waited for the policy.",
+            "dropped_history_turns": "Mean turns of history that were left out of an episode's prompts to "
+            "make them fit.",
+            "<metric>": "Mean over episodes of a metric that the environment reports, such as `task_score`.",
+        },
+    ),
+    "buffer": MetricGroup(
+        "groups on their way to the learners",
+        {
+            "groups_ready": "Complete groups waiting in the buffer.",
+            "groups_in_flight": "Groups of which trajectories are missing.",
+            "trajectories_in_flight": "Trajectories missing in these.",
+            "groups_admitted": "Groups begun since the run began.",
+            "groups_taken": "Groups given to the learners since the run began.",
+            "groups_discarded_zero_variance": "Groups removed by `training.filter_groups` since the run "
+            "began.",
+            "groups_discarded_stale": "Groups removed since the run began because they had become too old; "
+            "their tasks are played again.",
+            "groups_discarded_failed": "Groups removed since the run began because a rollout failed too "
+            "often.",
+            "zero_variance_groups_kept": "Zero-variance groups since the run began that were trained on "
+            "because `training.max_filtered_groups_per_batch` was reached.",
+            "trajectories_added": "Trajectories that arrived since the run began.",
+            "trajectories_late": "Trajectories since the run began whose group had left the buffer.",
+            "trajectories_duplicate": "Trajectories since the run began that were there already.",
+            "failures_<reason>": "Failed rollouts since the run began, by reason (see "
+            "`runners/failed_<reason>`).",
+            "retries": "Rollouts since the run began that were started again after a failure.",
+            "staleness_mean": "Mean over the batch's groups of their age in updates.",
+            "staleness_max": "The age in updates of the batch's oldest group.",
+            "filtered_groups": "Groups removed by `training.filter_groups` between this batch and the one "
+            "before.",
+            "filtered_mean_steps": "Mean steps of the trajectories of these groups.",
+            "kept_mean_steps": "Mean steps of the trajectories of the groups that are trained.",
+        },
+    ),
+    "learner": MetricGroup(
+        "advantages, teacher and update",
+        {
+            "num_groups": "Groups of the batch.",
+            "num_zero_variance_groups": "Groups of the batch whose rows all have the same reward.",
+            "num_rows": "Rows of the batch: one for each environment step.",
+            "num_rows_with_advantage": "Rows whose advantage is not 0.",
+            "advantage_mean": "Mean advantage of all rows.",
+            "advantage_std": "Standard deviation of the rows' advantages.",
+            "positive_fraction": "Share of rows with a positive advantage.",
+            "gigpo_anchor_size_mean": "With `gigpo`, mean number of steps of a group that share an "
+            "observation.",
+            "gigpo_anchor_size_max": "With `gigpo`, the most steps of a group that share an observation.",
+            "gigpo_anchor_alone_share": "With `gigpo`, share of steps whose observation no other step has.",
+            "num_rows_without_action": "Rows with an advantage but without an action token, which get no "
+            "context.",
+            "num_teacher_prompts": "Rows that the teacher reads with evidence.",
+            "num_contexts_shortened": "Contexts that lost quoted steps to fit "
+            "`hindsight.max_context_length`.",
+            "num_context_steps_left_out": "Quoted steps that these lost.",
+            "num_contexts_too_long": "Contexts that were too long even so, and were left out.",
+            "evidence_share/any": "Share of rows with an advantage for which there is evidence.",
+            "evidence_share/<source>": "Share of rows with an advantage for which this source has evidence.",
+            "evidence_anchor_size_mean": "With `granularity: anchor`, mean number of steps that share an "
+            "observation.",
+            "evidence_anchor_size_max": "With `granularity: anchor`, the most steps that share an "
+            "observation.",
+            "evidence_anchor_alone_share": "With `granularity: anchor`, share of steps whose observation no "
+            "other step has.",
+            "loss": "The loss, mean over minibatches.",
+            "lr": "The learning rate of this update.",
+            "grad_norm": "Global gradient norm before clipping, mean over optimizer steps.",
+            "entropy": "Mean entropy of the policy over trained tokens, in nats.",
+            "clip_fraction": "Share of trained tokens whose loss the ratio's clipping raised.",
+            "dual_clip_fraction": "Share of trained tokens whose loss `dual_clip` bounds.",
+            "ratio_mean": "Mean ratio of new to old probability over trained tokens.",
+            "approx_kl": "Mean of ratio − 1 − log ratio over trained tokens, in nats: estimates KL(old ‖ "
+            "new).",
+            "approx_kl_k1": "Mean of −log ratio over trained tokens, in nats: another estimate of the same.",
+            "reference_kl": "Mean KL to the policy that the run began with, in nats, where "
+            "`loss.kl_coefficient` is positive.",
+            "importance_weight_mean": "Mean truncated importance weight of trained tokens.",
+            "importance_capped_fraction": "Share of trained tokens whose importance weight was truncated.",
+            "behaviour_kl": "Mean of −log importance ratio, in nats: estimates KL(sampler ‖ policy before "
+            "the update).",
+            "num_optimizer_steps": "Optimizer steps of the update.",
+            "num_skipped_optimizer_steps": "Optimizer steps skipped because gradients were not finite.",
+            "num_trained_tokens": "Prompt and response tokens of trained rows, once for each epoch.",
+            "learner_tokens_per_s": "These over the seconds of forward, backward and optimizer.",
+            "train_inference_mismatch": "Mean |sampler's − learner's log-prob| of response tokens before the "
+            "update, in nats.",
+            "train_inference_mismatch_on_policy": "The same over tokens that the newest weights sampled: "
+            "near 0 if weights land and both engines agree.",
+            "train_inference_mismatch_on_policy_max": "The greatest of these, in nats.",
+            "effective_lambda": "λ of this update: how much of an advantage the teacher's weight may change.",
+            "teacher_weight_mean": "Mean weight of weighted tokens.",
+            "teacher_clipped_fraction": "Share of weighted tokens whose weight is at a bound of "
+            "`weight_clip`.",
+            "teacher_num_selected_tokens": "Weighted tokens: action tokens of rows that the teacher read.",
+            "teacher_<sign>_weight_mean": "Mean weight of weighted tokens with a `positive` or `negative` "
+            "advantage.",
+            "teacher_<sign>_weight_min": "The least weight of these.",
+            "teacher_<sign>_weight_max": "The greatest weight of these.",
+            "teacher_<sign>_clipped_fraction": "Share of these whose weight is at a bound.",
+            "teacher_<sign>_num_selected_tokens": "How many these are.",
+            "teacher_log_ratio_mean": "Mean Δ of weighted tokens, in nats: log-prob by the teacher with "
+            "context − by the baseline, before centring.",
+            "teacher_abs_log_ratio_mean": "Mean |Δ| of weighted tokens, in nats.",
+            "teacher_abs_log_ratio/<source>": "Mean |Δ| of the weighted tokens whose context has evidence of "
+            "this source, in nats.",
+            "teacher_context_effect": "Mean of log-prob by the teacher with context − without it, over "
+            "compared tokens, in nats.",
+            "teacher_abs_context_effect": "Mean size of the same, in nats.",
+            "teacher_log_ratio_without_context": "Mean of log-prob by the teacher without context − by the "
+            "student, over compared tokens, in nats: how far the two have drifted apart.",
+            "teacher_abs_log_ratio_without_context": "Mean size of the same, in nats.",
+            "teacher_num_compared_tokens": "Weighted tokens that the teacher also scored without context.",
+            "num_teacher_tokens": "Prompt and response tokens that the teacher read, once for each time.",
+            "teacher_tokens_per_s": "These over the teacher's seconds.",
+            "seconds_update": "Seconds of the whole update.",
+            "seconds_teacher": "Seconds of the teacher's forward passes.",
+            "seconds_proximal": "Seconds of the policy's log-probs before the update, where "
+            "`loss.truncated_importance_sampling_cap` is set.",
+            "seconds_reference": "Seconds of the log-probs of the policy that the run began with.",
+            "seconds_forward_backward": "Seconds of forward and backward passes.",
+            "seconds_optimizer": "Seconds of clipping and optimizer steps.",
+        },
+    ),
+    "broadcast": MetricGroup(
+        "new weights on their way to the engines",
+        {
+            "seconds_transport": "Seconds until the new weights could be loaded.",
+            "seconds_load": "Seconds that the slowest replica took to load them.",
+            "seconds_paused": "Seconds that the slowest replica sampled nothing for it.",
+            "num_bytes": "Size of the weights in bytes.",
+            "num_replicas": "Replicas that serve the new weights.",
+        },
+    ),
+    "weights_seq_no": MetricGroup(
+        "the clock",
+        {
+            "": "Updates so far; the version of the weights that are served after this iteration.",
+        },
+    ),
+    "judge": MetricGroup(
+        "the judge's answers, where there is one",
+        {
+            "requests": "Trajectories that the judge was asked about in this iteration.",
+            "answers": "Usable answers.",
+            "cached": "Answers that were in `judge/answers.jsonl` already.",
+            "fallback_answers": "Usable answers of `hindsight.judge.fallback_model`.",
+            "retries": "Requests repeated after a failure.",
+            "failed_<reason>": "Trajectories without a usable answer, by reason.",
+            "given_up": "Trajectories asked about that are needed no more.",
+            "pending": "Trajectories asked about and not answered yet.",
+            "waited_s": "Seconds that the batch waited for answers.",
+            "latency_mean_s": "Mean seconds to an answer or failure, cached ones left out.",
+            "latency_max_s": "The longest of these, in seconds.",
+        },
+    ),
+    "throughput": MetricGroup(
+        "speed",
+        {
+            "env_steps_per_s": "Environment steps a second, of all episodes played meanwhile.",
+            "response_tokens_per_s": "Sampled tokens a second.",
+            "prompt_tokens_per_s": "Prompt tokens a second, cached ones included.",
+        },
+    ),
+    "time": MetricGroup(
+        "where the time went",
+        {
+            "iteration_s": "Seconds of the iteration.",
+            "wait_for_batch_s": "Seconds of it until the batch was there.",
+        },
+    ),
+    "runners": MetricGroup(
+        "what the env runners counted in the iteration",
+        {
+            "episodes_started": "Episodes begun.",
+            "episodes_finished": "Episodes ended.",
+            "env_steps": "Environment steps.",
+            "invalid_actions": "Steps whose response states no action or an inadmissible one.",
+            "prompt_tokens": "Prompt tokens sent to the policy.",
+            "cached_prompt_tokens": "Prompt tokens of these that the engine had cached.",
+            "response_tokens": "Tokens sampled.",
+            "dropped_history_turns": "Turns of history left out of prompts to make them fit.",
+            "request_retries": "Requests to the policy that were repeated.",
+            "environment_seconds": "Seconds inside environments, added up over episodes that run at the same "
+            "time.",
+            "generation_seconds": "Seconds waiting for the policy, added up in the same way.",
+            "env_runners_died": "Env runners that died.",
+            "failed_<reason>": "Rollouts that failed in this iteration: `environment_error`, "
+            "`environment_timeout`, `policy_unavailable`, `request_refused`, `aborted` or `env_runner_died`.",
+        },
+    ),
+    "total": MetricGroup(
+        "the same since the run began",
+        {
+            "<counter>": "Sum of `runners/<counter>` since the run began, resumed parts and evaluations "
+            "included.",
+        },
+    ),
+    "records": MetricGroup(
+        "trajectories recorded",
+        {
+            "trajectories_written": "Trajectories of this iteration written to `trajectories.jsonl`.",
+            "trajectories_left_out": "Trajectories not written because the file is full.",
+            "trajectories_mib": "Size of the file in MiB.",
+        },
+    ),
+    "evaluation": MetricGroup(
+        "held-out tasks",
+        {
+            "success": "Share of the evaluation's tasks that were solved; those without an episode count as "
+            "not.",
+            "success_low": "Lower bound of its 95 % Wilson interval.",
+            "success_high": "Upper bound of its 95 % Wilson interval.",
+            "success_by_task_type/<task_type>": "Share of the episodes of this kind of task that solved it.",
+            "tasks": "Tasks of the evaluation.",
+            "unfinished": "Tasks that gave no episode.",
+            "mean_steps": "Mean environment steps of an episode.",
+            "invalid_action_rate": "Share of steps whose response states no action or an inadmissible one.",
+            "seconds": "Seconds that the evaluation took.",
+            "<metric>": "Mean over episodes of a metric that the environment reports, such as `task_score`.",
+        },
+    ),
+}
+
+METRICS: Mapping[str, str] = {
+    f"{first}/{name}" if name else first: meaning
+    for first, group in GROUPS.items()
+    for name, meaning in group.meanings.items()
+}
+
+
+def undescribed(names: Iterable[str]) -> list[str]:
+    """Those of the metric ``names`` that the table lacks."""
+    return sorted(name for name in set(names) if not _DESCRIBED.fullmatch(name))
+
+
+def _pattern(name: str) -> str:
+    return "".join(".+" if part.startswith("<") else re.escape(part) for part in re.split(r"(<[^>]+>)", name))
+
+
+_DESCRIBED = re.compile("|".join(_pattern(name) for name in METRICS))
