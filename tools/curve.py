@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 
 from serl.evaluation import EvaluationResult
-from serl.run.train import read_evaluations
+from serl.run.evaluations import read_evaluations
+from serl.run.metrics_writer import METRICS
 
 _WINDOW = 5
 
 
 def training_success(run_dir: Path) -> tuple[list[int], list[float]]:
     """Iterations and success rates of the training episodes; raises FileNotFoundError without metrics."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
     trained = [row for row in rows if "rollout/success" in row]
     return [row["iteration"] for row in trained], [row["rollout/success"] for row in trained]
 
@@ -34,7 +35,7 @@ def draw(
     name: str,
     iterations: list[int],
     success: list[float],
-    evaluations: list[tuple[int, EvaluationResult]],
+    evaluations: list[EvaluationResult],
     picture: Path,
 ) -> None:
     """Writes ``picture`` in the format that its name ends with."""
@@ -53,10 +54,10 @@ def draw(
         color="#2f6690",
         label=f"training episodes, mean of {_WINDOW} iterations",
     )
-    for index, (iteration, evaluation) in enumerate(evaluations):
+    for index, evaluation in enumerate(evaluations):
         overall = evaluation.overall
         axes.errorbar(
-            iteration,
+            evaluation.weights_seq_no,
             overall.rate,
             yerr=[[overall.rate - overall.low], [overall.high - overall.rate]],
             fmt="D",

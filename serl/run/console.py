@@ -91,7 +91,7 @@ class Console:
             f"({result.seconds:.1f} s)"
         )
 
-    def summary(self, evaluations: Sequence[tuple[int, EvaluationResult]]) -> None:
+    def summary(self, evaluations: Sequence[EvaluationResult]) -> None:
         """The table of the first and the last evaluation; nothing without two."""
         if len(evaluations) >= 2:
             self.note(summary_table(evaluations[0], evaluations[-1]))
@@ -110,10 +110,9 @@ def rate_text(success: SuccessRate) -> str:
     return f"{success.rate:.2f} [{success.low:.2f}, {success.high:.2f}] of {success.count}"
 
 
-def summary_table(before: tuple[int, EvaluationResult], after: tuple[int, EvaluationResult]) -> str:
+def summary_table(first: EvaluationResult, last: EvaluationResult) -> str:
     """Success before and after, over all tasks and by task type, with 95 % intervals."""
-    (first_iteration, first), (last_iteration, last) = before, after
-    header = ("success [95 %]", f"iteration {first_iteration}", f"iteration {last_iteration}", "")
+    header = ("success [95 %]", f"iteration {first.weights_seq_no}", f"iteration {last.weights_seq_no}", "")
     rows = [header, ("all", rate_text(first.overall), rate_text(last.overall), _verdict(first, last))]
     for task_type in sorted({*first.by_task_type, *last.by_task_type}):
         cells = [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -18,18 +17,17 @@ from ray import serve
 from serl.algorithm import SERL, TrainingInterrupted
 from serl.algorithm_config import SERLConfig
 from serl.config import ExperimentConfig
-from serl.evaluation import EvaluationResult, SuccessRate
+from serl.evaluation import EvaluationResult
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
+from serl.run.evaluations import append_evaluation, read_evaluations
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
-
-EVALUATIONS = "evaluations.jsonl"
 
 
 @contextmanager
@@ -92,7 +90,7 @@ def train(
     resume: Path | None = None,
     address: str | None = None,
 ) -> bool:
-    """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to go on from.
+    """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to resume from.
 
     Returns False if ``stop`` was set before the end; a checkpoint has been written then.
     """
@@ -100,7 +98,7 @@ def train(
     with running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm:
         if resume is not None:
             algorithm.load_checkpoint(str(resume))
-        run_dir.metrics.start(algorithm.iteration)
+        run_dir.metrics.start(algorithm.weights_seq_no)
         records = TrajectoryWriter(
             run_dir.path,
             PromptEncoder.load(str(model_dir)).tokenizer,
@@ -118,11 +116,12 @@ def evaluate_checkpoint(
     address: str | None = None,
 ) -> EvaluationResult:
     """Plays the evaluation with the policy of ``checkpoint`` and trains nothing."""
-    state = read_algorithm_state(checkpoint)
+    trained_at = read_algorithm_state(checkpoint)["weights_seq_no"]
     with running_algorithm(experiment, checkpoint / "policy", run_dir, console, stop, address) as algorithm:
-        result = algorithm.run_evaluation()
-    console.evaluation(f"checkpoint of iteration {state['iteration']}", result)
-    append_evaluation(run_dir, state["iteration"], result)
+        # Served as the start of a run of its own, the policy counts its updates anew.
+        result = replace(algorithm.run_evaluation(), weights_seq_no=trained_at)
+    console.evaluation(f"checkpoint of iteration {trained_at}", result)
+    append_evaluation(run_dir.path, result)
     return result
 
 
@@ -142,35 +141,28 @@ class _Run:
         self.console = console
         self.algorithm = algorithm
         self.records = records
-        self.saved_iteration = algorithm.iteration if algorithm.iteration else -1
+        self.saved_iteration = self.iteration if self.iteration else -1
+
+    @property
+    def iteration(self) -> int:
+        return self.algorithm.weights_seq_no
 
     @property
     def finished(self) -> bool:
-        return self.algorithm.iteration >= self.experiment.training.num_iterations
+        return self.iteration >= self.experiment.training.num_iterations
 
     def iterate(self) -> bool:
-        settings = self.experiment
+        evaluation = self.experiment.evaluation
         try:
-            if self.algorithm.iteration == 0 and settings.evaluation.at_start:
+            if self.iteration == 0 and evaluation.at_start:
                 self.evaluate()
             while not self.finished:
-                self.algorithm.train()
-                iteration = self.algorithm.iteration
-                metrics = self.algorithm.iteration_metrics | self.record()
-                self.run_dir.metrics.write(iteration, metrics)
-                self.console.iteration(
-                    iteration, settings.training.num_iterations, self.algorithm.iteration_metrics
-                )
-                last = iteration == settings.training.num_iterations
-                if (
-                    settings.evaluation.interval
-                    and iteration % settings.evaluation.interval == 0
-                    and not last
-                ):
+                self.train_once()
+                if _is_due(evaluation.interval, self.iteration) and not self.finished:
                     self.evaluate()
-                if _is_due(settings.checkpoint.interval, iteration):
+                if _is_due(self.experiment.checkpoint.interval, self.iteration):
                     self.save()
-            if settings.evaluation.at_end:
+            if evaluation.at_end:
                 self.evaluate()
             self.save()
         except TrainingInterrupted as interruption:
@@ -180,57 +172,44 @@ class _Run:
         self.console.summary(read_evaluations(self.run_dir.path))
         return True
 
+    def train_once(self) -> None:
+        self.algorithm.train()
+        metrics = self.algorithm.iteration_metrics
+        self.run_dir.metrics.write(self.iteration, metrics | self.record())
+        self.console.iteration(self.iteration, self.experiment.training.num_iterations, metrics)
+
     def record(self) -> dict[str, float]:
         """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""
         was_full = self.records.full
-        algorithm, limit = self.algorithm, self.experiment.logging.max_trajectories_mib
         metrics = self.records.write(
-            algorithm.iteration, algorithm.last_recorded, algorithm.last_teacher_records
+            self.iteration, self.algorithm.last_recorded, self.algorithm.last_teacher_records
         )
         if self.records.full and not was_full:
+            limit = self.experiment.logging.max_trajectories_mib
             self.console.note(
                 f"{TRAJECTORIES} is full (logging.max_trajectories_mib = {limit:g}): trajectories from "
-                f"iteration {algorithm.iteration} on are counted, not recorded"
+                f"iteration {self.iteration} on are counted, not recorded"
             )
         return metrics
 
     def evaluate(self) -> None:
         result = self.algorithm.run_evaluation()
-        append_evaluation(self.run_dir, self.algorithm.iteration, result)
-        self.run_dir.metrics.write(self.algorithm.iteration, result.metrics())
-        self.console.evaluation(f"iteration {self.algorithm.iteration}", result)
+        append_evaluation(self.run_dir.path, result)
+        self.run_dir.metrics.write(self.iteration, result.metrics())
+        self.console.evaluation(f"iteration {self.iteration}", result)
 
     def save(self) -> None:
         """Saves what this iteration has not saved yet, beside its final name, then renames it."""
-        iteration = self.algorithm.iteration
-        if iteration == self.saved_iteration:
+        if self.iteration == self.saved_iteration:
             return
-        target = checkpoint_path(self.run_dir.path / "checkpoints", iteration)
+        target = checkpoint_path(self.run_dir.path / "checkpoints", self.iteration)
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         self.algorithm.save_checkpoint(str(partial))
         partial.rename(target)
         remove_old_checkpoints(target.parent, self.experiment.checkpoint.keep)
-        self.saved_iteration = iteration
+        self.saved_iteration = self.iteration
 
 
 def _is_due(interval: int, iteration: int) -> bool:
     return interval > 0 and iteration % interval == 0
-
-
-def append_evaluation(run_dir: RunDir, iteration: int, result: EvaluationResult) -> None:
-    with (run_dir.path / EVALUATIONS).open("a") as file:
-        file.write(json.dumps({"iteration": iteration, **asdict(result)}) + "\n")
-
-
-def read_evaluations(run_dir: Path) -> list[tuple[int, EvaluationResult]]:
-    """All evaluations of a run as ``(iteration, result)``, in the order they were played."""
-    path = run_dir / EVALUATIONS
-    evaluations = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row = json.loads(line)
-        iteration = row.pop("iteration")
-        row["overall"] = SuccessRate(**row["overall"])
-        row["by_task_type"] = {name: SuccessRate(**rate) for name, rate in row["by_task_type"].items()}
-        evaluations.append((iteration, EvaluationResult(**row)))
-    return evaluations

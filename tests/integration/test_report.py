@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from serl.evaluation import EvaluationResult, wilson_interval
+from serl.run.evaluations import append_evaluation
 from tools.report.__main__ import main
 from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
@@ -62,10 +62,10 @@ ROW = {
 }
 
 
-def evaluation(outcomes: list[int]) -> dict[str, object]:
+def evaluation(iteration: int, outcomes: list[int]) -> EvaluationResult:
     rate = wilson_interval(sum(outcomes), len(outcomes))
     games = {f"game{index}": bool(won) for index, won in enumerate(outcomes)}
-    return asdict(EvaluationResult(0, rate, {"find": rate, "heat": rate}, 5.0, 0.1, 0, 1.0, games))
+    return EvaluationResult(iteration, rate, {"find": rate, "heat": rate}, 5.0, 0.1, 0, 1.0, games)
 
 
 def write_run(
@@ -83,10 +83,9 @@ def write_run(
     rows = [{"iteration": 0, "evaluation/success": 0.5}]
     rows += [ROW | teacher | {"iteration": at} for at in range(1, updates + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluations = [{"iteration": 0, **evaluation(first)}, {"iteration": 2, **evaluation(last)}][
-        : 2 if updates == 2 else 1
-    ]
-    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
+    append_evaluation(folder, evaluation(0, first))
+    if updates == 2:
+        append_evaluation(folder, evaluation(2, last))
     return folder
 
 
@@ -163,7 +162,7 @@ def test_an_evaluation_without_outcomes_is_not_compared(sweep: Path):
     assert "No two arms share a seed" in (sweep / "report" / "report.md").read_text()
 
 
-def test_what_a_evaluation_had_cost_counts_the_updates_before_it(sweep: Path):
+def test_what_an_evaluation_had_cost_counts_the_updates_before_it(sweep: Path):
     first, last = progress(read_sweep(sweep).of("grpo")[0])
     assert (first.iteration, first.env_steps, first.hours, first.success) == (0, 0.0, 0.0, 0.25)
     assert (last.iteration, last.env_steps, last.success) == (2, 200.0, 0.5)

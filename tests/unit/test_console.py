@@ -18,9 +18,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def evaluation(successes: int, count: int, by_task_type: dict[str, tuple[int, int]]) -> EvaluationResult:
+def evaluation(
+    iteration: int, successes: int, count: int, by_task_type: dict[str, tuple[int, int]]
+) -> EvaluationResult:
     return EvaluationResult(
-        weights_seq_no=0,
+        weights_seq_no=iteration,
         overall=wilson_interval(successes, count),
         by_task_type={name: wilson_interval(*rate) for name, rate in by_task_type.items()},
         mean_steps=7.25,
@@ -77,27 +79,27 @@ def test_an_iteration_is_one_line_with_the_metrics_it_has():
 
 def test_an_evaluation_is_one_line_with_its_interval():
     stream = io.StringIO()
-    Console(progress_bar=True, stream=stream).evaluation("iteration 3", evaluation(64, 128, {}))
+    Console(progress_bar=True, stream=stream).evaluation("iteration 3", evaluation(3, 64, 128, {}))
     line = "evaluation, iteration 3: success 0.50 [0.41, 0.59] of 128, 7.2 steps, invalid 0.12 (3.0 s)\n"
     assert stream.getvalue() == line
 
 
 def test_the_summary_compares_first_and_last_evaluation_by_task_type():
-    before = evaluation(38, 128, {"look": (1, 10), "pick": (5, 20)})
-    after = evaluation(77, 128, {"pick": (12, 20)})
-    assert summary_table((0, before), (40, after)).splitlines() == [
+    before = evaluation(0, 38, 128, {"look": (1, 10), "pick": (5, 20)})
+    after = evaluation(40, 77, 128, {"pick": (12, 20)})
+    assert summary_table(before, after).splitlines() == [
         "success [95 %]  iteration 0               iteration 40",
         "all             0.30 [0.22, 0.38] of 128  0.60 [0.51, 0.68] of 128  higher, intervals apart",
         "look            0.10 [0.02, 0.40] of 10   -",
         "pick            0.25 [0.11, 0.47] of 20   0.60 [0.39, 0.78] of 20",
     ]
-    assert "lower, intervals apart" in summary_table((0, after), (40, before))
-    assert "intervals overlap" in summary_table((0, before), (40, before))
+    assert "lower, intervals apart" in summary_table(after, before)
+    assert "intervals overlap" in summary_table(before, before)
 
 
 def test_a_single_evaluation_has_no_summary():
     stream = io.StringIO()
-    Console(progress_bar=True, stream=stream).summary([(0, evaluation(1, 2, {}))])
+    Console(progress_bar=True, stream=stream).summary([evaluation(0, 1, 2, {})])
     assert stream.getvalue() == ""
 
 

@@ -20,7 +20,7 @@ from serl.run.checkpoint import (
     remove_old_checkpoints,
     write_algorithm_state,
 )
-from serl.run.train import read_evaluations
+from serl.run.evaluations import append_evaluation, read_evaluations, rename_former_file
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 from tools.curve import moving_mean
 
@@ -84,10 +84,36 @@ def test_a_task_without_an_episode_counts_as_a_failure_of_the_evaluation() -> No
 
 def test_evaluations_read_back_as_written_and_those_of_older_runs_without_outcomes(tmp_path: Path) -> None:
     result = evaluation_result([_trajectory(0, [_step(3)], True)], num_tasks=1, weights_seq_no=3, seconds=2.0)
-    row = {"iteration": 3, **asdict(result)}
-    older = {name: value for name, value in row.items() if name != "outcomes"}
-    (tmp_path / "evaluations.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(older)}\n")
-    assert read_evaluations(tmp_path) == [(3, result), (3, replace(result, outcomes={}))]
+    append_evaluation(tmp_path, result)
+    file = tmp_path / "evaluations.jsonl"
+    older = json.loads(file.read_text())
+    assert older["iteration"] == 3
+    del older["outcomes"]
+    with file.open("a") as opened:
+        opened.write(json.dumps(older) + "\n")
+    assert read_evaluations(tmp_path) == [result, replace(result, outcomes={})]
+
+
+def test_evaluations_of_a_run_by_serl_0_1_are_read_and_followed_by_new_ones_under_the_present_name(
+    tmp_path: Path,
+) -> None:
+    result = evaluation_result([_trajectory(0, [_step(3)], True)], num_tasks=1, weights_seq_no=3, seconds=2.0)
+    # It wrote both counts; of a checkpoint that was only evaluated, "iteration" alone told its updates.
+    line = json.dumps({"iteration": 3, **asdict(replace(result, weights_seq_no=0))})
+    (tmp_path / "panels.jsonl").write_text(line + "\n")
+    assert read_evaluations(tmp_path) == [result]
+    rename_former_file(tmp_path)
+    later = replace(result, weights_seq_no=4)
+    append_evaluation(tmp_path, later)
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluations.jsonl"]
+    assert read_evaluations(tmp_path) == [result, later]
+    rename_former_file(tmp_path)
+    assert read_evaluations(tmp_path) == [result, later]
+
+
+def test_a_run_without_evaluations_has_none(tmp_path: Path) -> None:
+    rename_former_file(tmp_path)
+    assert read_evaluations(tmp_path) == [] and list(tmp_path.iterdir()) == []
 
 
 def test_an_evaluation_tells_the_environments_own_metrics_and_not_those_of_the_rollout() -> None:

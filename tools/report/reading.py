@@ -11,9 +11,20 @@ from typing import Any
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.evaluation import EvaluationResult
+from serl.run.evaluations import read_evaluations
+from serl.run.metrics_writer import METRICS
 from serl.run.run_dir import CONFIG
-from serl.run.train import read_evaluations
 from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, run_dirs
+
+# What SERL 0.1 called the metrics that a report shows.
+_FORMER_NAMES = {
+    "learner/sampler_logprob_gap": "learner/train_inference_mismatch",
+    "learner/sampler_logprob_gap_fresh": "learner/train_inference_mismatch_on_policy",
+    "learner/teacher_abs_delta_mean": "learner/teacher_abs_log_ratio_mean",
+    "learner/teacher_delta_mean": "learner/teacher_log_ratio_mean",
+    "learner/teacher_drift": "learner/teacher_log_ratio_without_context",
+    "learner/teacher_feedback_effect": "learner/teacher_context_effect",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +36,11 @@ class Run:
     experiment: ExperimentConfig
     versions: dict[str, Any]
     rows: list[dict[str, Any]]
-    evaluations: list[tuple[int, EvaluationResult]]
+    evaluations: list[EvaluationResult]
 
     @property
     def final_evaluation(self) -> EvaluationResult | None:
-        return self.evaluations[-1][1] if self.evaluations else None
+        return self.evaluations[-1] if self.evaluations else None
 
     def values(self, name: str) -> list[tuple[int, float]]:
         """``(iteration, value)`` of the metric ``name`` wherever it is a number."""
@@ -105,7 +116,7 @@ def _read_run(arm: str, seed: int, run_dir: Path) -> Run:
         seed=seed,
         experiment=load_experiment(run_dir / CONFIG),
         versions=json.loads((run_dir / "versions.json").read_text(encoding="utf-8")),
-        rows=list(_training_rows(run_dir / "metrics.jsonl")),
+        rows=list(_training_rows(run_dir / METRICS)),
         evaluations=read_evaluations(run_dir),
     )
 
@@ -115,14 +126,22 @@ def _training_rows(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "weights_seq_no" in row:
-            yield row
+            yield _under_present_names(row)
+
+
+def _under_present_names(row: dict[str, Any]) -> dict[str, Any]:
+    renamed = {_FORMER_NAMES.get(name, name): value for name, value in row.items()}
+    share_with_variance = renamed.pop("rollout/groups_with_spread", None)
+    if share_with_variance is not None:
+        renamed["rollout/zero_variance_groups"] = 1.0 - share_with_variance
+    return renamed
 
 
 def _unfinished(arm: str, seed: int, path: Path, tried: list[Attempt]) -> UnfinishedRun:
     found = run_dirs(path)
     if not found:
         return UnfinishedRun(arm, seed, 0, None, tried)
-    metrics = found[-1] / "metrics.jsonl"
+    metrics = found[-1] / METRICS
     iterations = [row["iteration"] for row in _whole_rows(metrics)] if metrics.exists() else []
     wanted = load_experiment(found[-1] / CONFIG).training.num_iterations
     return UnfinishedRun(arm, seed, max(iterations, default=0), wanted, tried)
@@ -149,10 +168,10 @@ def progress(run: Run) -> list[Progress]:
     """One entry an evaluation. Environment steps and hours are those of training iterations alone."""
     return [
         Progress(
-            iteration=iteration,
-            env_steps=run.until("runners/env_steps", iteration),
-            hours=run.until("time/iteration_s", iteration) / 3600.0,
+            iteration=evaluation.weights_seq_no,
+            env_steps=run.until("runners/env_steps", evaluation.weights_seq_no),
+            hours=run.until("time/iteration_s", evaluation.weights_seq_no) / 3600.0,
             success=evaluation.overall.rate,
         )
-        for iteration, evaluation in run.evaluations
+        for evaluation in run.evaluations
     ]

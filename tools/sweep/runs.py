@@ -22,6 +22,8 @@ from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.run.checkpoint import list_checkpoints
+from serl.run.evaluations import evaluations_file
+from serl.run.metrics_writer import METRICS
 from serl.run.resume import check_resumable
 from serl.run.run_dir import CONFIG
 
@@ -113,9 +115,9 @@ def is_finished(run_dir: Path) -> bool:
     """Whether the run made all its updates and played its last evaluation."""
     experiment = load_experiment(run_dir / CONFIG)
     wanted = experiment.training.num_iterations
-    if last_iteration(run_dir / "metrics.jsonl") < wanted:
+    if last_iteration(run_dir / METRICS) < wanted:
         return False
-    return not experiment.evaluation.at_end or last_iteration(run_dir / "evaluations.jsonl") >= wanted
+    return not experiment.evaluation.at_end or last_iteration(evaluations_file(run_dir)) >= wanted
 
 
 def finished_run(folder: Path) -> Path | None:

@@ -13,7 +13,7 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
 
-from serl.run.train import read_evaluations
+from serl.run.evaluations import read_evaluations
 from tools.sweep.runs import finished_run
 from tools.sweep.trial import SerlRun
 
@@ -31,7 +31,7 @@ class _Console(Callback):
         line = f"{result['outcome']} in {result['seconds']:.0f} s"
         run_dir = finished_run(folder)
         if run_dir is not None:
-            rates = [f"{evaluation.overall.rate:.2f}" for _, evaluation in read_evaluations(run_dir)]
+            rates = [f"{evaluation.overall.rate:.2f}" for evaluation in read_evaluations(run_dir)]
             line += f", evaluation {' → '.join(rates)}" if rates else ""
         else:
             line += f": {result['message']} (log: {folder / result['log']})"

@@ -1,0 +1,76 @@
+"""``metrics.jsonl`` and the TensorBoard curves of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes metrics as JSON lines and as TensorBoard curves."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._board: SummaryWriter | None = None
+
+    def start(self, iteration: int) -> None:
+        """Resumes from ``iteration`` (0: a new run); what was written of later iterations is dropped."""
+        # tensorboardX imports torch, for which checking a config should not wait.
+        from tensorboardX import SummaryWriter
+
+        for file in self._run_dir.glob("*.jsonl"):
+            drop_lines_after(file, iteration)
+        # Event files are named after the second they began in: two of one second would be one file.
+        self._board = SummaryWriter(
+            str(self._run_dir / "tensorboard"),
+            purge_step=iteration + 1 if iteration else None,
+            filename_suffix=f".{iteration:08d}",
+        )
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line. NaN and infinities are null in JSON and stay what they are in TensorBoard.
+
+        Raises RuntimeError before `start`.
+        """
+        if self._board is None:
+            raise RuntimeError("MetricsWriter.start was not called")
+        record = {"iteration": iteration, "time": round(time.time(), 3)}
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        with (self._run_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record | finite, ensure_ascii=False, allow_nan=False) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, float(value), iteration)
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def drop_lines_after(file: Path, iteration: int) -> None:
+    """Keeps the lines of a JSON-lines file up to ``iteration``; an unfinished last line goes too."""
+    # Bytes, and not splitlines(): JSON leaves U+2028 and its like in strings as they are.
+    *lines, unfinished = file.read_bytes().split(b"\n")
+    kept = [line for line in lines if (found := _iteration_of(line)) is not None and found <= iteration]
+    if len(kept) == len(lines) and not unfinished:
+        return
+    replacement = file.with_suffix(".jsonl.new")
+    replacement.write_bytes(b"".join(line + b"\n" for line in kept))
+    replacement.replace(file)
+
+
+def _iteration_of(line: bytes) -> int | None:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
