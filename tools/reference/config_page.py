@@ -62,7 +62,17 @@ def _keys(fields: Mapping[str, FieldInfo], properties: Mapping[str, Any], prefix
         (f"`{prefix}{name}`", value_words(properties[name]), _default(field), one_line(field.description))
         for name, field in fields.items()
     ]
-    return table(("key", "value", "default", "what it does"), rows)
+    return table(("key", "value", "default", "meaning"), rows)
+
+
+def _options(options: type[BaseModel]) -> list[str]:
+    """What they do is said in the docstring of their function."""
+    properties = options.model_json_schema().get("properties", {})
+    rows = [
+        (f"`{name}`", value_words(properties[name]), _default(field))
+        for name, field in options.model_fields.items()
+    ]
+    return table(("option", "value", "default"), rows) if rows else []
 
 
 def _registered(registry: Registry, key: str) -> Iterator[list[str]]:
@@ -75,8 +85,7 @@ def _registered(registry: Registry, key: str) -> Iterator[list[str]]:
         entry = registry.get(name)
         yield [f"### `{name}`"]
         yield [from_docstring(entry.function.__doc__)]
-        fields = entry.options.model_fields
-        yield _keys(fields, entry.options.model_json_schema().get("properties", {}), "") if fields else []
+        yield _options(entry.options)
 
 
 def _default(field: FieldInfo) -> str:
