@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from serl.run.checkpoint import list_checkpoints, read_algorithm_state
 from serl.run.evaluations import read_evaluations
+from serl.run.metrics_reference import undescribed
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _POLICY = _REPOSITORY / "serl" / "policies" / "tiny_alfworld"
@@ -73,6 +74,7 @@ def test_two_iterations_write_metrics_evaluations_trajectories_and_checkpoints(
     training = [row for row in _metrics(run_dir) if "learner/loss" in row]
     assert [row["iteration"] for row in training] == [1, 2]
     assert [row["batch/groups"] for row in training] == [2, 2]
+    assert undescribed({name for row in _metrics(run_dir) for name in row} - {"iteration", "time"}) == []
     assert [evaluation.weights_seq_no for evaluation in read_evaluations(run_dir)] == [2]
     assert read_evaluations(run_dir)[0].overall.count == 12
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == [
