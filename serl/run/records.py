@@ -1,9 +1,8 @@
 """``trajectories.jsonl``: episodes that were trained on and what the teacher made of them, to be looked at.
 
-Every line is one `TrajectoryRecord`, written after the update that trained on the trajectory. Which ones:
-``logging.trajectories_per_iteration`` members at every ``logging.trajectories_interval``-th iteration, whole
-groups as far as that number goes and groups with a spread of rewards first, for only they have advantages.
-The file never grows past ``logging.max_trajectories_mib``; what is left out from then on is counted.
+Every line is one `TrajectoryRecord`, written after the update that trained on the trajectory;
+`serl.batch.assemble` chooses which. The file never grows past ``logging.max_trajectories_mib``; what is left
+out from then on is counted.
 
 Numbers are rounded to 4 decimals and null where they are not finite. Nothing is computed from these records:
 training has the tokens themselves.
@@ -13,37 +12,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from serl.rollout.token_offsets import token_offsets
-from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup
+from serl.types import Step, TeacherRecord, TeacherRecords, Trajectory
 
 TRAJECTORIES = "trajectories.jsonl"
+
+# SERL 0.1 wrote the same lines with these names in the place of the present ones.
+_FORMER_NAMES = {
+    "member": "rollout_index",
+    "deltas": "log_ratios",
+    "feedback_effects": "context_effects",
+    "drifts": "log_ratios_without_context",
+}
+
+
+def _under_present_names(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
 class Record(BaseModel):
     """A part of a line. Keys that a reader does not know are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class TeacherPart(Record):
-    """What the learner made of one step; see `serl.types.TeacherRecord`, whose names these are.
-
-    ``context`` is the evidence that the teacher read beside the prompt (null: none, every weight is 1).
-    ``weights`` are the clipped teacher weights, before λ mixes them into ``token_advantages``.
-    """
-
-    advantage: float | None
-    token_advantages: list[float | None]
-    context: str | None
-    weights: list[float | None]
-    log_ratios: list[float | None]
-    context_effects: list[float | None] | None
-    log_ratios_without_context: list[float | None] | None
 
 
 class StepRecord(Record):
@@ -55,7 +53,7 @@ class StepRecord(Record):
     ``old_logprobs`` (natural, at the sampling temperature), ``action_mask`` (1: part of the action) and the
     lists of ``teacher`` have one entry per token too. ``version_spans`` has ``[start, end, weights_seq_no]``
     for the tokens [start, end) sampled under those weights. ``teacher`` is null if the learner reported
-    nothing of the step.
+    nothing of the step; its ``weights`` are the clipped ones, before λ mixes them into ``token_advantages``.
     """
 
     messages: list[dict[str, str]]
@@ -74,24 +72,17 @@ class StepRecord(Record):
     finish_reason: str
     num_prompt_tokens: int
     num_cached_tokens: int
-    teacher: TeacherPart | None
+    teacher: Annotated[TeacherRecord | None, BeforeValidator(_under_present_names)]
 
     @model_validator(mode="after")
     def _one_entry_per_token(self) -> StepRecord:
-        lists: dict[str, Sequence[object] | None] = {
-            name: getattr(self, name) for name in ("tokens", "old_logprobs", "action_mask")
-        }
+        found = {name: getattr(self, name) for name in ("tokens", "old_logprobs", "action_mask")}
         if self.teacher is not None:
-            names = (
-                "token_advantages",
-                "weights",
-                "log_ratios",
-                "context_effects",
-                "log_ratios_without_context",
-            )
-            lists |= {f"teacher.{name}": getattr(self.teacher, name) for name in names}
-        for name, values in lists.items():
-            if values is not None and len(values) != len(self.token_ids):
+            found |= {
+                f"teacher.{field.name}": getattr(self.teacher, field.name) for field in fields(self.teacher)
+            }
+        for name, values in found.items():
+            if isinstance(values, list) and len(values) != len(self.token_ids):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.token_ids)} tokens")
         return self
 
@@ -116,26 +107,16 @@ class TrajectoryRecord(Record):
     seconds: float
     steps: list[StepRecord]
 
-
-def trajectories_to_record(
-    groups: Sequence[TrajectoryGroup], iteration: int, per_iteration: int, interval: int
-) -> list[Trajectory]:
-    """The trajectories of ``iteration`` that are recorded, group by group; see the top of this file."""
-    if iteration % interval:
-        return []
-    with_spread_first = sorted(groups, key=lambda group: len({t.reward for t in group.trajectories}) < 2)
-    return [trajectory for group in with_spread_first for trajectory in group.trajectories][:per_iteration]
+    @model_validator(mode="before")
+    @classmethod
+    def _of_former_versions(cls, values: Any) -> Any:
+        return _under_present_names(values)
 
 
 def trajectory_record(
-    iteration: int, trajectory: Trajectory, teacher_records: Sequence[TeacherRecord], tokenizer: Any
+    iteration: int, trajectory: Trajectory, teacher_records: TeacherRecords, tokenizer: Any
 ) -> TrajectoryRecord:
     """The line of ``trajectory``; ``teacher_records`` may hold other trajectories' too."""
-    of_step = {
-        record.step_index: record
-        for record in teacher_records
-        if record.trajectory_id == trajectory.trajectory_id
-    }
     return TrajectoryRecord(
         iteration=iteration,
         trajectory_id=trajectory.trajectory_id,
@@ -149,7 +130,8 @@ def trajectory_record(
         weights_seq_no=trajectory.weights_seq_no,
         seconds=round(trajectory.seconds, 3),
         steps=[
-            _step_record(step, of_step.get(index), tokenizer) for index, step in enumerate(trajectory.steps)
+            _step_record(step, teacher_records.get((trajectory.trajectory_id, index)), tokenizer)
+            for index, step in enumerate(trajectory.steps)
         ],
     )
 
@@ -173,7 +155,7 @@ def _step_record(step: Step, teacher: TeacherRecord | None, tokenizer: Any) -> S
         finish_reason=step.finish_reason,
         num_prompt_tokens=len(step.prompt_ids),
         num_cached_tokens=step.num_cached_tokens,
-        teacher=None if teacher is None else _teacher_part(teacher),
+        teacher=None if teacher is None else _rounded_teacher(teacher),
     )
 
 
@@ -194,17 +176,16 @@ def _token_texts(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[str], d
     return pieces, names
 
 
-def _teacher_part(record: TeacherRecord) -> TeacherPart:
-    return TeacherPart(
+def _rounded_teacher(record: TeacherRecord) -> TeacherRecord:
+    return TeacherRecord(
         advantage=_rounded(record.advantage),
         token_advantages=_all_rounded(record.token_advantages),
         context=record.context,
         weights=_all_rounded(record.weights),
         log_ratios=_all_rounded(record.log_ratios),
-        context_effects=None if record.context_effects is None else _all_rounded(record.context_effects),
-        log_ratios_without_context=None
-        if record.log_ratios_without_context is None
-        else _all_rounded(record.log_ratios_without_context),
+        context_effects=record.context_effects and _all_rounded(record.context_effects),
+        log_ratios_without_context=record.log_ratios_without_context
+        and _all_rounded(record.log_ratios_without_context),
     )
 
 
@@ -230,7 +211,10 @@ class TrajectoryWriter:
         self.full = False
 
     def write(
-        self, iteration: int, trajectories: Sequence[Trajectory], teacher_records: Sequence[TeacherRecord]
+        self,
+        iteration: int,
+        trajectories: Sequence[Trajectory],
+        teacher_records: TeacherRecords,
     ) -> dict[str, float]:
         """Writes one line per trajectory; returns how many were written and left out, and the file's MiB."""
         written = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ import yaml
 from serl.evaluation import wilson_interval
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
-from serl.run.records import TRAJECTORIES, StepRecord, TeacherPart, TrajectoryRecord
+from serl.run.records import TRAJECTORIES, StepRecord, TrajectoryRecord
+from serl.types import TeacherRecord
 
 TASK_TYPES = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep")
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'><!-- <b>"
@@ -30,30 +32,30 @@ def response_tokens(rng: random.Random, num_thoughts: int) -> tuple[list[str], l
     return tokens, [int(first <= i < first + len(inside)) for i in range(len(tokens))], action
 
 
-def teacher_part(
+def teacher_record(
     rng: random.Random, mask: list[int], advantage: float, context: str | None, clip: float = 0.2
-) -> TeacherPart:
-    """Weights of the action tokens as `teacher_weights` would give them for made-up gaps."""
+) -> TeacherRecord:
+    """Weights of the action tokens as `teacher_weights` would give them for made-up log-ratios."""
     scored = context is not None
     effects = [round(rng.gauss(0.0, 0.25), 4) if scored and on else None for on in mask]
-    log_ratios_without_context = [round(rng.gauss(-0.05, 0.08), 4) if scored and on else None for on in mask]
+    without_context = [round(rng.gauss(-0.05, 0.08), 4) if scored and on else None for on in mask]
     log_ratios = [
-        None if e is None or d is None else round(e + d, 4)
-        for e, d in zip(effects, log_ratios_without_context, strict=True)
+        None if effect is None or rest is None else round(effect + rest, 4)
+        for effect, rest in zip(effects, without_context, strict=True)
     ]
     sign = 1.0 if advantage > 0 else -1.0
     weights = [
-        None if d is None else round(min(max(2.718281828 ** (sign * d), 1 - clip), 1 + clip), 4)
-        for d in log_ratios
+        None if ratio is None else round(min(max(math.exp(sign * ratio), 1 - clip), 1 + clip), 4)
+        for ratio in log_ratios
     ]
-    return TeacherPart(
+    return TeacherRecord(
         advantage=advantage,
         token_advantages=[round(advantage * (0.5 + 0.5 * (1.0 if w is None else w)), 4) for w in weights],
         context=context,
         weights=weights,
         log_ratios=log_ratios,
         context_effects=effects,
-        log_ratios_without_context=log_ratios_without_context,
+        log_ratios_without_context=without_context,
     )
 
 
@@ -102,7 +104,7 @@ def step_record(rng: random.Random, iteration: int, index: int, advantage: float
         finish_reason="stop",
         num_prompt_tokens=312 + index,
         num_cached_tokens=256,
-        teacher=teacher_part(rng, mask, advantage, context_of(rng) if advantage else None),
+        teacher=teacher_record(rng, mask, advantage, context_of(rng) if advantage else None),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,9 @@ _OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1440,1200"
 )
+_PATIENCE_S = 60.0
 CARD = "#trajectory .step"
-MEMBERS = "#groups .members button"
+ROLLOUTS = "#groups .rollouts button"
 
 
 class Browser:
@@ -41,7 +42,7 @@ class Browser:
         options.add_argument(f"--user-data-dir={profile}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(str(_DRIVER)))
-        self.driver.set_page_load_timeout(60)
+        self.driver.set_page_load_timeout(_PATIENCE_S)
 
     def open(self, page: Path, fragment: str = "") -> None:
         self.driver.get("about:blank")
@@ -52,6 +53,12 @@ class Browser:
 
     def all(self, selector: str) -> list:
         return self.driver.find_elements("css selector", selector)
+
+    def wait_for(self, selector: str) -> None:
+        """What opens a <details> hears of it only after the click has been answered."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, _PATIENCE_S).until(lambda _: self.all(selector), f"no {selector}")
 
     def one(self, selector: str):
         return self.driver.find_element("css selector", selector)
@@ -123,7 +130,7 @@ def test_filters_leave_exactly_the_trajectories_they_name(
     successes = sum(record.success for record in records)
     browser.choose("#filter-success", "success")
     assert count() == successes > 0
-    assert all("✓" in text for text in browser.texts(MEMBERS))
+    assert all("✓" in text for text in browser.texts(ROLLOUTS))
     browser.choose("#filter-success", "failure")
     assert count() == 24 - successes > 0
     browser.choose("#filter-success", "all")
@@ -154,20 +161,20 @@ def test_filters_that_nothing_matches_say_so(browser: Browser, tmp_path: Path):
     assert len(browser.all(CARD)) == 1
 
 
-def test_iterations_groups_and_members_are_picked_by_hand_and_by_keys(browser: Browser, page: Path):
+def test_iterations_groups_and_rollouts_are_picked_by_hand_and_by_keys(browser: Browser, page: Path):
     browser.open(page)
     browser.choose("#iteration", "2")
-    assert len(browser.all("#groups .group")) == 2 and len(browser.all(MEMBERS)) == 8
-    browser.all(MEMBERS)[5].click()
-    assert "group 000002-1, member 1" in browser.texts(".head .chip")
+    assert len(browser.all("#groups .group")) == 2 and len(browser.all(ROLLOUTS)) == 8
+    browser.all(ROLLOUTS)[5].click()
+    assert "group 000002-1, rollout 1" in browser.texts(".head .chip")
     assert browser.run("return location.hash") == "#000002-1-1"
     browser.press("j")
-    assert "group 000002-1, member 2" in browser.texts(".head .chip")
+    assert "group 000002-1, rollout 2" in browser.texts(".head .chip")
     browser.press("k")
     browser.press("]")
     assert "iteration 3" in browser.texts(".head .chip")
     browser.open(page, "#000002-1-1")
-    assert "group 000002-1, member 1" in browser.texts(".head .chip")
+    assert "group 000002-1, rollout 1" in browser.texts(".head .chip")
 
 
 def test_colours_follow_what_they_are_asked_to_show(
@@ -190,8 +197,8 @@ def test_colours_follow_what_they_are_asked_to_show(
     num_tokens = sum(len(step.tokens) for step in records[0].steps)
     assert (coloured("up"), coloured("down")) == ((num_tokens, 0) if positive else (0, num_tokens))
     browser.press("c")
-    log_ratios = [delta for teacher in teachers for delta in teacher.log_ratios if delta is not None]
-    assert coloured("up") == sum(delta > 0 for delta in log_ratios)
+    log_ratios = [ratio for teacher in teachers for ratio in teacher.log_ratios if ratio is not None]
+    assert coloured("up") == sum(ratio > 0 for ratio in log_ratios)
     browser.press("c")
     assert coloured("up") == 0 and coloured("amount") > 0.9 * num_tokens
 
@@ -210,7 +217,8 @@ def test_a_token_tells_its_numbers_on_focus_and_in_the_table(
     assert step.teacher is not None and step.teacher.context_effects is not None
     effect, weight = step.teacher.context_effects[position], step.teacher.weights[position]
     assert effect is not None and weight is not None
-    assert f"{abs(effect):.4f}" in tip and f"{weight:.4f}" in tip and "part of the action" in tip
+    assert f"{abs(effect):.4f}" in tip and f"{weight:.4f}" in tip
+    assert all(name in tip for name in ("part of the action", "log-ratio Δ", "context effect"))
     from selenium.webdriver.common.keys import Keys
 
     browser.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
@@ -219,7 +227,7 @@ def test_a_token_tells_its_numbers_on_focus_and_in_the_table(
     browser.run(
         f"document.querySelectorAll('{CARD}')[{index}].querySelector('details:last-child').open = true"
     )
-    time.sleep(0.1)
+    browser.wait_for(f"{CARD} tbody tr")
     assert len(browser.all(f"{CARD} tbody tr")) == len(step.tokens)
 
 
@@ -229,7 +237,7 @@ def test_prompts_show_every_message_once_opened(
     browser.open(page)
     assert not browser.all("details.prompt pre")
     browser.one("#prompts").click()
-    time.sleep(0.1)
+    browser.wait_for("details.prompt pre")
     expected = [message["content"] for step in records[0].steps for message in step.messages]
     assert browser.texts("details.prompt pre") == expected
 
@@ -238,7 +246,7 @@ def test_what_models_and_environments_say_stays_text(browser: Browser, tmp_path:
     (record,) = trajectory_records(1, 1, 1, 1)
     step = record.steps[0]
     assert step.teacher is not None
-    teacher = step.teacher.model_copy(update={"context": HOSTILE})
+    teacher = replace(step.teacher, context=HOSTILE)
     changes = {
         "messages": [{"role": HOSTILE, "content": HOSTILE}],
         "tokens": [HOSTILE, *step.tokens[1:]],
@@ -258,7 +266,7 @@ def test_what_models_and_environments_say_stays_text(browser: Browser, tmp_path:
     )
     browser.open(page_of([hostile], tmp_path / "run", HOSTILE))
     browser.one("#prompts").click()
-    time.sleep(0.1)
+    browser.wait_for("details.prompt pre")
     assert browser.run("return window.pwned ?? null") is None
     assert browser.all("img") == [] and browser.messages() == []
     assert browser.texts("pre.evidence") == [HOSTILE]
@@ -279,32 +287,20 @@ def test_records_without_a_teacher_are_shown_and_problems_are_named(browser: Bro
     assert "This episode has no step." in browser.one("#trajectory").text
 
 
-def test_five_thousand_steps_are_written_loaded_and_turned_over_fast(browser: Browser, tmp_path: Path):
+def test_of_five_thousand_steps_only_those_of_one_trajectory_are_parsed_and_drawn(
+    browser: Browser, tmp_path: Path
+):
     records = trajectory_records(num_iterations=32, groups_per_iteration=1, group_size=8, num_steps=20)
     assert sum(len(record.steps) for record in records) == 5120
-    run_dir = write_run(tmp_path / "run", records)
-    started = time.monotonic()
-    assert main([str(run_dir)]) == 0
-    written = time.monotonic() - started
-    started = time.monotonic()
-    browser.open(run_dir / "inspect.html")
-    loaded = time.monotonic() - started
+    browser.open(page_of(records, tmp_path / "run"))
+    assert browser.one("#match-count").text == "256 of 256 trajectories"
+    browser.run(
+        "window.parsed = 0; const parse = JSON.parse; JSON.parse = (t) => (window.parsed++, parse(t))"
+    )
+    browser.run("for (let i = 0; i < 20; i++) stepTrajectory(1)")
+    assert browser.run("return window.parsed") == 20
     assert len(browser.all(CARD)) == 20
-    turned_ms = browser.run(
-        "const t = performance.now(); for (let i = 0; i < 20; i++) stepTrajectory(1);"
-        "document.body.getBoundingClientRect(); return (performance.now() - t) / 20;"
-    )
-    filtered_ms = browser.run(
-        "const t = performance.now(); byId('filter-clipped').click();"
-        "document.body.getBoundingClientRect(); return performance.now() - t;"
-    )
-    size = (run_dir / "inspect.html").stat().st_size / 2**20
-    print(
-        f"{size:.1f} MiB, written in {written:.1f} s, loaded in {loaded:.1f} s, "
-        f"a trajectory in {turned_ms:.0f} ms, a filter in {filtered_ms:.0f} ms"
-    )
-    # Generous: about ten times what two quiet cores take.
-    assert written < 20 and loaded < 10 and turned_ms < 300 and filtered_ms < 500
+    assert len(browser.all(".token")) == sum(len(step.tokens) for step in records[20].steps)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

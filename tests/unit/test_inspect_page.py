@@ -5,31 +5,34 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from inspect_helpers import HOSTILE, step_record, trajectory_records, write_run
 
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, StepEvidence
-from serl.run.records import TRAJECTORIES, TeacherPart, TrajectoryRecord
+from serl.run.records import TRAJECTORIES, TrajectoryRecord
+from serl.types import TeacherRecord
 from tools.inspect.__main__ import main, read_run
 from tools.inspect.evidence_kinds import evidence_kind
 from tools.inspect.reading import Problems
 from tools.inspect.summary import RunSummary
 
 
-def teacher(**changes: object) -> TeacherPart:
-    values: dict[str, object] = {
-        "advantage": 1.0,
-        "token_advantages": [],
-        "context": None,
-        "weights": [],
-        "log_ratios": [],
-        "context_effects": None,
-        "log_ratios_without_context": None,
-    }
-    return TeacherPart.model_validate(values | changes)
+def teacher(**changes: Any) -> TeacherRecord:
+    nothing = TeacherRecord(
+        advantage=1.0,
+        token_advantages=[],
+        context=None,
+        weights=[],
+        log_ratios=[],
+        context_effects=None,
+        log_ratios_without_context=None,
+    )
+    return replace(nothing, **changes)
 
 
 def record_with(weights: list[float | None], advantages: list[float], iteration: int = 1) -> TrajectoryRecord:

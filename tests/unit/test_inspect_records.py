@@ -1,4 +1,4 @@
-"""Records to look at: what a line holds, which trajectories are chosen, and where the file ends."""
+"""Records to look at: what a line holds, and where the file ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from serl.run.records import (
     TRAJECTORIES,
     TrajectoryRecord,
     TrajectoryWriter,
-    trajectories_to_record,
     trajectory_record,
 )
-from serl.types import Step, TeacherRecord, Trajectory, TrajectoryGroup, VersionSpan
+from serl.types import Step, TeacherRecord, Trajectory, VersionSpan
 
 _POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
 
@@ -59,117 +58,113 @@ def teacher_record(of: Trajectory, context: str | None = "The mug is on shelf 1.
     num_tokens = len(of.steps[0].response_ids)
     none: list[float | None] = [None] * num_tokens
     return TeacherRecord(
-        trajectory_id=of.trajectory_id,
-        step_index=0,
         advantage=0.87654321,
         token_advantages=[0.8] * num_tokens,
         context=context,
         weights=[None, 1.2, *none[2:]],
-        log_ratios=[None, 0.5, *none[2:]],
-        context_effects=[None, 0.7, *none[2:]],
+        log_ratios=[None, 0.512345, *none[2:]],
+        context_effects=[None, 0.7, math.inf, *none[3:]],
         log_ratios_without_context=[None, -0.2, *none[2:]],
     )
 
 
-def test_a_line_holds_every_token_with_what_the_teacher_made_of_it(tokenizer: Any):
-    played = trajectory(tokenizer, "<think>find mug</think><action>go to shelf 1</action>")
-    other = replace(played, trajectory_id="another")
-    records = [teacher_record(other, context="not this one"), teacher_record(played)]
-    line = json.loads(trajectory_record(3, played, records, tokenizer).model_dump_json())
-    assert (line["iteration"], line["group_id"], line["rollout_index"], line["weights_seq_no"]) == (
-        3,
-        "g",
-        0,
-        6,
-    )
-    assert (line["task_type"], line["reward"], line["success"], line["seconds"]) == (
-        "look_at_obj",
-        10.0,
-        True,
-        1.235,
-    )
-    (step,) = line["steps"]
-    assert "".join(step["tokens"]) == step["response"] == played.steps[0].response_text
-    assert len(step["tokens"]) == len(step["token_ids"]) == len(step["old_logprobs"]) > 5
-    assert step["tokens"][-1] == "" and step["special_tokens"] == {
-        str(len(step["tokens"]) - 1): tokenizer.eos_token
+def line_of(played: Trajectory, tokenizer: Any, **changes: object) -> dict[str, Any]:
+    """The line of ``played``, of whose only step the learner reported a record with ``changes``."""
+    records = {
+        (played.trajectory_id, 0): replace(teacher_record(played), **changes),
+        ("another", 0): teacher_record(played, context="not this one"),
+        (played.trajectory_id, 1): teacher_record(played, context="nor this one"),
     }
+    return json.loads(trajectory_record(3, played, records, tokenizer).model_dump_json())
+
+
+def test_a_line_tells_of_which_episode_it_is(tokenizer: Any):
+    line = line_of(trajectory(tokenizer, "go"), tokenizer)
+    assert (line["iteration"], line["group_id"], line["rollout_index"]) == (3, "g", 0)
+    assert (line["weights_seq_no"], line["task_type"], line["seconds"]) == (6, "look_at_obj", 1.235)
+    assert (line["reward"], line["success"]) == (10.0, True)
+
+
+def test_a_line_holds_every_token_of_a_step(tokenizer: Any):
+    played = trajectory(tokenizer, "<think>find mug</think><action>go to shelf 1</action>")
+    (step,) = line_of(played, tokenizer)["steps"]
+    last = len(step["tokens"]) - 1
+    assert "".join(step["tokens"]) == step["response"] == played.steps[0].response_text
+    assert last > 4 and len(step["token_ids"]) == len(step["old_logprobs"]) == last + 1
+    assert step["tokens"][-1] == "" and step["special_tokens"] == {str(last): tokenizer.eos_token}
     assert step["old_logprobs"][0] == -0.1235 and step["old_logprobs"][-1] is None
     assert step["action_mask"][:3] == [0, 1, 0]
-    assert step["version_spans"] == [[0, 1, 6], [1, len(step["tokens"]), 7]]
+    assert step["version_spans"] == [[0, 1, 6], [1, last + 1, 7]]
     assert [message["role"] for message in step["messages"]] == ["system", "user"]
+
+
+def test_a_line_holds_what_the_learner_reported_rounded_and_null_where_it_is_not_finite(tokenizer: Any):
+    (step,) = line_of(trajectory(tokenizer, "go to shelf 1"), tokenizer)["steps"]
     teacher = step["teacher"]
     assert teacher["context"] == "The mug is on shelf 1." and teacher["advantage"] == 0.8765
-    assert [
-        teacher[name][1]
-        for name in ("weights", "log_ratios", "context_effects", "log_ratios_without_context")
-    ] == [
-        1.2,
-        0.5,
-        0.7,
-        -0.2,
-    ]
+    assert teacher["token_advantages"] == [0.8] * len(step["tokens"])
+    assert teacher["weights"][:3] == [None, 1.2, None]
+    assert teacher["log_ratios"][:3] == [None, 0.5123, None]
+    assert teacher["context_effects"][:3] == [None, 0.7, None]
+    assert teacher["log_ratios_without_context"][:3] == [None, -0.2, None]
+
+
+def test_what_was_not_scored_stays_null_and_a_line_reads_back_as_it_was_written(tokenizer: Any):
+    line = line_of(trajectory(tokenizer, "go to"), tokenizer, context_effects=None, context=None)
+    record = TrajectoryRecord.model_validate_json(json.dumps(line))
+    assert record.steps[0].teacher is not None
+    assert record.steps[0].teacher.context_effects is None and record.steps[0].teacher.context is None
+    assert json.loads(record.model_dump_json()) == line
+
+
+def test_lines_of_serl_0_1_are_read_under_the_present_names(tokenizer: Any):
+    line = line_of(trajectory(tokenizer, "go to shelf 1"), tokenizer)
+    former = dict(line)
+    former["member"] = former.pop("rollout_index")
+    (step,) = former["steps"]
+    teacher = dict(step["teacher"])
+    teacher["deltas"] = teacher.pop("log_ratios")
+    teacher["feedback_effects"] = teacher.pop("context_effects")
+    teacher["drifts"] = teacher.pop("log_ratios_without_context")
+    former["steps"] = [step | {"teacher": teacher}]
+    assert "rollout_index" not in former and set(teacher) != set(step["teacher"])
+    assert json.loads(TrajectoryRecord.model_validate_json(json.dumps(former)).model_dump_json()) == line
+
+
+def test_keys_that_a_reader_does_not_know_are_passed_over(tokenizer: Any):
+    line = line_of(trajectory(tokenizer, "go"), tokenizer)
+    (step,) = line["steps"]
+    later = line | {"new": 1, "steps": [step | {"new": 1, "teacher": step["teacher"] | {"new": 1}}]}
+    assert json.loads(TrajectoryRecord.model_validate_json(json.dumps(later)).model_dump_json()) == line
 
 
 def test_a_character_spread_over_tokens_is_written_once(tokenizer: Any):
     played = trajectory(tokenizer, "é☕ mug")
-    (step,) = trajectory_record(1, played, [], tokenizer).steps
+    (step,) = trajectory_record(1, played, {}, tokenizer).steps
     assert "".join(step.tokens) == "é☕ mug"
     assert "" in step.tokens[:-1], "this tokenizer should need several tokens for one of these characters"
     assert step.teacher is None
 
 
 def test_a_line_whose_lists_do_not_match_its_tokens_is_refused(tokenizer: Any):
-    record = trajectory_record(1, played := trajectory(tokenizer, "go"), [teacher_record(played)], tokenizer)
-    line = json.loads(record.model_dump_json())
+    line = line_of(trajectory(tokenizer, "go"), tokenizer)
     line["steps"][0]["teacher"]["log_ratios"].pop()
     with pytest.raises(ValidationError, match=r"teacher.log_ratios has \d entries for \d tokens"):
         TrajectoryRecord.model_validate(line)
 
 
-def groups_of(tokenizer: Any, rewards: dict[str, tuple[float, float]]) -> list[TrajectoryGroup]:
-    return [
-        TrajectoryGroup(
-            name,
-            Task("t/1"),
-            [
-                trajectory(tokenizer, "go", name, rollout_index, reward)
-                for rollout_index, reward in enumerate(both)
-            ],
-        )
-        for name, both in rewards.items()
-    ]
-
-
-def test_whole_groups_are_chosen_and_those_with_a_spread_of_rewards_first(tokenizer: Any):
-    groups = groups_of(tokenizer, {"a": (0.0, 0.0), "b": (0.0, 10.0), "c": (10.0, 0.0)})
-
-    def chosen(number: int) -> list[str]:
-        return [t.trajectory_id for t in trajectories_to_record(groups, 1, number, 1)]
-
-    assert chosen(4) == ["b-0", "b-1", "c-0", "c-1"]
-    assert chosen(5) == ["b-0", "b-1", "c-0", "c-1", "a-0"]
-    assert chosen(0) == []
-
-
-def test_only_every_nth_iteration_is_recorded(tokenizer: Any):
-    groups = groups_of(tokenizer, {"a": (0.0, 10.0)})
-    recorded = {n: len(trajectories_to_record(groups, n, 8, interval=3)) for n in range(1, 7)}
-    assert recorded == {1: 0, 2: 0, 3: 2, 4: 0, 5: 0, 6: 2}
-
-
 def test_the_file_stops_at_its_limit_and_what_is_left_out_is_counted(tokenizer: Any, tmp_path: Path):
     played = trajectory(tokenizer, "go to shelf 1")
-    size = len(trajectory_record(1, played, [], tokenizer).model_dump_json()) + 1
+    size = len(trajectory_record(1, played, {}, tokenizer).model_dump_json()) + 1
     writer = TrajectoryWriter(tmp_path, tokenizer, max_bytes=2 * size + size // 2)
-    assert writer.write(1, [played], [])["records/trajectories_left_out"] == 0.0
+    assert writer.write(1, [played], {})["records/trajectories_left_out"] == 0.0
     assert not writer.full
-    metrics = writer.write(2, [played, played, played], [])
+    metrics = writer.write(2, [played, played, played], {})
     assert (metrics["records/trajectories_written"], metrics["records/trajectories_left_out"]) == (1.0, 2.0)
     assert metrics["records/trajectories_mib"] == pytest.approx(2 * size / 2**20)
     assert writer.full
     short = replace(played, steps=[])
-    assert writer.write(3, [short], [])["records/trajectories_left_out"] == 1.0
+    assert writer.write(3, [short], {})["records/trajectories_left_out"] == 1.0
     file = tmp_path / TRAJECTORIES
     assert file.stat().st_size == 2 * size and file.read_bytes().count(b"\n") == 2
 
@@ -179,7 +174,7 @@ def test_line_separators_in_model_text_survive_a_resume(tokenizer: Any, tmp_path
     played.steps[0].next_observation = "one\u2028two\x85three\nfour"
     writer = TrajectoryWriter(tmp_path, tokenizer, max_bytes=10**6)
     for iteration in (1, 2, 3):
-        writer.write(iteration, [played], [])
+        writer.write(iteration, [played], {})
     file = tmp_path / TRAJECTORIES
     file.write_bytes(file.read_bytes() + '{"iteration": 3, "text": "é'.encode()[:-1])
     drop_lines_after(file, 2)

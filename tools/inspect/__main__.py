@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from serl.run.evaluations import evaluations_file
+from serl.run.metrics_writer import METRICS
 from serl.run.records import TRAJECTORIES
 from tools.inspect.page import write_page
 from tools.inspect.reading import Problems, read_config, read_rows, read_trajectories
@@ -59,8 +61,8 @@ def read_run(run_dir: Path, problems: Problems) -> tuple[RunSummary, list[str]]:
     """The summary of a run and its trajectories as JSON texts; what cannot be read goes to ``problems``."""
     summary = RunSummary(
         read_config(run_dir, problems),
-        read_rows(run_dir / "metrics.jsonl", problems),
-        read_rows(run_dir / "evaluations.jsonl", problems),
+        read_rows(run_dir / METRICS, problems),
+        read_rows(evaluations_file(run_dir), problems),
     )
     trajectories: list[str] = []
     for record in read_trajectories(run_dir / TRAJECTORIES, problems):

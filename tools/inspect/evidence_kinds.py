@@ -6,7 +6,7 @@ import re
 from functools import cache
 
 from serl.hindsight.sources import evidence_source, source_names
-from serl.run.records import TeacherPart
+from serl.types import TeacherRecord
 
 NO_EVIDENCE = "no evidence"
 NO_ADVANTAGE = "not asked: advantage 0"
@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^(?:## (?P<own>.+)|  (?P<tried>.+) \([^()]*\):)$", re.MU
 _ANCHOR_HEADING = re.compile(r"^## Actions tried in this situation", re.MULTILINE)
 
 
-def evidence_kind(teacher: TeacherPart, effective_lambda: float | None) -> str:
+def evidence_kind(teacher: TeacherRecord, effective_lambda: float | None) -> str:
     """What a step's context is made of, as ``a + b``, or why it has none."""
     if effective_lambda == 0.0:
         return NO_LAMBDA

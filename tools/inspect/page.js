@@ -104,12 +104,12 @@ function stepTrajectory(direction) {
   if (next) show(next);
 }
 
-function memberButton(row) {
+function rolloutButton(row) {
   const button = element("button", {
     type: "button", class: row.success ? "success" : "failure", "aria-current": row === state.current ? "true" : null,
     title: `return ${row.reward}, ${row.num_steps} steps, ${row.num_clipped} weights on a bound, ` +
       `${row.num_without_evidence} steps without evidence`,
-    "aria-label": `member ${row.rollout_index}, ${row.success ? "success" : "failure"}`,
+    "aria-label": `rollout ${row.rollout_index}, ${row.success ? "success" : "failure"}`,
   }, `${row.rollout_index} ${row.success ? "✓" : "✗"}`);
   button.addEventListener("click", () => show(row));
   return button;
@@ -126,7 +126,7 @@ function showGroups() {
       "section", { class: "group", title: rows[0].task_id },
       element("h3", {}, rows[0].task_type || rows[0].task_id),
       element("p", {}, `${solved} · ${id} · ${rows[0].task_id}`),
-      element("div", { class: "members" }, ...rows.map(memberButton)),
+      element("div", { class: "rollouts" }, ...rows.map(rolloutButton)),
     );
   }));
   byId("iteration").value = state.current.iteration;

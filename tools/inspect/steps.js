@@ -3,7 +3,7 @@
 const COLOURS = {
   weight: { value: (step, i) => step.teacher?.weights[i] ?? null, neutral: 1 },
   advantage: { value: (step, i) => step.teacher?.token_advantages[i] ?? null, neutral: 0 },
-  delta: { value: (step, i) => step.teacher?.log_ratios[i] ?? null, neutral: 0 },
+  logRatio: { value: (step, i) => step.teacher?.log_ratios[i] ?? null, neutral: 0 },
   logprob: { value: (step, i) => step.old_logprobs[i], neutral: 0 },
 };
 const MAX_LOGPROB = 5;
@@ -134,7 +134,7 @@ function bar(className, value, reach) {
   return node;
 }
 
-/** Every weighed token with its Δ, the two parts it is made of, and its weight. */
+/** Every weighed token with its log-ratio Δ, the two parts it is made of, and its weight. */
 function splitPart(step, bounds) {
   const { teacher } = step;
   const weighed = (teacher?.weights ?? []).flatMap((weight, position) => (weight === null ? [] : [position]));
@@ -144,7 +144,7 @@ function splitPart(step, bounds) {
   const reach = Math.max(0.1, ...lists.flatMap((list) => weighed.map((i) => Math.abs(list[i] ?? 0))));
   const cells = weighed.map((i) => {
     const bars = whole ? [bar("whole", teacher.log_ratios[i] ?? 0, reach)]
-      : [bar("effect", teacher.context_effects[i] ?? 0, reach), bar("drift", teacher.log_ratios_without_context[i] ?? 0, reach)];
+      : [bar("context-effect", teacher.context_effects[i] ?? 0, reach), bar("without-context", teacher.log_ratios_without_context[i] ?? 0, reach)];
     const weight = { class: isClipped(teacher.weights[i], bounds) ? "bound" : "dim" };
     return element(
       "div", {},
@@ -156,16 +156,16 @@ function splitPart(step, bounds) {
   });
   const key = element("span", { class: "key" });
   if (whole) {
-    key.append("Δ of each weighed token (the teacher was not scored without the context)");
+    key.append("Log-ratio Δ of each weighed token (the teacher was not scored without the context)");
   } else {
     key.append(
-      element("span", {}, "Δ of each weighed token:"),
-      element("span", {}, element("i", { class: "effect" }), "feedback effect"),
-      element("span", {}, element("i", { class: "drift" }), "teacher–student drift"),
+      element("span", {}, "Log-ratio Δ of each weighed token:"),
+      element("span", {}, element("i", { class: "context-effect" }), "context effect"),
+      element("span", {}, element("i", { class: "without-context" }), "log-ratio without context"),
       element("span", {}, `bars reach from −${plain(reach)} to +${plain(reach)}`),
     );
   }
-  return labelled(key, element("div", { class: "split", role: "group", "aria-label": "Δ in its parts" }, ...cells));
+  return labelled(key, element("div", { class: "split", role: "group", "aria-label": "Log-ratio in its parts" }, ...cells));
 }
 
 function tableRow(step, position) {
@@ -189,7 +189,7 @@ function tableRow(step, position) {
 }
 
 function tokenTable(step) {
-  const names = ["#", "token", "id", "log π_old", "version", "advantage", "weight", "Δ", "feedback effect", "drift"];
+  const names = ["#", "token", "id", "log π_old", "version", "advantage", "weight", "log-ratio Δ", "context effect", "Δ without context"];
   const heads = names.map((name) => element("th", { class: name === "token" ? "text" : null }, name));
   const rows = step.token_ids.map((_, position) => tableRow(step, position));
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
@@ -236,7 +236,7 @@ function trajectoryHead(record, lambda) {
   const chips = [
     outcome, chip(`return ${plain(record.reward)}`), chip(`ended: ${record.end_reason}`),
     chip(`${record.steps.length} steps`), chip(`iteration ${record.iteration}`),
-    chip(`group ${record.group_id}, member ${record.rollout_index}`),
+    chip(`group ${record.group_id}, rollout ${record.rollout_index}`),
   ];
   if (record.weights_seq_no !== null) chips.push(chip(`oldest weights v${record.weights_seq_no}`));
   if (lambda !== null) chips.push(chip(`λ ${plain(lambda)}`));
@@ -261,9 +261,9 @@ function tipContent(step, position, bounds) {
       ["advantage of the token", signed(teacher.token_advantages[position], 4)],
       ["factor on it", teacher.advantage ? plain(teacher.token_advantages[position] / teacher.advantage, 4) : "–"],
       ["teacher weight", plain(teacher.weights[position], 4) + (clipped ? ` (${clipped} bound)` : "")],
-      ["Δ", signed(teacher.log_ratios[position], 4)],
-      ["  feedback effect", signed(teacher.context_effects?.[position], 4)],
-      ["  drift", signed(teacher.log_ratios_without_context?.[position], 4)],
+      ["log-ratio Δ", signed(teacher.log_ratios[position], 4)],
+      ["  context effect", signed(teacher.context_effects?.[position], 4)],
+      ["  without context", signed(teacher.log_ratios_without_context?.[position], 4)],
     );
   }
   const list = rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);

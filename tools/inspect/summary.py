@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from serl.run.records import StepRecord, TeacherPart, TrajectoryRecord
+from serl.run.records import StepRecord, TrajectoryRecord
+from serl.types import TeacherRecord
 from tools.inspect.evidence_kinds import NO_ADVANTAGE, NO_EVIDENCE, NO_LAMBDA, evidence_kind
 from tools.inspect.reading import Problems
 
@@ -95,7 +96,7 @@ class RunSummary:
             ("environment", str(_section(self._config, "env").get("name", ""))),
             ("evidence", str(evidence) if hindsight.get("enabled", True) else "teacher off"),
             ("baseline", str(hindsight.get("baseline", ""))),
-            ("Δ centred by", str(hindsight.get("center", "none")).replace("none", "")),
+            ("log-ratios centred by", str(hindsight.get("center", "none")).replace("none", "")),
             ("weights", "shuffled" if hindsight.get("shuffle") else ""),
             ("recorded", f"{len(self.trajectories):,} trajectories, {self.num_steps:,} steps"),
         ]
@@ -138,7 +139,7 @@ class _WeightHistogram:
         self._edges = [low + width * index for index in range(-1, _NUM_INNER_BINS + 2)]
         self._counts = {sign: [0] * (_NUM_INNER_BINS + 2) for sign in ("positive", "negative")}
 
-    def add(self, step: StepRecord, teacher: TeacherPart) -> int:
+    def add(self, step: StepRecord, teacher: TeacherRecord) -> int:
         """Takes in a step's weights; returns how many are on a bound."""
         num_clipped = 0
         low, high = self._edges[1], self._edges[-2]
