@@ -63,7 +63,7 @@ def draw(
             fmt="D",
             capsize=4,
             color="#c1440e",
-            label=f"held-out evaluation of {overall.count} games, 95 % interval" if index == 0 else None,
+            label=f"evaluation of {overall.count} games, 95 % interval" if index == 0 else None,
         )
     axes.set(xlabel="iteration (learner updates)", ylabel="success rate", ylim=(0.0, 1.0), title=name)
     axes.grid(alpha=0.3)
