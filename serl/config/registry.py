@@ -17,9 +17,14 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar, get_type_hints
+from types import FunctionType, SimpleNamespace
+from typing import Any, TypeVar, cast, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import to_json
+
+from serl.config.nearest import name_hint
+from serl.config.problems import Location, Problem, problems_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,83 +33,127 @@ class UnknownEntryError(ValueError):
     """A registry has no entry of that name."""
 
 
+class NameTakenError(ValueError):
+    """Another function is registered under that name."""
+
+
 @dataclass(frozen=True, slots=True)
-class Entry(Generic[F]):
+class Entry:
     """A registered function. ``options`` validates its ``args``; ``traits`` is what its registration says."""
 
     name: str
-    function: F
+    function: Callable[..., Any]
     options: type[BaseModel]
     traits: Mapping[str, Any]
 
-    def bind(self, args: Mapping[str, Any]) -> F:
-        """The function with its options filled in. Raises pydantic.ValidationError for wrong ``args``."""
-        values = self.options.model_validate(dict(args), strict=True)
-        options = {name: getattr(values, name) for name in self.options.model_fields}
-        return functools.partial(self.function, **options)  # type: ignore[return-value]
+    def validated(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option, those that ``args`` leaves out with their defaults.
+
+        Raises pydantic.ValidationError for options that are unknown, missing, of a wrong type, out of range.
+        """
+        # By way of JSON, where a list may become a tuple but "3" or true never become 3.
+        values = self.options.model_validate_json(to_json(args, inf_nan_mode="constants"))
+        return {name: getattr(values, name) for name in self.options.model_fields}
+
+    def bind(self, args: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function with its options filled in; raises as `validated` does."""
+        return functools.partial(self.function, **self.validated(args))
 
 
-class Registry(Generic[F]):
-    """The entries of the config's ``key``; those built in are modules of ``package``."""
+class Registry:
+    """The entries of the config's ``key``, each a ``noun``; those built in are modules of ``package``."""
 
-    def __init__(self, key: str, package: str) -> None:
+    def __init__(self, key: str, noun: str, package: str) -> None:
         self.key = key
+        self.noun = noun
         self._package = package
-        self._entries: dict[str, Entry[F]] = {}
+        self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, **traits: Any) -> Callable[[F], F]:
         """Makes the decorated function known as ``name``.
 
-        Raises ValueError if another function has the name. The same one may be registered again, as when its
-        module is loaded anew.
+        Raises NameTakenError if another function has the name; the same one may be registered again, as when
+        its module is loaded anew. Raises TypeError for an option without annotation.
         """
 
         def add(function: F) -> F:
             known = self._entries.get(name)
             if known is not None and _origin(known.function) != _origin(function):
-                raise ValueError(f"{self.key}: {name!r} is already {_origin(known.function)}")
+                raise NameTakenError(f"the {self.noun} {name!r} exists already: {_origin(known.function)}")
             self._entries[name] = Entry(name, function, _options_of(function), traits)
             return function
 
         return add
 
-    def names(self) -> list[str]:
-        """Every short name: those built in and those registered so far."""
+    def built_in(self) -> list[str]:
+        """The modules of the registry's package."""
         spec = find_spec(self._package)
         folders = spec.submodule_search_locations if spec is not None else None
-        built_in = [module.name for module in pkgutil.iter_modules(folders or [])]
-        return sorted({*built_in, *self._entries})
+        return sorted(module.name for module in pkgutil.iter_modules(folders or []))
 
-    def get(self, name: str) -> Entry[F]:
+    def names(self) -> list[str]:
+        """Every short name: those built in and those registered so far."""
+        return sorted({*self.built_in(), *self._entries})
+
+    def get(self, name: str) -> Entry:
         """The entry ``name``; its module is imported first.
 
         Raises UnknownEntryError, and what importing a module of one's own raises.
         """
-        module, _, own = name.rpartition(":")
-        if module:
-            importlib.import_module(module)
-        elif own not in self._entries and own in self.names():
-            importlib.import_module(f"{self._package}.{own}")
-        if own not in self._entries:
-            raise UnknownEntryError(f"{self.key} = {name!r}: unknown; known: {', '.join(self.names())}")
-        return self._entries[own]
+        module_name, _, short = name.rpartition(":")
+        if module_name:
+            module = importlib.import_module(module_name)
+            entry = self._entries.get(short)
+            if entry is None or not any(value is entry.function for value in vars(module).values()):
+                raise UnknownEntryError(f"{module_name} registers no such {self.noun}")
+            return entry
+        if short not in self._entries and short in self.built_in():
+            importlib.import_module(f"{self._package}.{short}")
+        if short not in self._entries:
+            raise UnknownEntryError(f"no such {self.noun}{name_hint(name, self.names())}")
+        return self._entries[short]
+
+    def problems(
+        self, name: str, args: Mapping[str, Any], *, name_at: Location, args_at: Location
+    ) -> list[Problem]:
+        """What is wrong with a section that names ``name`` and gives it ``args``."""
+        try:
+            entry = self.get(name)
+        except (UnknownEntryError, NameTakenError) as error:
+            return [Problem(name_at, name, str(error))]
+        except ImportError as error:
+            return [Problem(name_at, name, f"cannot be imported: {error}")]
+        try:
+            entry.validated(args)
+        except ValidationError as error:
+            return problems_of(error, args_at, known_keys=list(entry.options.model_fields))
+        return []
 
 
 def _options_of(function: Callable[..., Any]) -> type[BaseModel]:
     """A model of the keyword-only parameters of ``function``."""
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for parameter in parameters:
+        if parameter.annotation is parameter.empty:
+            raise TypeError(f"{_origin(function)}: its option {parameter.name} has no annotation")
+    # Of the options alone: the other annotations may name what is imported for type checkers only.
+    annotated = SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
+    hints = get_type_hints(annotated, globalns=cast(FunctionType, function).__globals__, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters
     }
-    return create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return create_model(f"{function.__name__}_options", __config__=strict, **fields)
 
 
 def _origin(function: Callable[..., Any]) -> str:
     return f"{function.__module__}:{function.__qualname__}"
 
 
-ESTIMATORS: Registry[Any] = Registry("advantage.estimator", "serl.batch.advantages")
-LOSSES: Registry[Any] = Registry("loss.name", "serl.learner.losses")
-SOURCES: Registry[Any] = Registry("hindsight.sources", "serl.hindsight.sources")
+ESTIMATORS = Registry("advantage.estimator", "estimator", "serl.batch.advantages")
+LOSSES = Registry("loss.name", "loss", "serl.learner.losses")
+SOURCES = Registry("hindsight.sources", "source", "serl.hindsight.sources")
