@@ -1,26 +1,21 @@
 """Checkpoint folders: written beside their final name, renamed when complete, the oldest removed.
 
-``iteration_000012/`` holds ``policy/`` (Hugging Face layout), ``learner/`` (teacher, optimizer, random
-states; written by the learners) and ``algorithm.json`` (counters, λ clock, sampler position).
+``iteration_000012/``, saved after the twelfth update, holds ``policy/`` (Hugging Face layout), ``learner/``
+(teacher and optimizer) and, written last, ``algorithm.json`` (counters, sampler position).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+
+from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_STATE = "algorithm.json"
 _NAME = re.compile(r"iteration_(\d+)")
-
-
-class CheckpointError(ValueError):
-    """The folder is not a complete checkpoint of SERL."""
 
 
 def checkpoint_path(checkpoints_dir: Path, iteration: int) -> Path:
@@ -41,19 +36,6 @@ def latest_checkpoint(run_dir: Path) -> Path:
     if not checkpoints:
         raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/")
     return checkpoints[-1]
-
-
-def write_algorithm_state(directory: Path, state: dict[str, Any]) -> None:
-    """Written last: its presence says that the checkpoint is complete."""
-    (directory / ALGORITHM_STATE).write_text(json.dumps(state, indent=1))
-
-
-def read_algorithm_state(directory: Path) -> dict[str, Any]:
-    """Raises CheckpointError if ``directory`` is no complete checkpoint."""
-    try:
-        return json.loads((directory / ALGORITHM_STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{directory} is not a complete checkpoint: {error}") from error
 
 
 def remove_old_checkpoints(checkpoints_dir: Path, keep: int) -> None:

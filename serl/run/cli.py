@@ -14,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from serl.algorithm_state import CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
-from serl.run.checkpoint import CheckpointError, latest_checkpoint, read_algorithm_state
+from serl.run.checkpoint import latest_checkpoint
 from serl.run.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
 from serl.run.resume import check_resumable
 from serl.run.run_dir import CONFIG, RunDir, config_yaml
@@ -70,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="say what is wrong or missing, and start nothing")
     task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation")
-    task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the run's newest checkpoint")
+    task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume from its newest checkpoint")
     parser.add_argument("--address", help="join the Ray cluster at this address, for instance auto")
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and "=" in options.experiment and not Path(options.experiment).exists():
@@ -135,7 +136,7 @@ def _run(
     """Evaluates, or trains to the end or to the first Ctrl-C."""
     stop = stop_on_signal()
     # These import torch, for which nothing above should wait.
-    from serl.algorithm import TrainingInterrupted
+    from serl.iteration import TrainingInterrupted
     from serl.run.console import Console
     from serl.run.train import evaluate_checkpoint, train
 
@@ -145,7 +146,7 @@ def _run(
         if options.evaluate:
             evaluate_checkpoint(experiment, options.evaluate, run_dir, console, stop, address=options.address)
         elif not train(experiment, run_dir, console, stop, resume=checkpoint, address=options.address):
-            console.note(f"stopped; to go on: serl-run --resume {run_dir.path}")
+            console.note(f"stopped; to resume: serl-run --resume {run_dir.path}")
     except TrainingInterrupted as interruption:
         console.note(str(interruption))
         return FAILED

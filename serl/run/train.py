@@ -14,13 +14,13 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from serl.algorithm import SERL, TrainingInterrupted
-from serl.algorithm_config import SERLConfig
+from serl.algorithm import SERL, SERLConfig, TrainingInterrupted
+from serl.algorithm_state import read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import checkpoint_path, read_algorithm_state, remove_old_checkpoints
+from serl.run.checkpoint import checkpoint_path, remove_old_checkpoints
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
 from serl.run.evaluations import append_evaluation, read_evaluations

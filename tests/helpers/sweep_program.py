@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from serl.algorithm_state import write_algorithm_state
 from serl.config.load import load_experiment
-from serl.run.checkpoint import checkpoint_path, write_algorithm_state
+from serl.run.checkpoint import checkpoint_path
 from serl.run.run_dir import CONFIG, RunDir
 
 
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         time.sleep(0.05)
     folder = checkpoint_path(run_dir.path / "checkpoints", last)
     folder.mkdir(parents=True)
-    write_algorithm_state(folder, {"iteration": last})
+    write_algorithm_state(folder, {"weights_seq_no": last})
     return 0
 
 

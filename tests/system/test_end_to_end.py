@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from serl.run.checkpoint import list_checkpoints, read_algorithm_state
+from serl.algorithm_state import read_algorithm_state
+from serl.run.checkpoint import list_checkpoints
 from serl.run.evaluations import read_evaluations
 from serl.run.metrics_reference import undescribed
 
@@ -101,8 +102,8 @@ def test_the_sampler_follows_the_learner_from_update_to_update(two_iterations: t
     assert (start[name] - first[name]).abs().max() > 1e-4
     assert (first[name] - second[name]).abs().max() > 1e-4
     # Without staleness the learner recomputes what the sampler reported, so the weights have landed.
-    gaps = [row["learner/train_inference_mismatch"] for row in _metrics(run_dir) if "learner/loss" in row]
-    assert len(gaps) == 2 and max(gaps) < 1e-3
+    rows = [row for row in _metrics(run_dir) if "learner/loss" in row]
+    assert len(rows) == 2 and max(row["learner/train_inference_mismatch"] for row in rows) < 1e-3
 
 
 def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tuple[Path, str]) -> None:
@@ -121,7 +122,7 @@ def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tupl
     board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("learner/loss")] == [1, 2, 3]
     state = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
-    assert (state["iteration"], state["weights_seq_no"]) == (3, 3)
+    assert state["weights_seq_no"] == 3
 
 
 def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path: Path) -> None:
@@ -138,6 +139,6 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path: Path) -> None:
     assert "--resume" in output
     (run_dir,) = tmp_path.iterdir()
     last = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
-    assert last["iteration"] == last["weights_seq_no"] == _metrics(run_dir)[-1]["iteration"]
+    assert last["weights_seq_no"] == _metrics(run_dir)[-1]["iteration"]
     policy = load_file(list_checkpoints(run_dir / "checkpoints")[-1] / "policy" / "model.safetensors")
     assert all(bool(torch.isfinite(weight).all()) for weight in policy.values())

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 
 from envs.base import Task
-from serl.batch.metrics import batch_metrics
+from serl.algorithm_state import CheckpointError, read_algorithm_state, write_algorithm_state
+from serl.batch.metrics import batch_metrics, group_sums
 from serl.evaluation import evaluation_result, wilson_interval
 from serl.run.checkpoint import (
-    CheckpointError,
     checkpoint_path,
     latest_checkpoint,
     list_checkpoints,
-    read_algorithm_state,
     remove_old_checkpoints,
-    write_algorithm_state,
 )
 from serl.run.evaluations import append_evaluation, read_evaluations, rename_former_file
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
@@ -133,12 +131,12 @@ def test_batch_metrics_count_steps_tokens_cache_hits_and_staleness() -> None:
             _trajectory(1, [_step(3, valid=False), _step(4), _step(5)], False),
         ],
     )
-    metrics = batch_metrics([group], weights_seq_no=5)
+    metrics = batch_metrics([group_sums(group, has_variance=True)], group.trajectories, weights_seq_no=5)
     assert metrics["rollout/success"] == 0.5
     assert metrics["rollout/invalid_action_rate"] == 0.25
     assert metrics["rollout/prefix_cache_hit_rate"] == 0.25
     assert metrics["rollout/action_token_share"] == 0.5
-    assert metrics["rollout/groups_with_variance"] == 1.0
+    assert metrics["rollout/zero_variance_groups"] == 0.0
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.5, 2.0)
     assert metrics["batch/tokens"] == 24.0
     assert metrics["episode/task_score"] == 0.5
@@ -150,7 +148,7 @@ def test_only_complete_checkpoints_count_and_the_oldest_go(tmp_path: Path) -> No
         folder = checkpoint_path(checkpoints, iteration)
         folder.mkdir(parents=True)
         if iteration != 3:
-            write_algorithm_state(folder, {"iteration": iteration})
+            write_algorithm_state(folder, {"weights_seq_no": iteration})
     (checkpoints / "iteration_000004.partial").mkdir()
     assert latest_checkpoint(tmp_path).name == "iteration_000002"
     remove_old_checkpoints(checkpoints, keep=1)
@@ -158,10 +156,23 @@ def test_only_complete_checkpoints_count_and_the_oldest_go(tmp_path: Path) -> No
     assert not (checkpoints / "iteration_000004.partial").exists()
 
 
+def test_counters_of_a_checkpoint_by_serl_0_1_go_on_under_their_present_names(tmp_path: Path) -> None:
+    counters = {"groups_admitted": 51, "groups_discarded_no_spread": 45, "groups_kept_without_spread": 2}
+    state = {"iteration": 2, "weights_seq_no": 2, "buffer": {"counters": counters, "tasks": []}}
+    write_algorithm_state(tmp_path, state)
+    read = read_algorithm_state(tmp_path)
+    assert read["weights_seq_no"] == 2
+    assert read["buffer"]["counters"] == {
+        "groups_admitted": 51,
+        "groups_discarded_zero_variance": 45,
+        "zero_variance_groups_kept": 2,
+    }
+
+
 def test_a_folder_without_a_readable_state_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         read_algorithm_state(tmp_path)
-    (tmp_path / "algorithm.json").write_text(json.dumps({"iteration": 1})[:-2])
+    (tmp_path / "algorithm.json").write_text(json.dumps({"weights_seq_no": 1})[:-2])
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         read_algorithm_state(tmp_path)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):

@@ -1,0 +1,39 @@
+"""The algorithm's own part of a checkpoint, as JSON; its presence says that the checkpoint is complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ALGORITHM_STATE = "algorithm.json"
+
+# What SERL 0.1 called counters of the buffer.
+_FORMER_COUNTERS = {
+    "groups_discarded_no_spread": "groups_discarded_zero_variance",
+    "groups_kept_without_spread": "zero_variance_groups_kept",
+}
+
+
+class CheckpointError(ValueError):
+    """The folder is not a complete checkpoint of SERL."""
+
+
+def write_algorithm_state(directory: Path, state: dict[str, Any]) -> None:
+    """To be written last."""
+    (directory / ALGORITHM_STATE).write_text(json.dumps(state, indent=1))
+
+
+def read_algorithm_state(directory: Path) -> dict[str, Any]:
+    """Under the present names, also of a checkpoint that SERL 0.1 wrote.
+
+    Raises CheckpointError if ``directory`` is no complete checkpoint.
+    """
+    try:
+        state: dict[str, Any] = json.loads((directory / ALGORITHM_STATE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{directory} is not a complete checkpoint: {error}") from error
+    buffer = state.get("buffer", {})
+    if "counters" in buffer:
+        buffer["counters"] = {_FORMER_COUNTERS.get(name, name): n for name, n in buffer["counters"].items()}
+    return state
