@@ -1,69 +1,146 @@
-"""`SERL(Algorithm)`: the loop and nothing else.
+"""`SERL` and `SERLConfig`: the loop, and an experiment dressed as RLlib's configuration.
 
-    task sampler ─ groups ─▶ env runner pool ─ trajectories ─▶ group buffer ─ batch ─▶ learner group
+    task sampler ─ requests ─▶ env runner pool ─ trajectories ─▶ batch collector ─ rows ─▶ learner group
          ▲                        │  ▲                              │                        │
          └── requeued tasks ──────┼──┼──────────────────────────────┘                        │
                                   ▼  │ ids                                                   │
                            policy deployment  ◀──────────── weights, weights_seq_no + 1 ─────┘
 
-One training iteration is one learner update. Rollouts go on while the learner updates, and so does the judge,
-if there is one (`serl.hindsight.judge.pool`); while the learner waits for a batch, its teacher scores the
-groups that are complete (`serl.learner.early_scores`). The buffer admits a group only while it could still be
-trained within ``training.max_staleness`` versions.
+One training iteration is one learner update, and ``weights_seq_no`` counts them. Whatever the loop waits for
+(a batch, the learners, the replicas), it goes on polling the env runners, so rollouts never stop; groups are
+finished in a thread (`serl.batch.finisher`), and a judge is asked beside it. The buffer admits a group only
+while it could still be trained within ``training.max_staleness`` versions.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
+import gymnasium
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
-from serl.algorithm_config import SERLConfig
+from serl.algorithm_state import read_algorithm_state, write_algorithm_state
+from serl.batch.assemble import assemble, trajectories_to_record
+from serl.batch.collector import BatchCollector
+from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
-from serl.buffer.group_buffer import GroupBuffer
-from serl.buffer.task_sampler import TaskSampler, evaluation_requests, is_evaluation_group
+from serl.buffer.task_sampler import evaluation_requests
+from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult, evaluation_result
-from serl.hindsight.judge.pool import JudgePool
-from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.iteration import Iteration, Progress, TrainingInterrupted
+from serl.learner.learner import SERLLearner
+from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
+from serl.learner.rl_module import CausalLMModule
+from serl.rollout.env_runner import SERLEnvRunner
+from serl.rollout.episode import Policy
+from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
-from serl.run.checkpoint import read_algorithm_state, write_algorithm_state
-from serl.run.records import trajectories_to_record
 from serl.serving.client import PolicyClient
+from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
-from serl.types import RolloutRequest, TeacherRecord, Trajectory, TrajectoryGroup
+from serl.serving.weights import BroadcastStats
+from serl.types import TeacherRecords, Trajectory
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _POLL_S = 0.05
 
 
-class TrainingInterrupted(RuntimeError):
-    """A stop was asked for; nothing of the last finished update is lost."""
+class SERLConfig(AlgorithmConfig):
+    """Carries the frozen experiment; RLlib's own fields are derived from it in `from_experiment`.
 
+    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go.
+    ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
+    it; both are None until it runs.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a progress bar shows inside an iteration."""
+    experiment: ExperimentConfig
+    model_dir: str
+    run_dir: str
+    serving_names: ServingNames | None
+    make_policy: Callable[[], Policy] | None
 
-    phase: str
-    episodes: int
-    episodes_wanted: int
-    env_steps: int
-    response_tokens: int
-    staleness: float
-    seconds: float
-    judged: int = 0
-    judge_pending: int = 0
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or SERL)
+        self.serving_names = None
+        self.make_policy = None
+
+    @classmethod
+    def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:
+        """The RLlib configuration of ``experiment``."""
+        config = cls()
+        config.experiment = experiment
+        config.model_dir = model_dir
+        config.run_dir = run_dir
+        text = gymnasium.spaces.Text(max_length=2**20)
+        config.environment(observation_space=text, action_space=text, disable_env_checking=True)
+        config.framework("torch")
+        rollout, learner = experiment.rollout, experiment.learner
+        config.env_runners(
+            env_runner_cls=SERLEnvRunner,
+            num_env_runners=rollout.num_env_runners,
+            num_cpus_per_env_runner=rollout.num_cpus_per_env_runner,  # pyright: ignore[reportArgumentType]
+            create_local_env_runner=False,
+            create_env_on_local_worker=False,
+            add_default_connectors_to_env_to_module_pipeline=False,
+            add_default_connectors_to_module_to_env_pipeline=False,
+        )
+        config.learners(
+            num_learners=learner.num_learners,
+            num_cpus_per_learner=learner.num_cpus_per_learner,
+            num_gpus_per_learner=learner.num_gpus_per_learner,
+            add_default_connectors_to_learner_pipeline=False,
+        )
+        config.training(lr=learner.lr, grad_clip=learner.grad_clip)
+        config.fault_tolerance(
+            restart_failed_env_runners=True,
+            env_runner_health_probe_timeout_s=0.2,
+            delay_between_env_runner_restarts_s=5.0,
+        )
+        config.debugging(seed=experiment.seed)
+        config._dont_auto_sync_env_runner_states = True
+        config.merge_env_runner_states = False
+        config.broadcast_env_runner_states = False
+        return config
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(
+            module_class=CausalLMModule,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            model_config={
+                "model_dir": self.model_dir,
+                "attention": self.experiment.model.attention,
+                "temperature": self.experiment.rollout.temperature,
+                "gradient_checkpointing": self.experiment.learner.gradient_checkpointing,
+                "entropy_gradient": self.experiment.loss.entropy_coefficient > 0.0,
+            },
+        )
+
+    def get_default_learner_class(self) -> type:
+        return SERLLearner
+
+    def build_learner_group(
+        self,
+        *,
+        env: Any = None,
+        spaces: Any = None,
+        rl_module_spec: Any = None,
+        placement_group: Any = None,
+    ) -> SERLLearnerGroup:
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
 
 class SERL(Algorithm):
@@ -86,35 +163,25 @@ class SERL(Algorithm):
         self.experiment = experiment = config.experiment
         config = config.copy(copy_frozen=False)
         names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
-        config.serving_names = names
+        config.serving_names = self._serving_names = names
         config.make_policy = functools.partial(PolicyClient, names)
         config.freeze()
         self.config = config
-        self._serving_names = names
         super().setup(config)
-        wait_until_ready(self._serving_names, experiment.serving.start_timeout_s)
+        wait_until_ready(names, experiment.serving.start_timeout_s)
 
         provider = make_provider(experiment.env.name, experiment.env.args)
         self.train_tasks = provider.task_set(experiment.env.train_split)
         self.evaluation_tasks = provider.task_set(experiment.evaluation.split)
-        training = experiment.training
-        self._sampler = TaskSampler(self.train_tasks, training.group_size, experiment.seed)
-        self._buffer = GroupBuffer(
-            group_size=training.group_size,
-            groups_per_batch=training.groups_per_batch,
-            max_staleness=training.max_staleness,
-            filter_groups=training.filter_groups,
-            max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
-            normalize_by_length=experiment.advantage.normalize_by_length,
-        )
         assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
-        self._judge = JudgePool(experiment, Path(config.run_dir))
+        encoder = PromptEncoder.load(config.model_dir)
+        self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
         self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
         self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
-        self.last_teacher_records: list[TeacherRecord] = []
+        self.last_teacher_records: TeacherRecords = {}
 
     @property
     def weights_seq_no(self) -> int:
@@ -127,124 +194,104 @@ class SERL(Algorithm):
         return self.learner_group
 
     def training_step(self) -> None:
-        started = time.monotonic()
-        deadline = started + self.experiment.training.iteration_timeout_s
-        counters: Counter[str] = Counter()
-        update: tuple[UpdateHandle, list[TrajectoryGroup]] | None = None
-        result: UpdateResult | None = None
-        waited_for_batch = 0.0
-        while result is None:
-            if update is None:
-                self._check_not_stopped("a batch of complete groups")
-            self._check_deadline(deadline, "a batch of complete groups" if update is None else "the learners")
-            self._admit_groups()
-            self._poll_runners(counters)
-            if update is None:
-                batch = self._buffer.take_batch(self._weights_seq_no, self._has_judgements)
-                self._requeue_discarded()
-                if batch is not None:
-                    waited_for_batch = time.monotonic() - started
-                    update = self._start_update(batch), batch
-                else:
-                    self._learners.score_early(self._buffer.next_groups(), self._weights_seq_no)
-            else:
-                result = self._learners.poll_update(update[0], timeout_s=_POLL_S)
-            self._show_progress(counters, started, "rollout" if update is None else "update")
-        assert update is not None
-        broadcast = self._learners.publish_weights(self._weights_seq_no + 1)
-        metrics = batch_metrics(update[1], self._weights_seq_no)
+        """One iteration: collect a batch, update on it, publish the new weights, log what happened."""
+        iteration = Iteration(time.monotonic() + self.experiment.training.iteration_timeout_s)
+        batch = self._collect(iteration)
+        result = self._update(batch, iteration)
+        broadcast = self._publish(iteration)
+        self._log(batch, result, broadcast, iteration)
+
+    def _collect(self, iteration: Iteration) -> list[FinishedGroup]:
+        while True:
+            self._check_not_stopped("a batch of complete groups")
+            self._turn(iteration, "a batch of complete groups", "rollout")
+            batch = self._collector.take_batch(self._weights_seq_no)
+            if batch is not None:
+                iteration.waited_for_batch_s = iteration.seconds
+                return batch
+
+    def _update(self, batch: Sequence[FinishedGroup], iteration: Iteration) -> UpdateResult:
+        self.last_recorded = trajectories_to_record(batch, self._weights_seq_no + 1, self.experiment.logging)
+        recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
+        rows, metrics = assemble(batch, self.experiment, self._weights_seq_no, recorded)
+        handle = self._learners.start_update(rows, self._weights_seq_no)
+        result = self._poll_until(
+            functools.partial(self._learners.poll_update, handle, timeout_s=0.0), iteration, "the learners"
+        )
+        self.last_teacher_records = result.records
+        return UpdateResult(metrics | result.metrics, result.records)
+
+    def _publish(self, iteration: Iteration) -> BroadcastStats:
+        call = self._learners.start_publish(self._weights_seq_no + 1)
+        broadcast = self._poll_until(
+            functools.partial(self._learners.poll_publish, call, timeout_s=0.0), iteration, "the replicas"
+        )
         self._weights_seq_no += 1
-        self.last_teacher_records = result.teacher_records
-        seconds = time.monotonic() - started
+        return broadcast
+
+    def _log(
+        self,
+        batch: Sequence[FinishedGroup],
+        result: UpdateResult,
+        broadcast: BroadcastStats,
+        iteration: Iteration,
+    ) -> None:
+        trajectories = [trajectory for group in batch for trajectory in group.group.trajectories]
+        metrics = batch_metrics([group.sums for group in batch], trajectories, self._weights_seq_no - 1)
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
-        metrics |= {f"buffer/{name}": value for name, value in self._buffer.metrics().items()}
+        metrics |= self._collector.metrics()
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
-        metrics |= self._judge.metrics()
-        metrics |= self._throughput(counters, seconds) | {
-            "time/iteration_s": seconds,
-            "time/wait_for_batch_s": waited_for_batch,
-            "weights_seq_no": float(self._weights_seq_no),
-        }
+        metrics |= {f"total/{name}": float(value) for name, value in self._totals.items()}
+        metrics |= iteration.metrics() | {"weights_seq_no": float(self._weights_seq_no)}
         self.iteration_metrics = metrics
         for name, value in metrics.items():
             self.metrics.log_value(tuple(name.split("/")), value, window=1)
 
-    def _start_update(self, batch: list[TrajectoryGroup]) -> UpdateHandle:
-        settings = self.experiment.logging
-        self.last_recorded = trajectories_to_record(
-            batch,
-            self._weights_seq_no + 1,
-            settings.trajectories_per_iteration,
-            settings.trajectories_interval,
-        )
-        recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
-        texts = self._judge.take(batch, self._weights_seq_no, self._buffer.owns)
-        return self._learners.start_update(batch, self._weights_seq_no, texts, recorded)
-
     def run_evaluation(self) -> EvaluationResult:
-        """Plays the evaluation, every task once, on the weights being served.
+        """Plays every evaluation task once, on the weights being served.
 
         Training episodes already with a runner go on; no update happens meanwhile. Raises TimeoutError
         after ``evaluation.timeout_s``.
         """
         settings = self.experiment.evaluation
-        evaluation = evaluation_requests(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
-        started = time.monotonic()
-        deadline = started + settings.timeout_s
+        requests = evaluation_requests(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
+        iteration = Iteration(time.monotonic() + settings.timeout_s)
         waiting = self._pool.withdraw_queued()
-        self._pool.submit(evaluation)
-        pending = {(request.group_id, request.rollout_index) for request in evaluation}
+        self._pool.submit(requests)
+        pending = {request.group_id for request in requests}
         finished: list[Trajectory] = []
-        counters: Counter[str] = Counter()
         while pending:
-            waiting_for = f"{len(pending)} of {len(evaluation)} evaluation episodes"
+            waiting_for = f"{len(pending)} of {len(requests)} evaluation episodes"
             self._check_not_stopped(waiting_for)
-            self._check_deadline(deadline, waiting_for)
-            report = self._poll_runners(counters)
+            self._check_deadline(iteration, waiting_for)
+            report = self._poll_runners(iteration)
             for trajectory in report.trajectories:
-                if (trajectory.group_id, trajectory.rollout_index) in pending:
-                    pending.discard((trajectory.group_id, trajectory.rollout_index))
+                if trajectory.group_id in pending:
+                    pending.discard(trajectory.group_id)
                     finished.append(trajectory)
             for failure in report.failures:
-                key = (failure.request.group_id, failure.request.rollout_index)
-                if failure.request.evaluation and key in pending:
-                    if failure.reason == "env_runner_died":
-                        self._pool.submit([failure.request], urgent=True)
-                    else:
-                        pending.discard(key)
-            self.on_progress(
-                Progress(
-                    phase="evaluation",
-                    episodes=len(finished),
-                    episodes_wanted=len(evaluation),
-                    env_steps=counters["env_steps"],
-                    response_tokens=counters["response_tokens"],
-                    staleness=0.0,
-                    seconds=time.monotonic() - started,
-                )
-            )
+                if failure.request.group_id in pending and failure.reason == "env_runner_died":
+                    self._pool.submit([failure.request], urgent=True)
+                else:
+                    pending.discard(failure.request.group_id)
+            self._show_progress(iteration, "evaluation", len(finished), len(requests))
         self._pool.submit(waiting)
-        return evaluation_result(finished, len(evaluation), self._weights_seq_no, time.monotonic() - started)
+        return evaluation_result(finished, len(requests), self._weights_seq_no, iteration.seconds)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes policy, learner state and `algorithm.json`, the last one last."""
         directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
-        write_algorithm_state(
-            directory,
-            {
-                "iteration": self.iteration,
-                "weights_seq_no": self._weights_seq_no,
-                "sampler": self._sampler.get_state(),
-                "buffer": self._buffer.get_state(),
-                "totals": dict(self._totals),
-                "train_tasks_hash": self.train_tasks.content_hash,
-            },
-        )
+        state = {
+            "weights_seq_no": self._weights_seq_no,
+            "totals": dict(self._totals),
+            "train_tasks_hash": self.train_tasks.content_hash,
+        }
+        write_algorithm_state(directory, state | self._collector.get_state())
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from `save_checkpoint`: the tasks of groups that were in flight are played again."""
+        """Resumes from `save_checkpoint`: the tasks of groups that were in flight are played again."""
         state = read_algorithm_state(Path(checkpoint_dir))
         if state["train_tasks_hash"] != self.train_tasks.content_hash:
             raise ValueError(
@@ -253,11 +300,8 @@ class SERL(Algorithm):
                 f"{self.train_tasks.content_hash[:12]}…"
             )
         self._learners.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
-        self._iteration = state["iteration"]
-        self._weights_seq_no = state["weights_seq_no"]
-        self._sampler.set_state(state["sampler"])
-        self._buffer.set_state(state["buffer"])
-        self._requeue_discarded()
+        self._iteration = self._weights_seq_no = state["weights_seq_no"]
+        self._collector.set_state(state)
         self._totals = Counter(state["totals"])
         if self._weights_seq_no > 0:
             self._learners.publish_weights(self._weights_seq_no)
@@ -272,76 +316,64 @@ class SERL(Algorithm):
     def cleanup(self) -> None:
         super().cleanup()
         stop_serving(self._serving_names)
-        self._judge.close()
+        self._collector.close()
 
-    def _admit_groups(self) -> None:
-        for _ in range(self._buffer.num_admissible(self._weights_seq_no)):
-            requests = self._sampler.next_group()
-            self._buffer.admit(requests)
-            self._pool.submit(requests)
+    def _turn(self, iteration: Iteration, waiting_for: str, phase: str) -> None:
+        """Once round the loop: new groups in, episodes out."""
+        self._check_deadline(iteration, waiting_for)
+        self._pool.submit(self._collector.admit(self._weights_seq_no))
+        self._poll_runners(iteration)
+        training = self.experiment.training
+        wanted = training.groups_per_batch * training.group_size
+        self._show_progress(iteration, phase, iteration.counters["episodes_finished"], wanted)
 
-    def _poll_runners(self, counters: Counter[str]) -> PoolReport:
+    def _poll_until(self, answer: Callable[[], T | None], iteration: Iteration, waiting_for: str) -> T:
+        """Polls the env runners until ``answer`` has one."""
+        while True:
+            found = answer()
+            if found is not None:
+                return found
+            self._turn(iteration, waiting_for, "update")
+
+    def _poll_runners(self, iteration: Iteration) -> PoolReport:
+        iteration.not_polling_s += time.monotonic() - iteration.last_polled
         report = self._pool.poll(_POLL_S)
-        counters.update(report.counters)
+        iteration.last_polled = time.monotonic()
+        iteration.counters.update(report.counters)
         self._totals.update(report.counters)
-        for trajectory in report.trajectories:
-            if not is_evaluation_group(trajectory.group_id):
-                group = self._buffer.add(trajectory)
-                if group is not None:
-                    batches_before = self._buffer.num_batches_before(group.group_id)
-                    self._judge.submit(group, self._weights_seq_no, batches_before)
+        self._collector.add(report.trajectories, self._weights_seq_no)
         for failure in report.failures:
-            counters[f"failed_{failure.reason}"] += 1
+            iteration.counters[f"failed_{failure.reason}"] += 1
             if failure.reason == "request_refused":
                 raise RuntimeError(f"the engine refuses a request: {failure.message}")
-            if not failure.request.evaluation:
-                self._replay(failure.request, failure.reason)
+            replacement = self._collector.replace(failure)
+            if replacement is not None:
+                self._pool.submit([replacement], urgent=True)
         return report
-
-    def _has_judgements(self, batch: Sequence[TrajectoryGroup]) -> bool:
-        return self._judge.has_answers(batch, self._weights_seq_no)
-
-    def _replay(self, request: RolloutRequest, reason: str) -> None:
-        replacement = self._buffer.fail(request, reason)
-        if replacement is not None:
-            self._pool.submit([replacement], urgent=True)
-
-    def _requeue_discarded(self) -> None:
-        for task in self._buffer.take_discarded_tasks():
-            self._sampler.requeue(task)
 
     def _check_not_stopped(self, waiting_for: str) -> None:
         """Not called during an update, when the learners are ahead of the counters."""
         if self.should_stop():
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
 
-    def _check_deadline(self, deadline: float, waiting_for: str) -> None:
-        if time.monotonic() > deadline:
+    def _check_deadline(self, iteration: Iteration, waiting_for: str) -> None:
+        if time.monotonic() > iteration.deadline:
             raise TimeoutError(
                 f"waited too long for {waiting_for}; {self._pool.num_running} episodes run, "
-                f"{self._pool.num_queued} wait; {self._buffer.describe()}"
+                f"{self._pool.num_queued} wait; {self._collector.describe()}"
             )
 
-    def _throughput(self, counters: Counter[str], seconds: float) -> dict[str, float]:
-        metrics = {f"runners/{name}": float(value) for name, value in counters.items()}
-        metrics["throughput/env_steps_per_s"] = counters["env_steps"] / seconds
-        metrics["throughput/response_tokens_per_s"] = counters["response_tokens"] / seconds
-        metrics["throughput/prompt_tokens_per_s"] = counters["prompt_tokens"] / seconds
-        return metrics | {f"total/{name}": float(value) for name, value in self._totals.items()}
-
-    def _show_progress(self, counters: Counter[str], started: float, phase: str) -> None:
-        training = self.experiment.training
-        buffer = self._buffer.metrics()
+    def _show_progress(self, iteration: Iteration, phase: str, episodes: int, wanted: int) -> None:
         self.on_progress(
             Progress(
                 phase=phase,
-                episodes=counters["episodes_finished"],
-                episodes_wanted=training.groups_per_batch * training.group_size,
-                env_steps=counters["env_steps"],
-                response_tokens=counters["response_tokens"],
-                staleness=buffer.get("staleness_mean", 0.0),
-                seconds=time.monotonic() - started,
-                judged=self._judge.num_done,
-                judge_pending=self._judge.num_pending,
+                episodes=episodes,
+                episodes_wanted=wanted,
+                env_steps=iteration.counters["env_steps"],
+                response_tokens=iteration.counters["response_tokens"],
+                staleness=self.iteration_metrics.get("staleness/mean", 0.0),
+                seconds=iteration.seconds,
+                judged=self._collector.judge.num_done,
+                judge_pending=self._collector.judge.num_pending,
             )
         )

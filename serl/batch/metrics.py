@@ -1,61 +1,89 @@
-"""The numbers of one iteration, flat, under names that TensorBoard groups by their first part."""
+"""What the groups of an update looked like: sums of each group, made once, and the means of a batch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from serl.types import Trajectory, TrajectoryGroup
+from serl.types import Trajectory, TrajectoryGroup, staleness
+
+# In a group's sums: how many trajectories ended for a reason, and what they and their metrics came to.
+_END, _TASK_TYPE, _SUCCESS_OF, _EPISODES_WITH, _EPISODE = "end/", "type/", "success/", "episodes/", "episode/"
 
 
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
+def group_sums(group: TrajectoryGroup, has_variance: bool) -> Counter[str]:
+    """Sums over the trajectories and steps of ``group`` that `batch_metrics` makes means of."""
+    sums: Counter[str] = Counter(groups=1, zero_variance_groups=not has_variance)
+    for trajectory in group.trajectories:
+        success, task_type = int(trajectory.success), trajectory.task.task_type or "all"
+        sums.update(
+            {
+                "trajectories": 1,
+                "successes": success,
+                "returns": trajectory.reward,  # type: ignore[dict-item]
+                f"{_END}{trajectory.end_reason}": 1,
+                f"{_TASK_TYPE}{task_type}": 1,
+                f"{_SUCCESS_OF}{task_type}": success,
+            }
+        )
+        for name, value in trajectory.metrics.items():
+            sums.update({f"{_EPISODES_WITH}{name}": 1, f"{_EPISODE}{name}": value})  # type: ignore[dict-item]
+    for step in group.steps:
+        sums.update(
+            steps=1,
+            invalid_actions=not step.action_valid,
+            no_actions=step.action is None,
+            prompt_tokens=len(step.prompt_ids),
+            response_tokens=len(step.response_ids),
+            truncated_responses=step.finish_reason == "length",
+            action_tokens=sum(step.action_mask),
+            cached_tokens=step.num_cached_tokens,
+        )
+    return sums
 
 
-def batch_metrics(groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> dict[str, float]:
-    """What the groups of one update looked like; ``weights_seq_no`` is the version they are trained at.
+def batch_metrics(
+    sums: Iterable[Counter[str]], trajectories: Sequence[Trajectory], weights_seq_no: int
+) -> dict[str, float]:
+    """The means of a batch from its groups' ``sums``; ``weights_seq_no`` is the version it is trained at.
 
     ``prefix_cache_hit_rate`` is the share of prompt tokens that the engine did not compute again.
     """
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    steps = [step for trajectory in trajectories for step in trajectory.steps]
-    prompt_tokens = sum(len(step.prompt_ids) for step in steps)
-    versions = [t.weights_seq_no for t in trajectories if t.weights_seq_no is not None]
-    staleness = [weights_seq_no - version for version in versions]
+    total: Counter[str] = Counter()
+    for of_group in sums:
+        total.update(of_group)
+
+    def rate(name: str, of: str) -> float:
+        return total[name] / total[of] if total[of] else 0.0
+
+    ages = [staleness(trajectory, weights_seq_no) for trajectory in trajectories if trajectory.steps]
     metrics = {
-        "rollout/success": _mean(t.success for t in trajectories),
-        "rollout/return": _mean(t.reward for t in trajectories),
-        "rollout/episode_steps": _mean(len(t.steps) for t in trajectories),
-        "rollout/invalid_action_rate": _mean(not step.action_valid for step in steps),
-        "rollout/no_action_rate": _mean(step.action is None for step in steps),
-        "rollout/prompt_tokens": _mean(len(step.prompt_ids) for step in steps),
-        "rollout/response_tokens": _mean(len(step.response_ids) for step in steps),
-        "rollout/truncated_response_rate": _mean(step.finish_reason == "length" for step in steps),
-        "rollout/action_token_share": sum(sum(s.action_mask) for s in steps)
-        / max(1, sum(len(s.response_ids) for s in steps)),
-        "rollout/prefix_cache_hit_rate": sum(s.num_cached_tokens for s in steps) / max(1, prompt_tokens),
-        "rollout/groups_with_variance": _mean(len({t.reward for t in g.trajectories}) > 1 for g in groups),
-        "staleness/mean": _mean(staleness),
-        "staleness/max": float(max(staleness, default=0)),
-        "batch/groups": float(len(groups)),
-        "batch/steps": float(len(steps)),
-        "batch/tokens": float(sum(group.num_tokens for group in groups)),
+        "rollout/success": rate("successes", "trajectories"),
+        "rollout/return": rate("returns", "trajectories"),
+        "rollout/episode_steps": rate("steps", "trajectories"),
+        "rollout/invalid_action_rate": rate("invalid_actions", "steps"),
+        "rollout/no_action_rate": rate("no_actions", "steps"),
+        "rollout/prompt_tokens": rate("prompt_tokens", "steps"),
+        "rollout/response_tokens": rate("response_tokens", "steps"),
+        "rollout/truncated_response_rate": rate("truncated_responses", "steps"),
+        "rollout/action_token_share": rate("action_tokens", "response_tokens"),
+        "rollout/prefix_cache_hit_rate": rate("cached_tokens", "prompt_tokens"),
+        "rollout/zero_variance_groups": rate("zero_variance_groups", "groups"),
+        "staleness/mean": sum(ages) / len(ages) if ages else 0.0,
+        "staleness/max": float(max(ages, default=0)),
+        "batch/groups": float(total["groups"]),
+        "batch/steps": float(total["steps"]),
+        "batch/tokens": float(total["prompt_tokens"] + total["response_tokens"]),
     }
-    for reason, count in Counter(t.end_reason for t in trajectories).items():
-        metrics[f"rollout/end_{reason}"] = count / max(1, len(trajectories))
-    return (
-        metrics
-        | _success_by_task_type(trajectories)
-        | {f"episode/{name}": mean for name, mean in episode_means(trajectories).items()}
-    )
-
-
-def _success_by_task_type(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    by_type: dict[str, list[bool]] = {}
-    for trajectory in trajectories:
-        by_type.setdefault(trajectory.task.task_type or "all", []).append(trajectory.success)
-    return {f"rollout/success_by_task_type/{task_type}": _mean(wins) for task_type, wins in by_type.items()}
+    for key in sorted(total):
+        kind, _, name = key.partition("/")
+        if key.startswith(_END):
+            metrics[f"rollout/end_{name}"] = rate(key, "trajectories")
+        elif key.startswith(_TASK_TYPE):
+            metrics[f"rollout/success_by_task_type/{name}"] = rate(f"{_SUCCESS_OF}{name}", key)
+        elif key.startswith(_EPISODES_WITH):
+            metrics[f"episode/{name}"] = rate(f"{_EPISODE}{name}", key)
+    return metrics
 
 
 def episode_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -64,4 +92,4 @@ def episode_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for trajectory in trajectories:
         for name, value in trajectory.metrics.items():
             values.setdefault(name, []).append(value)
-    return {name: _mean(numbers) for name, numbers in values.items()}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

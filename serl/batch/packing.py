@@ -1,4 +1,4 @@
-"""From a batch's samples to what every learner computes: shards, minibatches, micro-batches.
+"""From a batch's rows to what every learner computes: shards, minibatches, micro-batches.
 
 All of it is decided in one place, before anything is sent, from the whole batch. So every learner knows the
 global denominators without asking the others, all of them make the same number of forward passes (FSDP2
@@ -13,12 +13,12 @@ needs that), and neither gradients nor minibatches depend on how many learners t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from serl.types import TrainingRow
+from serl.batch.rows import Array, Ragged, TrainingRows
 
 MicroBatch = tuple[int, ...]
 
@@ -30,7 +30,7 @@ _MIN_SHARED_FRACTION = 0.125
 class Minibatch:
     """One optimizer step of one learner.
 
-    A micro-batch lists indices into the learner's samples; an empty one keeps this learner in step with
+    A micro-batch lists indices into the learner's rows; an empty one keeps this learner in step with
     others that have more. ``num_loss_tokens`` and ``num_rows`` are the denominators: response tokens and
     rows of the minibatch over all learners, those that nobody computes included; ``num_trained_tokens``
     counts the response tokens of the others.
@@ -46,12 +46,11 @@ class Minibatch:
 class LearnerPlan:
     """One learner's part of one update: its trained rows, and the order of work.
 
-    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt and no
-    teacher log-probs yet, each of one group, and ``context_free_micro_batches`` those that the teacher also
-    scores without the context.
+    ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt, and
+    ``context_free_micro_batches`` those that the teacher also scores without the context.
     """
 
-    samples: list[TrainingRow]
+    rows: TrainingRows
     micro_batches: tuple[MicroBatch, ...]
     teacher_micro_batches: tuple[MicroBatch, ...]
     context_free_micro_batches: tuple[MicroBatch, ...]
@@ -59,7 +58,7 @@ class LearnerPlan:
 
 
 def plan_update(
-    samples: Sequence[TrainingRow],
+    rows: TrainingRows,
     *,
     num_learners: int,
     num_minibatches: int,
@@ -69,7 +68,7 @@ def plan_update(
     train_every_row: bool = False,
     context_free_rows: Collection[int] = (),
 ) -> list[LearnerPlan]:
-    """One plan per learner for a batch of ``samples`` (whole groups, rows with advantage 0 included).
+    """One plan per learner for a batch of ``rows`` (whole groups, rows with advantage 0 included).
 
     ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row is trained
     are left out: rows are trained that have an advantage, or all with ``train_every_row``.
@@ -78,50 +77,43 @@ def plan_update(
     """
     if num_learners < 1:
         raise ValueError(f"num_learners must be positive, got {num_learners}")
-    lengths = [_trained_length(sample, train_every_row) for sample in samples]
-    shards = _shards_of_whole_groups(samples, lengths, num_learners)
-
-    def packed(rows: Collection[int]) -> list[list[MicroBatch]]:
-        own = [[index for index in shard if index in rows] for shard in shards]
-        return _same_number(
-            [_pack_for_scoring(samples, part, _student_prompt, micro_batch_tokens) for part in own]
-        )
-
-    weighted = {index for index, sample in enumerate(samples) if sample.teacher_prompt_ids}
-    minibatches: list[list[Minibatch]] = [[] for _ in shards]
-    for epoch in range(num_epochs):
-        for rows in random_minibatches(len(samples), num_minibatches, [*seed, epoch]):
-            parts = _minibatch_parts(samples, shards, set(rows), micro_batch_tokens)
-            if parts is not None:
-                for learner, part in zip(minibatches, parts, strict=True):
-                    learner.append(part)
+    trained = trained_rows(rows, train_every_row)
+    lengths = np.where(trained, rows.num_tokens + rows.num_teacher_tokens, 0)
+    shards = _shards_of_whole_groups(rows.group_ids, lengths, num_learners)
+    packer = _Packer(rows, micro_batch_tokens)
+    taught = rows.has_teacher_prompt
+    compared = np.zeros(len(rows), dtype=np.bool_)
+    compared[list(context_free_rows)] = True
+    every_row = _same_number([packer.for_scoring(shard, rows.prompt_ids) for shard in shards])
+    with_evidence = _same_number(
+        [packer.for_scoring(shard[taught[shard]], rows.teacher_prompt_ids) for shard in shards]
+    )
+    without_evidence = _same_number(
+        [packer.for_scoring(shard[(taught & compared)[shard]], rows.prompt_ids) for shard in shards]
+    )
+    minibatches = [
+        parts
+        for epoch in range(num_epochs)
+        for chosen in random_minibatches(len(rows), num_minibatches, [*seed, epoch])
+        if (parts := packer.minibatch(chosen, shards)) is not None
+    ]
     return [
-        _renumbered(samples, *parts)
-        for parts in zip(
-            shards,
-            packed(range(len(samples))),
-            _teacher_micro_batches(samples, shards, micro_batch_tokens),
-            packed(weighted.intersection(context_free_rows)),
-            minibatches,
-            strict=True,
+        _renumbered(
+            rows,
+            shard,
+            every_row=every_row[learner],
+            with_evidence=with_evidence[learner],
+            without_evidence=without_evidence[learner],
+            minibatches=[parts[learner] for parts in minibatches],
         )
+        for learner, shard in enumerate(shards)
     ]
 
 
-def plan_teacher_scores(
-    samples: Sequence[TrainingRow], *, num_learners: int, micro_batch_tokens: int
-) -> list[LearnerPlan]:
-    """One plan per learner that has the teacher score ``samples`` (whole groups) and trains nothing.
-
-    The micro-batches are those in which `plan_update` has the teacher score the same groups.
-    """
-    lengths = [sample.num_teacher_tokens for sample in samples]
-    shards = _shards_of_whole_groups(samples, lengths, num_learners)
-    weighted = _teacher_micro_batches(samples, shards, micro_batch_tokens)
-    return [
-        _renumbered(samples, shard, [], micro_batches, [], [])
-        for shard, micro_batches in zip(shards, weighted, strict=True)
-    ]
+def trained_rows(rows: TrainingRows, train_every_row: bool) -> Array:
+    """Bool [R]: the rows that some learner trains on."""
+    has_response = rows.response_ids.lengths > 0
+    return has_response if train_every_row else has_response & (rows.advantages != 0.0)
 
 
 def random_minibatches(num_rows: int, num_minibatches: int, seed: Sequence[int]) -> list[list[int]]:
@@ -151,112 +143,72 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
     return [*packed, tuple(current)] if current else packed
 
 
-def _pack_for_scoring(
-    samples: Sequence[TrainingRow],
-    rows: Sequence[int],
-    prompt: Callable[[TrainingRow], list[int]],
-    micro_batch_tokens: int,
-) -> list[MicroBatch]:
-    """``rows`` in micro-batches for forward passes without a gradient.
+class _Packer:
+    """Puts rows of one batch into micro-batches; what it looks up often is looked up once."""
 
-    Rows that a student had one prompt for, such as the first steps of a group, come together where that is
-    worth a micro-batch: what their prompts begin with is then computed once (`make_token_batch`), even if the
-    evidence after it differs. The budget holds where a model cannot do that, too.
-    """
-    with_prompt: dict[tuple[int, ...], list[int]] = {}
-    for row in rows:
-        with_prompt.setdefault(tuple(samples[row].prompt_ids), []).append(row)
-    together: list[MicroBatch] = []
-    alone: list[int] = []
+    def __init__(self, rows: TrainingRows, micro_batch_tokens: int) -> None:
+        self._budget = micro_batch_tokens
+        self._num_tokens = rows.num_tokens
+        self._num_response_tokens = rows.response_ids.lengths
+        self._prompts = [rows.prompt_ids[row].tobytes() for row in range(len(rows))]
+        self._prompt_lengths = rows.prompt_ids.lengths
 
-    def pack(part: Sequence[int]) -> list[MicroBatch]:
-        lengths = [len(prompt(samples[row])) + len(samples[row].response_ids) for row in part]
-        return pack_by_length(part, lengths, micro_batch_tokens)
+    def for_scoring(self, shard: Array, prompt_ids: Ragged) -> list[MicroBatch]:
+        """Micro-batches of the rows ``shard`` for forward passes without a gradient, behind ``prompt_ids``.
 
-    for ids, sharing in with_prompt.items():
-        num_saved = (len(sharing) - 1) * len(ids)
-        if num_saved >= _MIN_SHARED_FRACTION * micro_batch_tokens:
-            together += pack(sharing)
-        else:
-            alone += sharing
-    return [*together, *pack(alone)]
+        Rows that a student had one prompt for, such as the first steps of a group, come together where that
+        is worth a micro-batch: what their prompts begin with is then computed once (`make_token_batch`), even
+        if the evidence after it differs. The budget holds where a model cannot do that, too.
+        """
+        lengths = prompt_ids.lengths + self._num_response_tokens
+        with_prompt: dict[bytes, list[int]] = {}
+        for row in shard.tolist():
+            with_prompt.setdefault(self._prompts[row], []).append(row)
+        together: list[MicroBatch] = []
+        alone: list[int] = []
+        for sharing in with_prompt.values():
+            num_saved = (len(sharing) - 1) * int(self._prompt_lengths[sharing[0]])
+            if num_saved >= _MIN_SHARED_FRACTION * self._budget:
+                together += pack_by_length(sharing, lengths[sharing].tolist(), self._budget)
+            else:
+                alone += sharing
+        return [*together, *pack_by_length(alone, lengths[alone].tolist() if alone else [], self._budget)]
 
-
-def _teacher_micro_batches(
-    samples: Sequence[TrainingRow], shards: list[list[int]], micro_batch_tokens: int
-) -> list[list[MicroBatch]]:
-    """Every learner's micro-batches for the teacher.
-
-    None of them mixes groups: how a row is rounded must not depend on when its group is scored.
-    """
-    packed: list[list[MicroBatch]] = []
-    for shard in shards:
-        by_group: dict[str, list[int]] = {}
-        for row in shard:
-            if samples[row].teacher_prompt_ids and samples[row].teacher_logprobs is None:
-                by_group.setdefault(samples[row].group_id, []).append(row)
-        packed.append(
-            [
-                micro_batch
-                for rows in by_group.values()
-                for micro_batch in _pack_for_scoring(samples, rows, _teacher_prompt, micro_batch_tokens)
-            ]
-        )
-    return _same_number(packed)
+    def minibatch(self, chosen: Sequence[int], shards: Sequence[Array]) -> list[Minibatch] | None:
+        """The minibatch of the rows ``chosen`` as each learner sees it; None if none of them is trained."""
+        is_chosen = np.zeros(len(self._num_tokens), dtype=np.bool_)
+        is_chosen[list(chosen)] = True
+        own = [shard[is_chosen[shard]] for shard in shards]
+        num_trained_tokens = sum(int(self._num_response_tokens[part].sum()) for part in own)
+        if num_trained_tokens == 0:
+            return None
+        packed = [
+            pack_by_length(part.tolist(), self._num_tokens[part].tolist(), self._budget) for part in own
+        ]
+        num_loss_tokens = int(self._num_response_tokens[is_chosen].sum())
+        return [
+            Minibatch(tuple(part), num_loss_tokens, len(chosen), num_trained_tokens)
+            for part in _same_number(packed)
+        ]
 
 
-def _student_prompt(sample: TrainingRow) -> list[int]:
-    return sample.prompt_ids
-
-
-def _teacher_prompt(sample: TrainingRow) -> list[int]:
-    return sample.teacher_prompt_ids or []
-
-
-def _trained_length(sample: TrainingRow, train_every_row: bool) -> int:
-    """Tokens that a learner computes for the row; 0 if it is not trained."""
-    if not sample.response_ids or (sample.advantage == 0.0 and not train_every_row):
-        return 0
-    return sample.num_tokens + sample.num_teacher_tokens
-
-
-def _shards_of_whole_groups(
-    samples: Sequence[TrainingRow], lengths: Sequence[int], num_learners: int
-) -> list[list[int]]:
+def _shards_of_whole_groups(group_ids: Sequence[str], lengths: Array, num_learners: int) -> list[Array]:
     """Row indices per learner: the group with the most tokens first, always to the least loaded learner.
 
     Rows of length 0 are nobody's.
     """
     groups: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault(sample.group_id, []).append(index)
-    tokens = {group: sum(lengths[row] for row in rows) for group, rows in groups.items()}
+    for index, group_id in enumerate(group_ids):
+        groups.setdefault(group_id, []).append(index)
+    tokens = {group_id: int(lengths[rows].sum()) for group_id, rows in groups.items()}
     shards: list[list[int]] = [[] for _ in range(num_learners)]
     load = [0] * num_learners
-    for group in sorted(groups, key=lambda group: (-tokens[group], group)):
+    for group_id in sorted(groups, key=lambda group_id: (-tokens[group_id], group_id)):
         learner = min(range(num_learners), key=lambda candidate: (load[candidate], candidate))
-        shards[learner] += groups[group]
-        load[learner] += tokens[group]
-    return [sorted(row for row in shard if lengths[row] > 0) for shard in shards]
-
-
-def _minibatch_parts(
-    samples: Sequence[TrainingRow], shards: list[list[int]], rows: set[int], micro_batch_tokens: int
-) -> list[Minibatch] | None:
-    """The minibatch ``rows`` as each learner sees it; None if none of its rows is trained."""
-    own = [[index for index in shard if index in rows] for shard in shards]
-    num_trained_tokens = sum(len(samples[index].response_ids) for shard in own for index in shard)
-    if num_trained_tokens == 0:
-        return None
-    packed = [
-        pack_by_length(shard, [samples[index].num_tokens for index in shard], micro_batch_tokens)
-        for shard in own
-    ]
-    num_loss_tokens = sum(len(samples[index].response_ids) for index in rows)
-    return [
-        Minibatch(tuple(part), num_loss_tokens, len(rows), num_trained_tokens)
-        for part in _same_number(packed)
-    ]
+        shards[learner] += groups[group_id]
+        load[learner] += tokens[group_id]
+    in_order = [np.array(sorted(shard), dtype=np.int64) for shard in shards]
+    return [shard[lengths[shard] > 0] for shard in in_order]
 
 
 def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
@@ -266,24 +218,25 @@ def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
 
 
 def _renumbered(
-    samples: Sequence[TrainingRow],
-    shard: list[int],
+    rows: TrainingRows,
+    shard: Array,
+    *,
     every_row: list[MicroBatch],
-    weighted: list[MicroBatch],
-    context_free: list[MicroBatch],
+    with_evidence: list[MicroBatch],
+    without_evidence: list[MicroBatch],
     minibatches: list[Minibatch],
 ) -> LearnerPlan:
-    """The learner's plan, with indices into its own samples instead of the batch's."""
-    own = {index: position for position, index in enumerate(shard)}
+    """The learner's plan, with indices into its own rows instead of the batch's."""
+    own = {index: position for position, index in enumerate(shard.tolist())}
 
     def local(micro_batches: Sequence[MicroBatch]) -> tuple[MicroBatch, ...]:
         return tuple(tuple(own[index] for index in micro_batch) for micro_batch in micro_batches)
 
     return LearnerPlan(
-        samples=[samples[index] for index in shard],
+        rows=rows.take(shard.tolist()),
         micro_batches=local(every_row),
-        teacher_micro_batches=local(weighted),
-        context_free_micro_batches=local(context_free),
+        teacher_micro_batches=local(with_evidence),
+        context_free_micro_batches=local(without_evidence),
         minibatches=tuple(
             Minibatch(local(part.micro_batches), part.num_loss_tokens, part.num_rows, part.num_trained_tokens)
             for part in minibatches

@@ -1,221 +1,189 @@
-"""From trajectory groups to training samples: rewards, advantages, teacher prompts."""
+"""`TrainingRows`: the rows of a batch as columns, cheap to join, to cut and to send.
+
+A batch of long episodes has millions of token ids. As Python lists they take seconds to pickle while nobody
+polls the env runners; as a few arrays they are copied once.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from serl.batch.advantages import StepRows, group_advantages
-from serl.config import ExperimentConfig
-from serl.hindsight.anchors import anchor_size_metrics
-from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context, with_context
-from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
-from serl.hindsight.modes import HindsightMode, hindsight_mode
-from serl.hindsight.sources import evidence_source
-from serl.learner.teacher import teacher_lambda
-from serl.rollout.prompt import PromptEncoder
-from serl.types import Step, TrainingRow, Trajectory, TrajectoryGroup
+from serl.types import TrainingRow
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def build_rows(
-    groups: Sequence[TrajectoryGroup],
-    config: ExperimentConfig,
-    encoder: PromptEncoder,
-    weights_seq_no: int,
-    judge_texts: Mapping[str, str | None] | None = None,
-) -> tuple[list[TrainingRow], dict[str, float]]:
-    """One sample per step of ``groups``, group by group, and the metrics of the batch.
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """R lists of different lengths in one array: list i is ``values[starts[i]:starts[i + 1]]``."""
 
-    A row's reward is its trajectory's (over its number of steps with ``advantage.normalize_by_length``), less
-    ``env.invalid_action_penalty`` where the action was invalid; the advantage is relative to the group, and
-    negative ones are scaled by ``loss.negative_advantage_scale``.
-    Rows of a group without spread have advantage 0: nobody computes them, but they stay in the list because
-    the loss is a mean over all rows of the batch (see `serl.batch.packing`).
+    values: Array
+    starts: Array
 
-    While λ of ``weights_seq_no`` is positive, rows with an advantage and with evidence get a teacher prompt;
-    ``judge_texts`` is what a judge said, by trajectory id. Metrics: those of `group_advantages`,
-    ``num_rows``, ``num_rows_with_advantage``, and while λ is positive those of `_ContextCounts`.
-    """
-    steps = [
-        (group, trajectory, index)
-        for group in groups
-        for trajectory in group.trajectories
-        for index in range(len(trajectory.steps))
-    ]
-    if not steps:
-        return [], {"num_groups": float(len(groups)), "num_rows": 0.0, "num_rows_with_advantage": 0.0}
-    advantages, metrics = _advantages(groups, config)
-    samples = [
-        _sample(group, trajectory, index, advantage)
-        for (group, trajectory, index), advantage in zip(steps, advantages.tolist(), strict=True)
-    ]
-    metrics["num_rows"] = float(len(samples))
-    metrics["num_rows_with_advantage"] = float(sum(sample.advantage != 0.0 for sample in samples))
-    if teacher_lambda(config.hindsight, weights_seq_no) > 0.0:
-        metrics |= _add_teacher_prompts(samples, groups, config, encoder, judge_texts or {})
-    return samples, metrics
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Any]] | Sequence[Array], dtype: Any) -> Self:
+        lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        values = np.fromiter(chain.from_iterable(lists), dtype=dtype, count=int(starts[-1]))
+        return cls(values, starts)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Self:
+        """The lists of all ``parts``, one part after another."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        return cls(np.concatenate([part.values for part in parts]), starts)
 
-def trajectories_with_advantage(group: TrajectoryGroup, config: ExperimentConfig) -> list[Trajectory]:
-    """The trajectories of ``group`` that have a row with an advantage: evidence about others is not read.
+    @property
+    def lengths(self) -> Array:
+        """[R] (int64)."""
+        return np.diff(self.starts)
 
-    A group that differs from others only (``reinforce_pp_baseline``) counts as one without advantage.
-    """
-    owners = [trajectory for trajectory in group.trajectories for _ in trajectory.steps]
-    if not owners:
-        return []
-    advantages, _ = _advantages([group], config)
-    weighted = {
-        owner.trajectory_id
-        for owner, advantage in zip(owners, advantages.tolist(), strict=True)
-        if advantage != 0.0
-    }
-    return [trajectory for trajectory in group.trajectories if trajectory.trajectory_id in weighted]
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> Array:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    def take(self, indices: Sequence[int]) -> Ragged:
+        """The lists at ``indices``, in that order."""
+        lengths = self.lengths[indices] if len(indices) else np.zeros(0, dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        values = np.concatenate([self.values[:0], *(self[index] for index in indices)])
+        return Ragged(values, starts)
 
 
-def _advantages(
-    groups: Sequence[TrajectoryGroup], config: ExperimentConfig
-) -> tuple[Tensor, dict[str, float]]:
-    rows = StepRows.from_groups(groups, gamma=config.advantage.gamma)
-    invalid = torch.tensor(
-        [not step.action_valid for group in groups for t in group.trajectories for step in t.steps]
-    )
-    rewards = rows.rewards / rows.num_steps if config.advantage.normalize_by_length else rows.rewards
-    rows = replace(rows, rewards=rewards - config.env.invalid_action_penalty * invalid)
-    options = config.advantage.model_dump()
-    advantages, metrics = group_advantages(rows, config.advantage.estimator, options)
-    scale = config.loss.negative_advantage_scale
-    return torch.where(advantages < 0.0, advantages * scale, advantages), metrics
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """R rows, of whole groups one after another; `row` shows one as a `TrainingRow`.
 
-
-def _sample(group: TrajectoryGroup, trajectory: Trajectory, step_index: int, advantage: float) -> TrainingRow:
-    step = trajectory.steps[step_index]
-    return TrainingRow(
-        group_id=group.group_id,
-        trajectory_id=trajectory.trajectory_id,
-        step_index=step_index,
-        prompt_ids=step.prompt_ids,
-        response_ids=step.response_ids,
-        old_logprobs=step.old_logprobs,
-        action_mask=step.action_mask,
-        advantage=advantage,
-        weights_seq_no=step.weights_seq_no,
-    )
-
-
-@dataclass(slots=True)
-class _ContextCounts:
-    """What became of rows with an advantage.
-
-    ``evidence_share/<source>`` is the share of them with evidence of that source, ``evidence_share/any`` with
-    some; ``num_rows_without_action`` have no action token, so a context would change nothing;
-    ``num_contexts_shortened`` left ``num_context_steps_left_out`` quoted steps out,
-    ``num_contexts_too_long`` were too long even so, and left out as a whole.
+    ``prompt_ids``, ``response_ids``, ``teacher_prompt_ids`` (int32; empty without one), ``old_logprobs``
+    (float32) and ``action_mask`` (bool) are ragged; ``advantages`` [R] (float32),
+    ``weights_seq_nos`` [R] (int64) and ``recorded`` [R] (bool) are arrays. ``contexts`` holds texts by row, in
+    an assembled batch those of recorded rows only.
     """
 
-    num_rows: int = 0
-    num_rows_without_action: int = 0
-    num_teacher_prompts: int = 0
-    num_contexts_shortened: int = 0
-    num_context_steps_left_out: int = 0
-    num_contexts_too_long: int = 0
-    num_rows_with: Counter[str] = field(default_factory=Counter)
-    anchor_sizes: list[int] = field(default_factory=list)
+    group_ids: list[str]
+    trajectory_ids: list[str]
+    step_indices: list[int]
+    prompt_ids: Ragged
+    response_ids: Ragged
+    old_logprobs: Ragged
+    action_mask: Ragged
+    teacher_prompt_ids: Ragged
+    advantages: Array
+    weights_seq_nos: Array
+    recorded: Array
+    evidence_sources: list[tuple[str, ...]]
+    contexts: dict[int, str]
 
-    def metrics(self, sources: Sequence[str]) -> dict[str, float]:
-        counts = {
-            "num_rows_without_action": self.num_rows_without_action,
-            "num_teacher_prompts": self.num_teacher_prompts,
-            "num_contexts_shortened": self.num_contexts_shortened,
-            "num_context_steps_left_out": self.num_context_steps_left_out,
-            "num_contexts_too_long": self.num_contexts_too_long,
-        }
-        shares = {
-            f"evidence_share/{source}": self.num_rows_with[source] / max(self.num_rows, 1)
-            for source in ("any", *sources)
-        }
-        sizes = anchor_size_metrics(self.anchor_sizes, "evidence")
-        return {name: float(count) for name, count in counts.items()} | shares | sizes
+    @classmethod
+    def of(cls, rows: Sequence[TrainingRow]) -> Self:
+        return cls(
+            group_ids=[row.group_id for row in rows],
+            trajectory_ids=[row.trajectory_id for row in rows],
+            step_indices=[row.step_index for row in rows],
+            prompt_ids=Ragged.of([row.prompt_ids for row in rows], np.int32),
+            response_ids=Ragged.of([row.response_ids for row in rows], np.int32),
+            old_logprobs=Ragged.of([row.old_logprobs for row in rows], np.float32),
+            action_mask=Ragged.of([row.action_mask for row in rows], np.bool_),
+            teacher_prompt_ids=Ragged.of([row.teacher_prompt_ids or [] for row in rows], np.int32),
+            advantages=np.array([row.advantage for row in rows], dtype=np.float32),
+            weights_seq_nos=np.array([row.weights_seq_no for row in rows], dtype=np.int64),
+            recorded=np.array([row.recorded for row in rows], dtype=np.bool_),
+            evidence_sources=[row.evidence_sources for row in rows],
+            contexts={index: row.context for index, row in enumerate(rows) if row.context is not None},
+        )
 
+    @classmethod
+    def joined(cls, parts: Sequence[TrainingRows]) -> Self:
+        """The rows of all ``parts``, one part after another."""
+        if not parts:
+            return cls.of([])
+        firsts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        return cls(
+            group_ids=list(chain.from_iterable(part.group_ids for part in parts)),
+            trajectory_ids=list(chain.from_iterable(part.trajectory_ids for part in parts)),
+            step_indices=list(chain.from_iterable(part.step_indices for part in parts)),
+            prompt_ids=Ragged.joined([part.prompt_ids for part in parts]),
+            response_ids=Ragged.joined([part.response_ids for part in parts]),
+            old_logprobs=Ragged.joined([part.old_logprobs for part in parts]),
+            action_mask=Ragged.joined([part.action_mask for part in parts]),
+            teacher_prompt_ids=Ragged.joined([part.teacher_prompt_ids for part in parts]),
+            advantages=np.concatenate([part.advantages for part in parts]),
+            weights_seq_nos=np.concatenate([part.weights_seq_nos for part in parts]),
+            recorded=np.concatenate([part.recorded for part in parts]),
+            evidence_sources=list(chain.from_iterable(part.evidence_sources for part in parts)),
+            contexts={
+                first + index: text
+                for first, part in zip(firsts, parts, strict=False)
+                for index, text in part.contexts.items()
+            },
+        )
 
-def _add_teacher_prompts(
-    samples: list[TrainingRow],
-    groups: Sequence[TrajectoryGroup],
-    config: ExperimentConfig,
-    encoder: PromptEncoder,
-    judge_texts: Mapping[str, str | None],
-) -> dict[str, float]:
-    mode, options = _mode(config), evidence_options(config)
-    counts = _ContextCounts()
-    rows = iter(samples)
-    for group in groups:
-        view = GroupView(group.trajectories, options, judge_texts)
-        own = [next(rows) for trajectory in group.trajectories for _ in trajectory.steps]
-        if all(sample.advantage == 0.0 for sample in own):
-            continue
-        evidence = [step for trajectory in collect_evidence(view, mode) for step in trajectory]
-        counts.anchor_sizes += [known.anchor_size for known in evidence if known.anchor_size]
-        steps = [step for trajectory in group.trajectories for step in trajectory.steps]
-        for sample, step, known in zip(own, steps, evidence, strict=True):
-            if sample.advantage == 0.0:
-                continue
-            counts.num_rows += 1
-            counts.num_rows_with.update(known.sources, any=int(bool(known)))
-            if not any(sample.action_mask):
-                counts.num_rows_without_action += 1
-            elif known:
-                limit = config.hindsight.max_context_length
-                _add_teacher_prompt(sample, step, known, encoder, limit, counts)
-    return counts.metrics([evidence_source(name).name for name in mode.sources])
+    def __len__(self) -> int:
+        return len(self.group_ids)
 
+    def __iter__(self) -> Iterator[TrainingRow]:
+        return (self.row(index) for index in range(len(self)))
 
-def _add_teacher_prompt(
-    sample: TrainingRow,
-    step: Step,
-    evidence: StepEvidence,
-    encoder: PromptEncoder,
-    limit: int,
-    counts: _ContextCounts,
-) -> None:
-    """The step's prompt with the evidence in it, at most ``limit`` ids; none if it cannot be that short."""
-    text, stats = render_context(evidence)
-    assert text is not None
-    ids = encoder.encode(with_context(step.messages, text))
-    if len(ids) > limit:
-        budget = max(limit - (len(ids) - encoder.num_tokens(text)), 0)
-        text, stats = render_context(evidence, encoder.num_tokens, budget)
-        assert text is not None
-        ids = encoder.encode(with_context(step.messages, text))
-        if len(ids) > limit:
-            counts.num_contexts_too_long += 1
-            return
-    counts.num_contexts_shortened += stats.num_dropped_steps > 0
-    counts.num_context_steps_left_out += stats.num_dropped_steps
-    counts.num_teacher_prompts += 1
-    sample.teacher_prompt_ids = ids
-    sample.context = text
-    sample.evidence_sources = evidence.sources
+    def take(self, indices: Sequence[int]) -> TrainingRows:
+        """The rows at ``indices``, in that order."""
+        chosen = list(indices)
+        return TrainingRows(
+            group_ids=[self.group_ids[index] for index in chosen],
+            trajectory_ids=[self.trajectory_ids[index] for index in chosen],
+            step_indices=[self.step_indices[index] for index in chosen],
+            prompt_ids=self.prompt_ids.take(chosen),
+            response_ids=self.response_ids.take(chosen),
+            old_logprobs=self.old_logprobs.take(chosen),
+            action_mask=self.action_mask.take(chosen),
+            teacher_prompt_ids=self.teacher_prompt_ids.take(chosen),
+            advantages=self.advantages[chosen],
+            weights_seq_nos=self.weights_seq_nos[chosen],
+            recorded=self.recorded[chosen],
+            evidence_sources=[self.evidence_sources[index] for index in chosen],
+            contexts={
+                place: self.contexts[index] for place, index in enumerate(chosen) if index in self.contexts
+            },
+        )
 
+    def row(self, index: int) -> TrainingRow:
+        teacher_prompt_ids = self.teacher_prompt_ids[index].tolist()
+        return TrainingRow(
+            group_id=self.group_ids[index],
+            trajectory_id=self.trajectory_ids[index],
+            step_index=self.step_indices[index],
+            prompt_ids=self.prompt_ids[index].tolist(),
+            response_ids=self.response_ids[index].tolist(),
+            old_logprobs=self.old_logprobs[index].tolist(),
+            action_mask=self.action_mask[index].tolist(),
+            advantage=float(self.advantages[index]),
+            weights_seq_no=int(self.weights_seq_nos[index]),
+            teacher_prompt_ids=teacher_prompt_ids or None,
+            context=self.contexts.get(index),
+            evidence_sources=self.evidence_sources[index],
+            recorded=bool(self.recorded[index]),
+        )
 
-def _mode(config: ExperimentConfig) -> HindsightMode:
-    hindsight = config.hindsight
-    if hindsight.mode is not None:
-        return hindsight_mode(hindsight.mode)
-    return HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
+    @property
+    def num_tokens(self) -> Array:
+        """Prompt and response tokens, [R] (int64)."""
+        return self.prompt_ids.lengths + self.response_ids.lengths
 
+    @property
+    def has_teacher_prompt(self) -> Array:
+        """[R] (bool)."""
+        return self.teacher_prompt_ids.lengths > 0
 
-def evidence_options(config: ExperimentConfig) -> EvidenceOptions:
-    hindsight = config.hindsight
-    return EvidenceOptions(
-        trajectory_format=hindsight.trajectory_format,
-        exclude_own_success=hindsight.exclude_own_success,
-        remove_thinking=hindsight.remove_thinking,
-        max_trajectory_steps=hindsight.max_trajectory_steps,
-        max_future_steps=hindsight.max_future_steps,
-        anchor_similarity=hindsight.anchor_similarity,
-    )
+    @property
+    def num_teacher_tokens(self) -> Array:
+        """What the teacher reads to score each response, [R] (int64); 0 without a teacher prompt."""
+        return np.where(
+            self.has_teacher_prompt, self.teacher_prompt_ids.lengths + self.response_ids.lengths, 0
+        )

@@ -1,8 +1,8 @@
-"""Groups from admission to the learners: complete, fresh enough, each trajectory trained on at most once.
+"""Groups from admission to the learners: complete, recent enough, each trajectory trained on at most once.
 
-    admit ──▶ in flight ──(all members back)──▶ ready ──(take_batch)──▶ learners
-                 │ a member failed too often       │ no reward spread (``filter_groups``), or too old
-                 └─────────────▶ discarded ◀───────┘
+    admit ──▶ in flight ──(add: all back)──▶ complete ──(file: finished)──▶ ready ──(take_batch)──▶ learners
+                 │ a rollout failed too often  zero variance (``filter_groups``) │   │ too old
+                 └──────────────────────────▶ discarded ◀────────────────────────┴───┘
 
 Why no group is trained more than ``max_staleness`` = s updates behind the weights that sampled it.
 Let B be ``groups_per_batch`` and v the version of the served weights, so that B·v groups have been taken.
@@ -11,27 +11,39 @@ Let B be ``groups_per_batch`` and v the version of the served weights, so that B
    deadline, is early enough.
 2. At version v a group is admitted only while admitted − discarded < (v + s + 1)·B: with what was taken,
    at most (s + 1)·B groups are ever in the buffer.
-3. A batch takes the oldest complete groups, but only if what stays can still be taken in time: for every
+3. A batch takes the oldest ready groups, but only if what stays can still be taken in time: for every
    d ≥ v at most (d − v)·B of the groups left have a deadline ≤ d. Otherwise it waits for those in flight.
 
 Call it feasible at v if for every d ≥ v at most (d − v + 1)·B groups have a deadline ≤ d. Then a batch of the
-B earliest deadlines passes rule 3, so waiting ends once groups in flight complete; and after any batch that
+B earliest deadlines passes rule 3, so waiting ends once groups in flight are ready; and after any batch that
 passes, it is feasible at v + 1. New groups have deadline v + 1 + s, the latest of all, for which rule 2 says
 the same. So a slow group is passed over as long as that costs nothing, and no longer. What breaks the
 premise (an engine that answered with older weights than those announced) makes a group too old: it is
-discarded and counted, and its task is dealt again.
+discarded and counted, and its task is sampled again.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from envs.base import Task
-from serl.types import RolloutRequest, Trajectory, TrajectoryGroup
+from serl.types import RolloutRequest, Task, Trajectory, TrajectoryGroup, staleness
+
+
+class Finished(Protocol):
+    """What the buffer has to know of a group that was finished (`serl.batch.group.FinishedGroup`)."""
+
+    @property
+    def group(self) -> TrajectoryGroup: ...
+
+    @property
+    def has_variance(self) -> bool: ...
+
+
+FinishedT = TypeVar("FinishedT", bound=Finished)
 
 
 class AdmissionError(RuntimeError):
@@ -39,36 +51,26 @@ class AdmissionError(RuntimeError):
 
 
 @dataclass(slots=True)
-class _OpenGroup:
-    """A group in the buffer, in flight until ``trajectories`` has every rollout_index."""
+class _OpenGroup(Generic[FinishedT]):
+    """A group in the buffer, in flight until ``trajectories`` has every rollout, ready once ``finished``."""
 
     group_id: str
     task: Task
     deadline: int
     num_attempts: list[int]
     trajectories: dict[int, Trajectory] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.trajectories) == len(self.num_attempts)
-
-    def as_trajectory_group(self) -> TrajectoryGroup:
-        return TrajectoryGroup(
-            self.group_id,
-            self.task,
-            [self.trajectories[index] for index in sorted(self.trajectories)],
-        )
+    finished: FinishedT | None = None
 
 
-class GroupBuffer:
+class GroupBuffer(Generic[FinishedT]):
     """Holds at most (max_staleness + 1) · groups_per_batch groups of ``group_size`` trajectories.
 
-    With ``filter_groups`` a group whose trajectories all have the same reward is discarded and others take
-    its place, up to ``max_filtered_groups_per_batch`` between two batches; further ones are kept, so that
-    learners never starve. With ``normalize_by_length`` rewards are compared per step, as advantages will be.
-    What filtering does to the length of episodes is told: ``filtered_mean_steps`` of the groups removed since
-    the batch before beside ``kept_mean_steps`` of those in the batch. A member that fails ``max_attempts``
-    times discards its group.
+    Groups are finished elsewhere: `add` hands out the one that is complete, `file` takes it back. With
+    ``filter_groups`` a zero-variance group is discarded and others take its place, up to
+    ``max_filtered_groups_per_batch`` between two batches; further ones are kept, so that learners never
+    starve. What filtering does to the length of episodes is told: ``filtered_mean_steps`` of the groups
+    removed since the batch before beside ``kept_mean_steps`` of those in the batch. A rollout that fails
+    ``max_attempts`` times discards its group.
     """
 
     def __init__(
@@ -79,7 +81,6 @@ class GroupBuffer:
         filter_groups: bool,
         max_filtered_groups_per_batch: int,
         max_attempts: int = 3,
-        normalize_by_length: bool = False,
     ):
         self._group_size = group_size
         self._groups_per_batch = groups_per_batch
@@ -87,8 +88,7 @@ class GroupBuffer:
         self._filter_groups = filter_groups
         self._max_filtered_groups_per_batch = max_filtered_groups_per_batch
         self._max_attempts = max_attempts
-        self._normalize_by_length = normalize_by_length
-        self._groups: dict[str, _OpenGroup] = {}
+        self._groups: dict[str, _OpenGroup[FinishedT]] = {}
         self._discarded_tasks: list[Task] = []
         self._counters: Counter[str] = Counter()
         self._last_batch: dict[str, float] = {}
@@ -108,19 +108,21 @@ class GroupBuffer:
 
     def admit(self, requests: Sequence[RolloutRequest]) -> None:
         """Opens a group at the last version the buffer was told of. Raises AdmissionError."""
-        members = [(a.group_id, a.task, a.rollout_index) for a in requests]
-        if not members or members != [(members[0][0], members[0][1], m) for m in range(self._group_size)]:
+        first = requests[0] if requests else None
+        wanted = [(first.group_id, first.task, index) for index in range(self._group_size)] if first else None
+        asked = [(request.group_id, request.task, request.rollout_index) for request in requests]
+        if first is None or asked != wanted:
             raise AdmissionError(
-                f"a group is the members 0 to {self._group_size - 1} of one group id and task, not "
-                f"{[(group_id, task.task_id, rollout_index) for group_id, task, rollout_index in members]}"
+                f"a group is the rollouts 0 to {self._group_size - 1} of one group id and task, not "
+                f"{[(group_id, task.task_id, index) for group_id, task, index in asked]}"
             )
-        group_id, task, _ = members[0]
-        if group_id in self._groups:
-            raise AdmissionError(f"group {group_id} has already been admitted")
+        if first.group_id in self._groups:
+            raise AdmissionError(f"group {first.group_id} has already been admitted")
         if self.num_admissible(self._weights_seq_no) == 0:
-            raise AdmissionError(f"group {group_id}: no group may be admitted at {self.describe()}")
+            raise AdmissionError(f"group {first.group_id}: no group may be admitted at {self.describe()}")
         deadline = self._weights_seq_no + self._max_staleness
-        self._groups[group_id] = _OpenGroup(group_id, task, deadline, [1] * self._group_size)
+        attempts = [1] * self._group_size
+        self._groups[first.group_id] = _OpenGroup(first.group_id, first.task, deadline, attempts)
         self._num_admitted += 1
         self._counters["groups_admitted"] += 1
 
@@ -129,9 +131,9 @@ class GroupBuffer:
         return group_id in self._groups
 
     def add(self, trajectory: Trajectory) -> TrajectoryGroup | None:
-        """Files a finished trajectory; returns its group if that is complete now and stays.
+        """Takes a trajectory in; returns its group if that is complete now, to be finished.
 
-        A second trajectory of a rollout_index, or one of a group that left, is counted and ignored.
+        A second trajectory of a rollout, or one of a group that left, is counted and ignored.
         """
         group = self._groups.get(trajectory.group_id)
         if group is None:
@@ -142,21 +144,31 @@ class GroupBuffer:
             return None
         group.trajectories[trajectory.rollout_index] = trajectory
         self._counters["trajectories_added"] += 1
-        if not group.complete:
+        if len(group.trajectories) < self._group_size:
             return None
-        if self._filter_groups and not self._has_spread(group):
-            self._filter(group)
-        return group.as_trajectory_group() if self.owns(group.group_id) else None
+        in_order = [group.trajectories[index] for index in range(self._group_size)]
+        return TrajectoryGroup(group.group_id, group.task, in_order)
+
+    def file(self, finished: FinishedT) -> bool:
+        """Takes a finished group in, or in the place of what it was; returns whether it stays."""
+        group = self._groups.get(finished.group.group_id)
+        if group is None:
+            return False
+        is_new = group.finished is None
+        group.finished = finished
+        if is_new and self._filter_groups and not finished.has_variance:
+            self._filter(group, finished)
+        return self.owns(group.group_id)
 
     def num_batches_before(self, group_id: str) -> int:
-        """How many batches of complete groups would be taken before the complete group ``group_id``."""
-        complete = [other.group_id for other in self._complete_groups()]
-        return complete.index(group_id) // self._groups_per_batch
+        """How many batches of ready groups would be taken before the ready group ``group_id``."""
+        ready = [group.group_id for group in self._groups.values() if group.finished is not None]
+        return ready.index(group_id) // self._groups_per_batch
 
     def fail(self, request: RolloutRequest, reason: str) -> RolloutRequest | None:
         """The request to play instead of a failed one; None if its group left or is discarded for it.
 
-        The replacement is the same member with another seed.
+        The replacement is the same rollout with another seed.
         """
         self._counters[f"failures_{reason}"] += 1
         group = self._groups.get(request.group_id)
@@ -172,40 +184,40 @@ class GroupBuffer:
     def take_batch(
         self,
         weights_seq_no: int,
-        is_ready: Callable[[Sequence[TrajectoryGroup]], bool] = lambda batch: True,
-    ) -> list[TrajectoryGroup] | None:
-        """The ``groups_per_batch`` oldest complete groups, in the order of admission.
+        may_be_taken: Callable[[Sequence[FinishedT]], bool] = lambda batch: True,
+    ) -> list[FinishedT] | None:
+        """The ``groups_per_batch`` oldest ready groups, in the order of admission.
 
         None while there are too few, while a group in flight would get too old if it were passed over, or
-        while ``is_ready`` says no to the batch: it stays in the buffer then.
+        while ``may_be_taken`` says no to the batch: it stays in the buffer then.
         """
         self._advance(weights_seq_no)
         self._discard_stale()
-        batch = self._complete_groups()[: self._groups_per_batch]
+        batch = self._ready_groups()[: self._groups_per_batch]
         if len(batch) < self._groups_per_batch or self._too_urgent_to_leave(batch):
             return None
-        taken = [group.as_trajectory_group() for group in batch]
-        if not is_ready(taken):
+        if not may_be_taken(batch):
             return None
-        for group in batch:
-            del self._groups[group.group_id]
+        for finished in batch:
+            del self._groups[finished.group.group_id]
         self._counters["groups_taken"] += len(batch)
-        self._last_batch = self._metrics_of(taken, weights_seq_no)
+        self._last_batch = self._lengths_of(batch)
         self._filtered_lengths = []
-        return taken
+        return batch
 
-    def next_groups(self) -> list[TrajectoryGroup]:
-        """The complete groups of the coming batch so far, at most ``groups_per_batch``; they stay here."""
-        return [group.as_trajectory_group() for group in self._complete_groups()[: self._groups_per_batch]]
+    def ready_group(self, group_id: str) -> FinishedT | None:
+        """The finished group, while it is in the buffer."""
+        group = self._groups.get(group_id)
+        return None if group is None else group.finished
 
     def take_discarded_tasks(self) -> list[Task]:
-        """Tasks to deal again, handed out once: of groups that got too old, or were lost at a restore."""
+        """Tasks to sample again, handed out once: of groups that got too old, or were lost at a restore."""
         tasks, self._discarded_tasks = self._discarded_tasks, []
         return tasks
 
     def metrics(self) -> dict[str, float]:
-        """What is in the buffer now, the sums since the run began, and the staleness of the last batch."""
-        num_ready = len(self._complete_groups())
+        """What is in the buffer now, the sums since the run began, and episode lengths of the last batch."""
+        num_ready = len(self._ready_groups())
         in_flight = sum(self._group_size - len(group.trajectories) for group in self._groups.values())
         now = {
             "groups_ready": float(num_ready),
@@ -221,7 +233,7 @@ class GroupBuffer:
             f"weights_seq_no {self._weights_seq_no}: {metrics['groups_ready']:.0f} groups ready, "
             f"{metrics['groups_in_flight']:.0f} in flight, {self._groups_per_batch} make a batch"
         )
-        oldest = next((group for group in self._groups.values() if not group.complete), None)
+        oldest = next((group for group in self._groups.values() if group.finished is None), None)
         if oldest is not None:
             line += f"; {oldest.group_id} has {len(oldest.trajectories)} of {self._group_size} trajectories"
         return line
@@ -235,7 +247,7 @@ class GroupBuffer:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from `get_state` with an empty buffer; `take_discarded_tasks` has what was lost."""
+        """Resumes from `get_state` with an empty buffer; `take_discarded_tasks` has what was lost."""
         self._groups.clear()
         self._filtered_lengths = []
         self._last_batch = {}
@@ -244,9 +256,9 @@ class GroupBuffer:
         self._counters = Counter(state["counters"])
         self._discarded_tasks = [Task(**task) for task in state["tasks"]]
 
-    def _complete_groups(self) -> list[_OpenGroup]:
+    def _ready_groups(self) -> list[FinishedT]:
         """In the order of admission."""
-        return [group for group in self._groups.values() if group.complete]
+        return [group.finished for group in self._groups.values() if group.finished is not None]
 
     def _advance(self, weights_seq_no: int) -> None:
         if weights_seq_no < self._weights_seq_no:
@@ -255,51 +267,43 @@ class GroupBuffer:
         if self._first_weights_seq_no is None:
             self._first_weights_seq_no = weights_seq_no
 
-    def _too_urgent_to_leave(self, batch: Sequence[_OpenGroup]) -> bool:
+    def _too_urgent_to_leave(self, batch: Sequence[FinishedT]) -> bool:
         """Whether rule 3 forbids this batch while one with earlier deadlines may still come."""
-        chosen = {group.group_id for group in batch}
+        chosen = {finished.group.group_id for finished in batch}
         left = [group.deadline for group in self._groups.values() if group.group_id not in chosen]
-        for deadline in range(self._weights_seq_no, batch[-1].deadline):
+        last_deadline = self._groups[batch[-1].group.group_id].deadline
+        for deadline in range(self._weights_seq_no, last_deadline):
             num_urgent = sum(other <= deadline for other in left)
             if num_urgent > (deadline - self._weights_seq_no) * self._groups_per_batch:
                 return True
         return False
 
     def _discard_stale(self) -> None:
-        for group in self._complete_groups():
-            oldest = group.as_trajectory_group().weights_seq_no
-            if oldest is not None and self._weights_seq_no - oldest > self._max_staleness:
-                self._discard(group, "stale")
-                self._discarded_tasks.append(group.task)
+        for finished in self._ready_groups():
+            if staleness(finished.group, self._weights_seq_no) > self._max_staleness:
+                self._discard(self._groups[finished.group.group_id], "stale")
+                self._discarded_tasks.append(finished.group.task)
 
-    def _has_spread(self, group: _OpenGroup) -> bool:
-        trajectories = group.trajectories.values()
-        lengths = [len(t.steps) if self._normalize_by_length and t.steps else 1 for t in trajectories]
-        return len({t.reward / length for t, length in zip(trajectories, lengths, strict=True)}) > 1
-
-    def _filter(self, group: _OpenGroup) -> None:
+    def _filter(self, group: _OpenGroup[FinishedT], finished: FinishedT) -> None:
         if len(self._filtered_lengths) == self._max_filtered_groups_per_batch:
             self._counters["zero_variance_groups_kept"] += 1
             return
-        self._filtered_lengths.append(_mean_steps(group.trajectories.values()))
+        self._filtered_lengths.append(_mean_steps(finished.group))
         self._discard(group, "zero_variance")
 
-    def _discard(self, group: _OpenGroup, reason: str) -> None:
+    def _discard(self, group: _OpenGroup[FinishedT], reason: str) -> None:
         del self._groups[group.group_id]
         self._num_discarded += 1
         self._counters[f"groups_discarded_{reason}"] += 1
 
-    def _metrics_of(self, batch: Sequence[TrajectoryGroup], weights_seq_no: int) -> dict[str, float]:
-        staleness = [weights_seq_no - g.weights_seq_no for g in batch if g.weights_seq_no is not None]
-        filtered, kept = self._filtered_lengths, [_mean_steps(group.trajectories) for group in batch]
+    def _lengths_of(self, batch: Sequence[FinishedT]) -> dict[str, float]:
+        filtered, kept = self._filtered_lengths, [_mean_steps(finished.group) for finished in batch]
         return {
-            "staleness_mean": sum(staleness) / len(staleness) if staleness else 0.0,
-            "staleness_max": float(max(staleness, default=0)),
             "filtered_groups": float(len(filtered)),
             "filtered_mean_steps": sum(filtered) / len(filtered) if filtered else 0.0,
             "kept_mean_steps": sum(kept) / len(kept),
         }
 
 
-def _mean_steps(trajectories: Collection[Trajectory]) -> float:
-    return sum(len(trajectory.steps) for trajectory in trajectories) / len(trajectories)
+def _mean_steps(group: TrajectoryGroup) -> float:
+    return sum(len(trajectory.steps) for trajectory in group.trajectories) / len(group.trajectories)

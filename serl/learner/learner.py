@@ -10,7 +10,7 @@ learners add up to the loss of the minibatch, and so do their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
-from serl.algorithm_config import SERLConfig
 from serl.batch.packing import LearnerPlan, MicroBatch, Minibatch
+from serl.config import ExperimentConfig
+from serl.hindsight.lambda_schedule import teacher_lambda
 from serl.hindsight.teacher_weights import whole_batch
+from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
-from serl.learner.losses import LossTokens, entropy_bonus, kl_loss, policy_loss
 from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
 from serl.learner.parallel import (
     full_tensors,
@@ -39,17 +40,16 @@ from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerState, load_state, save_state
 from serl.learner.teacher import (
     WeightedTokens,
-    action_logprobs,
     copy_policy,
     copy_weights,
     is_sync_step,
     num_teacher_tokens,
     report_log_ratios,
     score_actions,
-    teacher_lambda,
     weigh_tokens,
 )
 from serl.learner.token_batch import TokenBatch, make_token_batch
+from serl.learner.token_scores import TokenScores
 from serl.serving.weights import BroadcastStats, WeightPublisher
 
 
@@ -59,10 +59,10 @@ class SERLLearner(TorchLearner):
     With more than one learner all of them must be given the same call: they meet in collectives.
     """
 
-    config: SERLConfig
+    config: Any  # a `serl.algorithm.SERLConfig`, which stands after this room
 
     def build(self) -> None:
-        self._experiment = self.config.experiment
+        self._experiment: ExperimentConfig = self.config.experiment
         torch.set_num_threads(self._experiment.learner.num_threads)
         # RLlib asks for deterministic algorithms; overwriting every new tensor with NaN is no part of that.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -111,20 +111,18 @@ class SERLLearner(TorchLearner):
         """Answers when nothing else is being done."""
         return True
 
-    def update_policy(
-        self, plan: LearnerPlan, weights_seq_no: int, recorded: Collection[str] = ()
-    ) -> LearnerReport:
-        """Trains on ``plan``. ``weights_seq_no`` counts the updates before this one.
+    def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
+        """Trains the weights ``weights_seq_no``, the number of updates so far, on ``plan``.
 
-        The steps of the trajectories ``recorded`` get a `TeacherRecord` in the report. Raises
-        NonFiniteGradientsError when optimizer steps keep having to be skipped.
+        Recorded rows get a `TeacherRecord` in the report. Raises NonFiniteGradientsError when optimizer steps
+        keep having to be skipped.
         """
         report = LearnerReport()
         num_updates = self._experiment.training.num_iterations
         lr = learning_rate(self._experiment.learner, weights_seq_no, num_updates)
         grad_norms: list[float] = []
         with report.timed("update"):
-            targets = self._targets(plan, weights_seq_no, report, recorded)
+            targets = self._targets(plan, weights_seq_no, report)
             for index, minibatch in enumerate(plan.minibatches):
                 with report.timed("forward_backward"):
                     self._backward(plan, minibatch, targets, report, is_first=index == 0)
@@ -139,20 +137,6 @@ class SERLLearner(TorchLearner):
             "grad_norm": sum(grad_norms) / max(len(grad_norms), 1),
         }
         return report
-
-    def score_teacher(self, plan: LearnerPlan, weights_seq_no: int) -> tuple[list[list[float]], float]:
-        """The teacher's log-probs of the action tokens of ``plan``'s samples, and the seconds it took.
-
-        ``weights_seq_no`` is the coming update, whose teacher it is. Raises RuntimeError if λ is 0 then.
-        """
-        report = LearnerReport()
-        with report.timed("teacher"):
-            teacher = self._teacher_of(weights_seq_no)
-            if teacher is None:
-                raise RuntimeError(f"update {weights_seq_no} has no teacher")
-            tokens = ResponseTokens.of(plan.samples, weights_seq_no, self.device)
-            scores = score_actions(teacher, plan, tokens, self._forward)
-        return action_logprobs(tokens, scores), report.seconds["teacher"]
 
     def gradients(self, plan: LearnerPlan, weights_seq_no: int) -> dict[str, Tensor]:
         """The whole gradient of the plan's first minibatch by parameter name; nothing is updated."""
@@ -187,51 +171,16 @@ class SERLLearner(TorchLearner):
             self._teacher = None
 
     def compute_loss_for_module(
-        self, *, module_id: str, config: Any = None, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+        self, *, module_id: str, config: Any = None, batch: LossBatch, fwd_out: TokenScores
     ) -> Tensor:
-        """The loss of one micro-batch; ``batch`` is what `LossTargets.micro_batch` makes.
+        """RLlib's name for `serl.learner.loss.compute_loss`, without its metrics."""
+        return compute_loss(fwd_out, batch, self._experiment.loss)[0]
 
-        Its metrics are added to ``batch["metrics"]``.
-        """
-        settings = self._experiment.loss
-        loss_tokens = LossTokens(
-            logprobs=fwd_out["logprobs"],
-            old_logprobs=batch["old_logprobs"],
-            advantages=batch["advantages"],
-            row_ids=batch["row_ids"],
-            importance_weights=batch["importance_weights"],
-        )
-        where = batch["row_ids"], batch["denominators"]
-        loss, metrics = policy_loss(loss_tokens, settings.name, settings.model_dump(), where[1])
-        batch["metrics"] |= metrics
-        if batch["reference_logprobs"] is not None:
-            kl, metrics = kl_loss(
-                fwd_out["logprobs"],
-                batch["reference_logprobs"],
-                *where,
-                estimator=settings.kl_estimator,
-                coefficient=settings.kl_coefficient,
-                aggregation=settings.aggregation,
-            )
-            loss = loss + kl
-            batch["metrics"] |= metrics
-        if settings.entropy_coefficient > 0.0:
-            bonus, _ = entropy_bonus(
-                fwd_out["entropies"],
-                *where,
-                coefficient=settings.entropy_coefficient,
-                aggregation=settings.aggregation,
-            )
-            loss = loss + bonus
-        return loss
-
-    def _targets(
-        self, plan: LearnerPlan, weights_seq_no: int, report: LearnerReport, recorded: Collection[str] = ()
-    ) -> LossTargets:
-        tokens = ResponseTokens.of(plan.samples, weights_seq_no, self.device)
+    def _targets(self, plan: LearnerPlan, weights_seq_no: int, report: LearnerReport) -> LossTargets:
+        tokens = ResponseTokens.of(plan.rows, weights_seq_no, self.device)
         with report.timed("teacher"):
             weighted = self._weighted_tokens(plan, tokens, weights_seq_no, report)
-        report.records = teacher_records(plan.samples, tokens, weighted, recorded)
+        report.records = teacher_records(plan.rows, tokens, weighted)
         old_logprobs, reference_logprobs = tokens.old_logprobs, None
         if self._experiment.loss.truncated_importance_sampling_cap is not None:
             with report.timed("proximal"):
@@ -260,7 +209,7 @@ class SERLLearner(TorchLearner):
             gather=gather_over_learners if self.distributed else whole_batch,
         )
         report.add_teacher_metrics(metrics)
-        report_log_ratios(plan.samples, tokens, weighted, report)
+        report_log_ratios(plan.rows, tokens, weighted, report)
         report.sums["num_teacher_tokens"] += num_teacher_tokens(plan)
         return weighted
 
@@ -282,7 +231,7 @@ class SERLLearner(TorchLearner):
         for rows in plan.micro_batches:
             scored = self._forward(module, self._token_batch(plan, rows))
             if rows:
-                logprobs[tokens.positions(rows)] = scored["logprobs"]
+                logprobs[tokens.positions(rows)] = scored.logprobs
         return logprobs
 
     def _backward(
@@ -294,62 +243,38 @@ class SERLLearner(TorchLearner):
         is_first: bool,
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
-        truncated_importance_sampling_cap = self._experiment.loss.truncated_importance_sampling_cap
         for index, rows in enumerate(minibatch.micro_batches):
             sync_gradients(self.policy, enabled=index == len(minibatch.micro_batches) - 1)
             token_batch = self._token_batch(plan, rows)
-            scored = self._forward(self.policy, token_batch)
-            logprobs = scored["logprobs"]
+            scores = self._forward(self.policy, token_batch)
             if not rows:
-                (logprobs.sum() * 0.0).backward()
+                (scores.logprobs.sum() * 0.0).backward()
                 continue
-            batch = targets.micro_batch(
-                rows, minibatch, token_batch["row_ids"], truncated_importance_sampling_cap
-            )
-            loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=scored)
+            batch = targets.micro_batch(rows, minibatch, token_batch.row_ids)
+            loss, metrics = compute_loss(scores, batch, self._experiment.loss)
             if not loss.isfinite():
                 # Clipping can keep a NaN out of the gradient; the step has to be skipped by all learners.
-                loss = logprobs.sum() * math.nan
+                loss = scores.logprobs.sum() * math.nan
             # FSDP2 averages gradients over the learners; the loss is a part of a sum.
             (loss * self._num_learners).backward()
-            self._report_micro_batch(batch, scored, float(loss.detach()), plan, minibatch, report)
-            report.sums["num_trained_tokens"] += sum(plan.samples[row].num_tokens for row in rows)
+            metrics |= {"loss": loss.detach()}
+            report.add_micro_batch(scores, batch, metrics, minibatch, num_minibatches=len(plan.minibatches))
+            report.sums["num_trained_tokens"] += float(plan.rows.num_tokens[list(rows)].sum())
             if is_first:
-                targets.report_mismatch(rows, logprobs.detach(), report)
-
-    @staticmethod
-    def _report_micro_batch(
-        batch: dict[str, Any],
-        scored: dict[str, Tensor],
-        loss: float,
-        plan: LearnerPlan,
-        minibatch: Minibatch,
-        report: LearnerReport,
-    ) -> None:
-        """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows."""
-        num_minibatches = len(plan.minibatches)
-        report.sums["loss"] += loss / num_minibatches
-        scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / num_minibatches
-        for name, value in batch["metrics"].items():
-            report.sums[name] += float(value) * scale
-        weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
-        log_ratio = (batch["old_logprobs"] - scored["logprobs"]).detach()
-        report.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
-        report.sums["entropy"] += float(scored["entropies"].detach().sum()) * weight
+                targets.report_mismatch(rows, scores.logprobs.detach(), report)
 
     def _token_batch(self, plan: LearnerPlan, rows: MicroBatch) -> TokenBatch:
         """The tensors of ``rows``; of a one-token dummy for an empty micro-batch."""
-        samples = [plan.samples[row] for row in rows]
         return make_token_batch(
-            [sample.prompt_ids for sample in samples] or [[0]],
-            [sample.response_ids for sample in samples] or [[0]],
+            [plan.rows.prompt_ids[row] for row in rows] or [[0]],
+            [plan.rows.response_ids[row] for row in rows] or [[0]],
             None,
             layout=self.policy.layout,
             share_prefix=self.policy.shares_prefix,
             device=self.device,
         )
 
-    def _forward(self, module: CausalLMModule, batch: TokenBatch) -> dict[str, Tensor]:
+    def _forward(self, module: CausalLMModule, batch: TokenBatch) -> TokenScores:
         # A sharded module computes in its own mixed precision.
         lower = self._compute_dtype != torch.float32 and not self.distributed
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=lower):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from serl.types import TeacherRecord
+from torch import Tensor
+
+from serl.batch.packing import Minibatch
+from serl.learner.loss import LossBatch
+from serl.learner.token_scores import TokenScores
+from serl.types import TeacherRecords
 
 
 @dataclass(slots=True)
@@ -17,7 +22,7 @@ class LearnerReport:
 
     ``means`` are pairs of a total and what to divide it by, both added up first. ``minima`` and ``maxima``
     are the least and greatest over learners, ``shared`` is the same on all of them, ``seconds`` are those of
-    the slowest. ``records`` are of single steps, for people.
+    the slowest. ``records`` are of single rows, for people.
     """
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -26,7 +31,7 @@ class LearnerReport:
     maxima: dict[str, float] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    records: list[TeacherRecord] = field(default_factory=list)
+    records: TeacherRecords = field(default_factory=dict)
 
     def add_mean(self, name: str, total: float, weight: float) -> None:
         old_total, old_weight = self.means.get(name, (0.0, 0.0))
@@ -40,6 +45,23 @@ class LearnerReport:
             yield
         finally:
             self.seconds[name] += perf_counter() - started
+
+    def add_micro_batch(
+        self,
+        scores: TokenScores,
+        batch: LossBatch,
+        metrics: Mapping[str, Tensor],
+        minibatch: Minibatch,
+        num_minibatches: int,
+    ) -> None:
+        """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows."""
+        scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / num_minibatches
+        for name, value in metrics.items():
+            self.sums[name] += float(value) * (1.0 / num_minibatches if name == "loss" else scale)
+        weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
+        log_ratio = (batch.old_logprobs - scores.logprobs).detach()
+        self.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
+        self.sums["entropy"] += float(scores.entropies.detach().sum()) * weight
 
     def add_teacher_metrics(self, metrics: dict[str, float]) -> None:
         """Takes in the metrics of `teacher_weights`, each named ``teacher_…``."""

@@ -1,55 +1,48 @@
-"""The response tokens of a learner's samples, one after another in flat tensors."""
+"""The response tokens of a learner's rows, one after another in flat tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from serl.types import TrainingRow
+from serl.batch.rows import Array, TrainingRows
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTokens:
-    """T tokens of R samples. ``starts`` [R + 1] says where in the flat tensors each sample's tokens are.
+    """T tokens of R rows. ``starts`` [R + 1] says where in the flat tensors each row's tokens are.
 
-    ``old_logprobs`` [T] are the sampler's. ``advantages`` [T] repeat each sample's advantage. ``selected``
-    [T] marks action tokens of samples with a teacher prompt. ``fresh`` [T] marks the tokens of samples that
+    ``old_logprobs`` [T] are the sampler's. ``advantages`` [T] repeat each row's advantage. ``selected``
+    [T] marks action tokens of rows with a teacher prompt. ``on_policy`` [T] marks the tokens of rows that
     only the current weights sampled.
     """
 
-    starts: np.ndarray
+    starts: Array
     old_logprobs: Tensor
     advantages: Tensor
     selected: Tensor
-    fresh: Tensor
+    on_policy: Tensor
 
     @classmethod
-    def of(
-        cls, samples: Sequence[TrainingRow], weights_seq_no: int, device: torch.device | str = "cpu"
-    ) -> Self:
-        """The tokens of ``samples``, trained while ``weights_seq_no`` is the newest version."""
-        lengths = np.asarray([len(sample.response_ids) for sample in samples], dtype=np.int64)
+    def of(cls, rows: TrainingRows, weights_seq_no: int, device: torch.device | str = "cpu") -> Self:
+        """The tokens of ``rows``, trained while ``weights_seq_no`` is the newest version."""
+        lengths = rows.response_ids.lengths
 
-        def repeated(values: list[float] | list[bool], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).repeat_interleave(torch.from_numpy(lengths)).to(device)
+        def repeated(values: Array) -> Tensor:
+            return torch.from_numpy(np.repeat(values, lengths)).to(device)
 
-        def flat(values: list[Sequence[float]] | list[Sequence[bool]], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(list(chain.from_iterable(values)), dtype=dtype).to(device)
-
-        has_teacher = [sample.teacher_prompt_ids is not None for sample in samples]
-        action = flat([sample.action_mask for sample in samples], torch.bool)
+        action = torch.from_numpy(rows.action_mask.values.copy()).to(device)
         return cls(
-            starts=np.concatenate(([0], np.cumsum(lengths))),
-            old_logprobs=flat([sample.old_logprobs for sample in samples], torch.float32),
-            advantages=repeated([sample.advantage for sample in samples], torch.float32),
-            selected=action & repeated(has_teacher, torch.bool),
-            fresh=repeated([sample.weights_seq_no >= weights_seq_no for sample in samples], torch.bool),
+            starts=rows.response_ids.starts,
+            old_logprobs=torch.from_numpy(rows.old_logprobs.values.copy()).to(device),
+            advantages=repeated(rows.advantages),
+            selected=action & repeated(rows.has_teacher_prompt),
+            on_policy=repeated(rows.weights_seq_nos >= weights_seq_no),
         )
 
     def positions(self, rows: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from serl.learner.token_batch import Layout, TokenBatch
-from serl.learner.token_scores import score_tokens
+from serl.learner.token_scores import TokenScores, score_tokens
 
 
 class CausalLMModule(TorchRLModule):
@@ -53,27 +53,23 @@ class CausalLMModule(TorchRLModule):
         """The folder that the weights came from; configuration and tokenizer are there."""
         return Path(self.model_config["model_dir"])  # type: ignore[index]
 
-    def _forward(self, batch: TokenBatch, **kwargs: Any) -> dict[str, Tensor]:
-        """Scores the N marked tokens of a `TokenBatch`.
+    def _forward(self, batch: TokenBatch, **kwargs: Any) -> TokenScores:
+        """Scores the N marked tokens of ``batch``.
 
-        Returns float32 [N]: ``logprobs``, natural log-probs at the sampling temperature, and ``entropies`` of
-        the distributions they were drawn from, in nats. Logits exist only for the scored tokens, and so do
-        the outputs of the last layer's MLP.
+        Logits exist only for the scored tokens, and so do the outputs of the last layer's MLP.
         """
-        arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-        if "prefix_ids" in batch:
-            cache = self._prefix_cache(batch["prefix_ids"], batch["input_ids"].shape[0])
+        arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.prefix_ids is not None:
+            cache = self._prefix_cache(batch.prefix_ids, batch.input_ids.shape[0])
             arguments |= {"past_key_values": cache, "use_cache": True}
-        if "sequence_starts" in batch:
-            arguments |= _variable_length_arguments(batch)
-        self._predictor_positions = batch["predictor_positions"]
+        if batch.sequence_starts is not None:
+            arguments |= _variable_length_arguments(batch.sequence_starts, batch.position_ids)
+        self._predictor_positions = batch.predictor_positions
         try:
             logits = self.model(**arguments).logits
         finally:
             self._predictor_positions = None
-        return score_tokens(
-            logits, batch["targets"], self.temperature, entropy_gradient=self.entropy_gradient
-        )
+        return score_tokens(logits, batch.targets, self.temperature, entropy_gradient=self.entropy_gradient)
 
     def _prefix_cache(self, prefix_ids: Tensor, num_rows: int) -> Any:
         """Keys and values of the shared prefix for every row; gradients flow back through them."""
@@ -113,11 +109,11 @@ def _last_dense_mlp(model: Any) -> nn.Module | None:
     return mlp if mlp is not None and not any("expert" in name for name, _ in mlp.named_modules()) else None
 
 
-def _variable_length_arguments(batch: TokenBatch) -> dict[str, Any]:
-    starts = batch["sequence_starts"].to(torch.int32)
+def _variable_length_arguments(sequence_starts: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+    starts = sequence_starts.to(torch.int32)
     longest = int(starts.diff().max())
     return {
-        "position_ids": batch["position_ids"],
+        "position_ids": position_ids,
         "cu_seq_lens_q": starts,
         "cu_seq_lens_k": starts,
         "max_length_q": longest,

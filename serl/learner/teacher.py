@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from serl.batch.packing import LearnerPlan, MicroBatch
+from serl.batch.rows import TrainingRows
 from serl.config import HindsightSection
-from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.teacher_weights import (
     Gather,
     log_ratio,
@@ -30,16 +30,9 @@ from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.token_batch import TokenBatch, make_token_batch
-from serl.types import TrainingRow
+from serl.learner.token_scores import TokenScores
 
-Forward = Callable[[CausalLMModule, TokenBatch], dict[str, Tensor]]
-
-
-def teacher_lambda(settings: HindsightSection, weights_seq_no: int) -> float:
-    """λ of update ``weights_seq_no``; 0 without hindsight. At 0 nothing of the teacher is needed."""
-    if not settings.enabled:
-        return 0.0
-    return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, weights_seq_no)
+Forward = Callable[[CausalLMModule, TokenBatch], TokenScores]
 
 
 def copy_policy(policy: CausalLMModule) -> CausalLMModule:
@@ -56,27 +49,22 @@ def copy_weights(source: CausalLMModule, target: CausalLMModule) -> None:
 
 
 def is_sync_step(settings: HindsightSection, weights_seq_no: int) -> bool:
-    """Whether the teacher takes over the policy's weights before update ``weights_seq_no``."""
+    """Whether the teacher takes over the policy's weights before the update that trains on them."""
     return weights_seq_no % settings.teacher_sync_interval == 0
 
 
-def context_free_rows(
-    samples: Sequence[TrainingRow],
-    settings: HindsightSection,
-    recorded: Collection[str],
-    seed: Sequence[int],
-) -> list[int]:
+def context_free_rows(rows: TrainingRows, settings: HindsightSection, seed: Sequence[int]) -> list[int]:
     """Indices of the rows that the teacher also scores without the context.
 
-    With ``baseline: teacher`` all that have a teacher prompt. Else the gap's two parts are metrics only, and
-    a random ``log_ratio_sample_rows`` of them will do, first those of the trajectories ``recorded``.
+    With ``baseline: teacher`` all that have a teacher prompt. Else the log-ratio's two parts are metrics
+    only, and a random ``log_ratio_sample_rows`` of them will do, first those that are recorded.
     """
-    rows = [index for index, sample in enumerate(samples) if sample.teacher_prompt_ids]
+    chosen = np.flatnonzero(rows.has_teacher_prompt).tolist()
     if settings.baseline == "teacher":
-        return rows
-    random.Random(f"{list(seed)}:drift").shuffle(rows)
-    rows.sort(key=lambda index: samples[index].trajectory_id not in recorded)
-    return rows[: settings.log_ratio_sample_rows]
+        return chosen
+    random.Random(f"{list(seed)}:drift").shuffle(chosen)
+    chosen.sort(key=lambda row: not rows.recorded[row])
+    return chosen[: settings.log_ratio_sample_rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +102,14 @@ class WeightedTokens:
 def score_actions(
     teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward
 ) -> TeacherScores:
-    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest.
+    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest."""
 
-    Rows whose samples have ``teacher_logprobs`` keep those.
-    """
-
-    def scored(micro_batches: Iterable[MicroBatch], with_context: bool) -> tuple[Tensor, Tensor]:
+    def scored(micro_batches: Sequence[MicroBatch], with_context: bool) -> tuple[Tensor, Tensor]:
         logprobs = torch.zeros_like(tokens.old_logprobs)
         known = torch.zeros_like(tokens.selected)
         for rows in micro_batches:
-            samples = [plan.samples[row] for row in rows]
-            batch = _action_batch(teacher, samples, with_context, logprobs.device)
-            values = forward(teacher, batch)["logprobs"]
+            batch = _action_batch(teacher, plan.rows, rows, with_context, logprobs.device)
+            values = forward(teacher, batch).logprobs
             if rows:
                 positions = tokens.positions(rows)
                 actions = positions[tokens.selected[positions]]
@@ -134,31 +118,21 @@ def score_actions(
         return logprobs, known
 
     with_context, _ = scored(plan.teacher_micro_batches, with_context=True)
-    is_known = torch.tensor([sample.teacher_logprobs is not None for sample in plan.samples])
-    known = list(chain.from_iterable(sample.teacher_logprobs or () for sample in plan.samples))
-    with_context[tokens.selected & tokens.of_rows(is_known)] = torch.tensor(known, device=with_context.device)
     without_context, compared = scored(plan.context_free_micro_batches, with_context=False)
     return TeacherScores(with_context, without_context, compared)
 
 
-def action_logprobs(tokens: ResponseTokens, scores: TeacherScores) -> list[list[float]]:
-    """The teacher's log-probs of each sample's action tokens, with context; empty for unselected samples."""
-    return [
-        scores.with_context[start:end][tokens.selected[start:end]].tolist()
-        for start, end in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)
-    ]
-
-
 def _action_batch(
-    teacher: CausalLMModule, samples: Sequence[TrainingRow], with_context: bool, device: torch.device
+    teacher: CausalLMModule, rows: TrainingRows, chosen: MicroBatch, with_context: bool, device: torch.device
 ) -> TokenBatch:
-    """Responses up to their last action token; a one-token dummy without ``samples``."""
-    ends = [len(s.action_mask) - s.action_mask[::-1].index(True) for s in samples]
-    prompts = [(s.teacher_prompt_ids or []) if with_context else s.prompt_ids for s in samples]
+    """Responses up to their last action token; a one-token dummy without ``chosen`` rows."""
+    prompt_ids = rows.teacher_prompt_ids if with_context else rows.prompt_ids
+    masks = [rows.action_mask[row] for row in chosen]
+    ends = [int(np.flatnonzero(mask)[-1]) + 1 for mask in masks]
     return make_token_batch(
-        prompts or [[0]],
-        [sample.response_ids[:end] for sample, end in zip(samples, ends, strict=True)] or [[0]],
-        [sample.action_mask[:end] for sample, end in zip(samples, ends, strict=True)] or [[False]],
+        [prompt_ids[row] for row in chosen] or [[0]],
+        [rows.response_ids[row][:end] for row, end in zip(chosen, ends, strict=True)] or [[0]],
+        [mask[:end] for mask, end in zip(masks, ends, strict=True)] or [[False]],
         layout=teacher.layout,
         share_prefix=teacher.shares_prefix,
         device=device,
@@ -202,33 +176,33 @@ def weigh_tokens(
 
 
 def report_log_ratios(
-    samples: Sequence[TrainingRow], tokens: ResponseTokens, weighted: WeightedTokens, report: LearnerReport
+    rows: TrainingRows, tokens: ResponseTokens, weighted: WeightedTokens, report: LearnerReport
 ) -> None:
-    """Adds the gap's two parts, over compared tokens, and its size by source of evidence.
+    """Adds the log-ratio's two parts, over compared tokens, and its size by source of evidence.
 
-    A row's gap counts for every source in its context: ``teacher_abs_log_ratio/<source>``.
+    A row's log-ratio counts for every source in its context: ``teacher_abs_log_ratio/<source>``.
     """
     assert weighted.scores is not None
     scores = weighted.scores
-    effects, log_ratios_without_context = log_ratio_parts(
+    effects, without_context = log_ratio_parts(
         tokens.old_logprobs, scores.with_context, scores.without_context
     )
-    for name, part in (("feedback_effect", effects), ("drift", log_ratios_without_context)):
+    for name, part in (("context_effect", effects), ("log_ratio_without_context", without_context)):
         own = part[scores.compared]
         report.add_mean(f"teacher_{name}", float(own.sum()), own.numel())
         report.add_mean(f"teacher_abs_{name}", float(own.abs().sum()), own.numel())
     report.sums["teacher_num_compared_tokens"] += float(scores.compared.sum())
     sizes = weighted.log_ratios.abs()
-    for source in sorted({source for sample in samples for source in sample.evidence_sources}):
-        rows = [source in sample.evidence_sources for sample in samples]
-        of_source = tokens.selected & tokens.of_rows(torch.tensor(rows))
+    for source in sorted({source for sources in rows.evidence_sources for source in sources}):
+        has_source = torch.tensor([source in sources for sources in rows.evidence_sources])
+        selected = tokens.selected & tokens.of_rows(has_source)
         report.add_mean(
-            f"teacher_abs_log_ratio/{source}", float(sizes[of_source].sum()), float(of_source.sum())
+            f"teacher_abs_log_ratio/{source}", float(sizes[selected].sum()), float(selected.sum())
         )
 
 
 def num_teacher_tokens(plan: LearnerPlan) -> int:
     """Prompt and response tokens of all rows that the teacher scores, once for each time."""
-    weighted = [plan.samples[row] for rows in plan.teacher_micro_batches for row in rows]
-    compared = [plan.samples[row] for rows in plan.context_free_micro_batches for row in rows]
-    return sum(s.num_teacher_tokens for s in weighted) + sum(s.num_tokens for s in compared)
+    with_context = [row for rows in plan.teacher_micro_batches for row in rows]
+    compared = [row for rows in plan.context_free_micro_batches for row in rows]
+    return int(plan.rows.num_teacher_tokens[with_context].sum() + plan.rows.num_tokens[compared].sum())

@@ -1,10 +1,10 @@
 """`JudgePool`: the judge beside the training loop.
 
-    group complete ──submit──▶ requests on a thread's event loop ──▶ take, with the batch ──▶ learners
+    finished group ──submit──▶ requests on a thread's event loop ──▶ take_answered ──▶ evidence of the group
 
-The loop never waits in a call: it asks `has_answers` as it goes round, and takes the batch once all its
-answers are there or ``hindsight.judge.max_wait_s`` is over. Nobody is asked about rows without advantage,
-nor about a group that will be trained at λ = 0.
+The loop never waits in a call: it takes what is answered as it goes round. Where a batch has to wait,
+`wait_for` gives up after ``hindsight.judge.max_wait_s``, and what is not there by then stays unsaid. Nobody
+is asked about trajectories without an advantage, nor about a group that will be trained at λ = 0.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from serl.batch.rows import evidence_options, trajectories_with_advantage
 from serl.config import ExperimentConfig
 from serl.hindsight.evidence import GroupView
 from serl.hindsight.judge.answers import Judgement
 from serl.hindsight.judge.cache import AnswerCache
 from serl.hindsight.judge.endpoint import JudgeError, api_key
-from serl.hindsight.judge_request import JudgeMode, judge_mode, judge_request
-from serl.hindsight.lambda_schedule import effective_lambda
-from serl.types import TrajectoryGroup
+from serl.hindsight.judge_request import judge_mode, judge_request
+from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.types import Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from serl.hindsight.judge.client import JudgeClient, Messages
@@ -38,92 +38,100 @@ T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 10.0
 
 
-class JudgePool:
-    """Judgements of trajectories, asked for when their group is complete. One thread drives it.
+@dataclass(slots=True)
+class _JudgedGroup:
+    """``pending``: requests by trajectory id; ``texts``: what was answered."""
 
-    Without a judged source in ``hindsight.sources`` every method does nothing. Answers are kept in
+    pending: dict[str, Future[Judgement]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+class JudgePool:
+    """Judgements of trajectories of finished groups. One thread drives it.
+
+    Without a judged source in ``hindsight.sources`` nothing is to be submitted. Answers are kept in
     ``run_dir/judge/answers.jsonl``.
     """
 
     def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
-        self._experiment = experiment
+        self._hindsight = experiment.hindsight
         self._settings = experiment.hindsight.judge
-        self._mode: JudgeMode | None = None
-        if experiment.hindsight.enabled:
-            self._mode = judge_mode(experiment.hindsight.sources)
+        self._mode = judge_mode(experiment.hindsight.sources) if experiment.hindsight.enabled else None
         self._answers_file = run_dir / "judge" / "answers.jsonl"
         self._loop: _LoopThread | None = None
         self._client: JudgeClient | None = None
-        # By group id, then trajectory id.
-        self._pending: dict[str, dict[str, Future[Judgement]]] = {}
-        self._texts: dict[str, dict[str, str]] = {}
+        self._groups: dict[str, _JudgedGroup] = {}
         self._waiting_since: float | None = None
-        self._last_weights_seq_no: int | None = None
         self._statistics = _Statistics()
 
-    def submit(self, group: TrajectoryGroup, weights_seq_no: int, num_batches_before: int) -> None:
-        """Asks about the trajectories of the complete ``group`` that have an advantage.
+    @property
+    def is_asked(self) -> bool:
+        """Whether groups have to be judged before their evidence is complete."""
+        return self._mode is not None
 
-        The weights of ``weights_seq_no`` are served, and ``num_batches_before`` batches of complete groups
-        will be taken first: that is the earliest update that may train on the group. Raises JudgeError if
-        the key is not there, or under ``strict`` if an earlier request failed.
+    def submit(self, group: TrajectoryGroup, trajectories: Sequence[Trajectory], weights_seq_no: int) -> None:
+        """Asks about ``trajectories`` of ``group``, trained at ``weights_seq_no`` at the earliest.
+
+        Raises JudgeError if the key is not there, or under ``strict`` if an earlier request failed.
         """
+        assert self._mode is not None, "no source is judged"
         self._collect()
-        updating = weights_seq_no == self._last_weights_seq_no
-        if self._mode is None or not self._teaches(weights_seq_no + updating + num_batches_before):
+        judged = self._groups[group.group_id] = _JudgedGroup()
+        if teacher_lambda(self._hindsight, weights_seq_no) == 0.0:
             return
-        view = GroupView(group.trajectories, evidence_options(self._experiment))
-        include_feedback = self._settings.include_feedback
-        for trajectory in trajectories_with_advantage(group, self._experiment):
-            request = judge_request(trajectory, view, self._mode, include_feedback=include_feedback)
-            future = self._ask(request.messages)
-            self._pending.setdefault(group.group_id, {})[trajectory.trajectory_id] = future
+        view = GroupView(group.trajectories, self._hindsight)
+        for trajectory in trajectories:
+            request = judge_request(
+                trajectory, view, self._mode, include_feedback=self._settings.include_feedback
+            )
+            judged.pending[trajectory.trajectory_id] = self._ask(request.messages)
             self._statistics.counts["requests"] += 1
 
-    def has_answers(self, groups: Sequence[TrajectoryGroup], weights_seq_no: int) -> bool:
-        """Whether update ``weights_seq_no`` need not wait for answers about ``groups`` (any longer).
+    def take_answered(self) -> dict[str, dict[str, str]]:
+        """What was said, by group and trajectory id, of groups about which no request is pending any more.
 
-        The first call that says no starts the wait. Raises JudgeError under ``strict`` if a request failed.
+        Each group is handed out once. Raises JudgeError under ``strict`` if a request failed.
         """
         self._collect()
-        pending = any(self._pending.get(group.group_id) for group in groups)
-        if not pending or not self._teaches(weights_seq_no):
-            return True
+        answered = {name: judged.texts for name, judged in self._groups.items() if not judged.pending}
+        for group_id in answered:
+            del self._groups[group_id]
+        return answered
+
+    def wait_for(self, group_ids: Collection[str]) -> None:
+        """A batch with the groups ``group_ids`` waits. The first call starts the clock.
+
+        Once ``max_wait_s`` is over, requests about them are given up. Raises JudgeError then if ``strict``.
+        """
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
-        return time.monotonic() - self._waiting_since >= self._settings.max_wait_s
+        if time.monotonic() - self._waiting_since < self._settings.max_wait_s:
+            return
+        for group_id in group_ids:
+            late = self._give_up(group_id)
+            if late:
+                self._fail("late", f"not there after {self._settings.max_wait_s:g} s", late)
 
-    def take(
-        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int, still_held: Callable[[str], bool]
-    ) -> dict[str, str]:
-        """What the judge said of the trajectories of ``groups``, by trajectory id, for ``weights_seq_no``.
+    def end_wait(self, weights_seq_no: int, still_held: Callable[[str], bool]) -> None:
+        """A batch was taken for the update of ``weights_seq_no``.
 
-        Requests still pending are given up: those about ``groups``, those about groups of which
-        ``still_held`` says no (they were discarded), and all others if λ is 0 from the next update on.
-        Raises JudgeError under ``strict`` if an answer is missing.
+        Requests are given up about groups of which ``still_held`` says no (they were trained or discarded),
+        and all others if λ is 0 from the next update on.
         """
-        self._collect()
         if self._waiting_since is not None:
             self._statistics.waited_s += time.monotonic() - self._waiting_since
             self._waiting_since = None
-        self._last_weights_seq_no = weights_seq_no
-        texts: dict[str, str] = {}
-        for group in groups:
-            texts |= self._texts.pop(group.group_id, {})
-            late = self._give_up(group.group_id)
-            if late and self._teaches(weights_seq_no):
-                self._fail("late", f"not there after {self._settings.max_wait_s:g} s", late)
-        goes_on = self._teaches(weights_seq_no + 1)
-        for group_id in [*self._pending, *self._texts]:
-            if not goes_on or not still_held(group_id):
+        still_teaches = teacher_lambda(self._hindsight, weights_seq_no + 1) > 0.0
+        for group_id in list(self._groups):
+            if not still_teaches or not still_held(group_id):
                 self._statistics.counts["given_up"] += len(self._give_up(group_id))
-                self._texts.pop(group_id, None)
-        return texts
+            if not still_held(group_id):
+                del self._groups[group_id]
 
     @property
     def num_pending(self) -> int:
         """Trajectories asked about and not answered yet."""
-        return sum(len(futures) for futures in self._pending.values())
+        return sum(len(judged.pending) for judged in self._groups.values())
 
     @property
     def num_done(self) -> int:
@@ -147,14 +155,10 @@ class JudgePool:
 
     def close(self) -> None:
         """Gives up what is pending and ends the thread. Raises TimeoutError if it does not end in time."""
-        self._pending.clear()
+        self._groups.clear()
         loop, client, self._loop, self._client = self._loop, self._client, None, None
         if loop is not None and client is not None:
             loop.close(client.close())
-
-    def _teaches(self, weights_seq_no: int) -> bool:
-        hindsight = self._experiment.hindsight
-        return effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, weights_seq_no) > 0.0
 
     def _ask(self, messages: Messages) -> Future[Judgement]:
         if self._loop is None or self._client is None:
@@ -169,23 +173,23 @@ class JudgePool:
 
     def _give_up(self, group_id: str) -> list[str]:
         """Cancels what is pending about the group; returns the trajectories it was about."""
-        futures = self._pending.pop(group_id, {})
-        for future in futures.values():
+        judged = self._groups.get(group_id, _JudgedGroup())
+        given_up = list(judged.pending)
+        for future in judged.pending.values():
             future.cancel()
-        return list(futures)
+        judged.pending.clear()
+        return given_up
 
     def _collect(self) -> None:
         """Files what has been answered since; raises JudgeError under ``strict`` for a failure."""
-        for group_id, futures in list(self._pending.items()):
-            for trajectory_id in [name for name, future in futures.items() if future.done()]:
-                judgement = futures.pop(trajectory_id).result()
+        for judged in self._groups.values():
+            for trajectory_id in [name for name, future in judged.pending.items() if future.done()]:
+                judgement = judged.pending.pop(trajectory_id).result()
                 self._statistics.add(judgement)
                 if judgement.text is None:
                     self._fail(judgement.reason, judgement.detail, [trajectory_id])
                 else:
-                    self._texts.setdefault(group_id, {})[trajectory_id] = judgement.text
-            if not futures:
-                del self._pending[group_id]
+                    judged.texts[trajectory_id] = judgement.text
 
     def _fail(self, reason: str, detail: str, trajectory_ids: Sequence[str]) -> None:
         counts = self._statistics.counts

@@ -1,0 +1,56 @@
+"""`GroupFinisher`: finishes groups in a thread, so that the driver goes on polling its env runners.
+
+One thread is enough (a step takes a millisecond or two, mostly its teacher prompt) and owns the tokenizer,
+which is not made for several. What waits for it is bounded by the groups that the buffer admits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from serl.batch.group import FinishedGroup, add_evidence, finish
+from serl.config import ExperimentConfig
+from serl.hindsight.judge_request import judge_mode
+from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.rollout.prompt import PromptEncoder
+from serl.types import TrajectoryGroup
+
+
+class GroupFinisher:
+    """One thread of the caller's drives it; ``config`` and the policy's tokenizer decide what follows."""
+
+    def __init__(self, config: ExperimentConfig, encoder: PromptEncoder) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._is_judged = judge_mode(config.hindsight.sources) is not None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="finisher")
+        self._jobs: list[Future[FinishedGroup]] = []
+
+    def submit(self, group: TrajectoryGroup, weights_seq_no: int) -> None:
+        """Finishes the complete ``group``, trained at ``weights_seq_no`` at the earliest.
+
+        Its evidence is added at once, unless a judge has to speak first or λ will be 0.
+        """
+        has_evidence = not self._is_judged and teacher_lambda(self._config.hindsight, weights_seq_no) > 0.0
+        self._jobs.append(self._thread.submit(self._finish, group, has_evidence))
+
+    def submit_evidence(self, finished: FinishedGroup, judge_texts: Mapping[str, str | None]) -> None:
+        """Adds the evidence of a group that was judged."""
+        job = self._thread.submit(add_evidence, finished, self._config, self._encoder, judge_texts)
+        self._jobs.append(job)
+
+    def take_finished(self) -> list[FinishedGroup]:
+        """What is done since the last call, in the order of submission; raises what finishing raised."""
+        done = []
+        while self._jobs and self._jobs[0].done():
+            done.append(self._jobs.pop(0).result())
+        return done
+
+    def close(self) -> None:
+        """Gives up what waits; what is being done ends on its own."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self, group: TrajectoryGroup, has_evidence: bool) -> FinishedGroup:
+        finished = finish(group, self._config)
+        return add_evidence(finished, self._config, self._encoder, {}) if has_evidence else finished

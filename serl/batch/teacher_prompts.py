@@ -1,0 +1,126 @@
+"""Teacher prompts: each row's prompt with the evidence of hindsight in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from serl.batch.rows import Array, Ragged, TrainingRows
+from serl.config import HindsightSection
+from serl.hindsight.anchors import anchor_size_metrics
+from serl.hindsight.collect import collect_evidence
+from serl.hindsight.context import render_context, with_context
+from serl.hindsight.evidence import GroupView, StepEvidence
+from serl.rollout.prompt import PromptEncoder
+from serl.types import Step, TrajectoryGroup
+
+
+@dataclass(slots=True)
+class ContextCounts:
+    """What became of rows with an advantage.
+
+    ``num_rows_with`` counts those with evidence of a source, by its name, and with ``any``;
+    ``num_rows_without_action`` have no action token, so a context would change nothing;
+    ``num_contexts_shortened`` left ``num_context_steps_left_out`` quoted steps out, ``num_contexts_too_long``
+    were too long even so, and left out as a whole. ``anchor_sizes``: of every step of the group, where
+    evidence is gathered per anchor.
+    """
+
+    num_rows: int = 0
+    num_rows_without_action: int = 0
+    num_teacher_prompts: int = 0
+    num_contexts_shortened: int = 0
+    num_context_steps_left_out: int = 0
+    num_contexts_too_long: int = 0
+    num_rows_with: Counter[str] = field(default_factory=Counter)
+    anchor_sizes: list[int] = field(default_factory=list)
+
+    def add(self, other: ContextCounts) -> None:
+        self.num_rows += other.num_rows
+        self.num_rows_without_action += other.num_rows_without_action
+        self.num_teacher_prompts += other.num_teacher_prompts
+        self.num_contexts_shortened += other.num_contexts_shortened
+        self.num_context_steps_left_out += other.num_context_steps_left_out
+        self.num_contexts_too_long += other.num_contexts_too_long
+        self.num_rows_with.update(other.num_rows_with)
+        self.anchor_sizes += other.anchor_sizes
+
+    def metrics(self, sources: Sequence[str]) -> dict[str, float]:
+        """The counts, ``evidence_share/SOURCE`` and ``evidence_share/any`` (of rows), and anchor sizes."""
+        counts = {
+            "num_rows_without_action": self.num_rows_without_action,
+            "num_teacher_prompts": self.num_teacher_prompts,
+            "num_contexts_shortened": self.num_contexts_shortened,
+            "num_context_steps_left_out": self.num_context_steps_left_out,
+            "num_contexts_too_long": self.num_contexts_too_long,
+        }
+        shares = {
+            f"evidence_share/{source}": self.num_rows_with[source] / max(self.num_rows, 1)
+            for source in ("any", *sources)
+        }
+        sizes = anchor_size_metrics(self.anchor_sizes, "evidence")
+        return {name: float(count) for name, count in counts.items()} | shares | sizes
+
+
+def add_teacher_prompts(
+    rows: TrainingRows,
+    group: TrajectoryGroup,
+    chosen: Array,
+    settings: HindsightSection,
+    encoder: PromptEncoder,
+    judge_texts: Mapping[str, str | None],
+) -> tuple[TrainingRows, ContextCounts]:
+    """``rows`` of ``group``, one a step, with teacher prompts for those that are ``chosen``, bool [rows].
+
+    A chosen row gets one if it has evidence and an action. ``judge_texts``: what was said, by trajectory id.
+    """
+    counts = ContextCounts()
+    if not chosen.any():
+        return rows, counts
+    view = GroupView(group.trajectories, settings, judge_texts)
+    evidence = [known for of_trajectory in collect_evidence(view, settings) for known in of_trajectory]
+    counts.anchor_sizes += [known.anchor_size for known in evidence if known.anchor_size]
+    prompts: list[list[int]] = [[] for _ in evidence]
+    contexts: dict[int, str] = {}
+    sources: list[tuple[str, ...]] = [() for _ in evidence]
+    for index, (step, known) in enumerate(zip(group.steps, evidence, strict=True)):
+        if not chosen[index]:
+            continue
+        counts.num_rows += 1
+        counts.num_rows_with.update(known.sources, any=int(bool(known)))
+        if not any(step.action_mask):
+            counts.num_rows_without_action += 1
+            continue
+        prompt = _prompt_with_evidence(step, known, encoder, settings.max_context_length, counts)
+        if prompt is not None:
+            prompts[index], contexts[index] = prompt
+            sources[index] = known.sources
+    teacher_prompt_ids = Ragged.of(prompts, np.int32)
+    return replace(
+        rows, teacher_prompt_ids=teacher_prompt_ids, contexts=contexts, evidence_sources=sources
+    ), counts
+
+
+def _prompt_with_evidence(
+    step: Step, evidence: StepEvidence, encoder: PromptEncoder, limit: int, counts: ContextCounts
+) -> tuple[list[int], str] | None:
+    """Prompt ids, at most ``limit``, and the context in them; None without evidence or if it cannot fit."""
+    text, stats = render_context(evidence)
+    if text is None:
+        return None
+    ids = encoder.encode(with_context(step.messages, text))
+    if len(ids) > limit:
+        budget = max(limit - (len(ids) - encoder.num_tokens(text)), 0)
+        text, stats = render_context(evidence, encoder.num_tokens, budget)
+        assert text is not None
+        ids = encoder.encode(with_context(step.messages, text))
+        if len(ids) > limit:
+            counts.num_contexts_too_long += 1
+            return None
+    counts.num_contexts_shortened += stats.num_dropped_steps > 0
+    counts.num_context_steps_left_out += stats.num_dropped_steps
+    counts.num_teacher_prompts += 1
+    return ids, text
