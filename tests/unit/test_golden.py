@@ -1,4 +1,4 @@
-"""The golden checker, on the recorded cases where they are at hand and on cases made here."""
+"""The golden checker, on recorded cases and on cases made here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recordings import origin, recordings
 
-from tools.golden import MAX_SHOWN, difference, main
+from tools.golden import KINDS, MAX_SHOWN, difference, main
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-KINDS = [
-    "action_span",
-    "lambda_schedule",
-    "group_advantage",
-    "teacher_weights",
-    "policy_loss",
-    "hindsight",
-    "judge",
-]
 SPAN = {"id": "span", "kind": "action_span", "text": "<action>look</action>", "expect": {"spans": [[8, 12]]}}
 
 
@@ -30,10 +21,9 @@ def write_cases(folder: Path, *cases: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_recorded_case_passes(kind: str, capsys: pytest.CaptureFixture[str]):
-    path = GOLDEN / f"{kind}.jsonl"
-    if not path.exists():
-        pytest.skip("the recorded cases are not beside this checkout")
+@pytest.mark.parametrize("folder", recordings("golden"), ids=origin)
+def test_every_recorded_case_passes(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    path = folder / f"{kind}.jsonl"
     assert main([str(path)]) == 0
     num_cases = sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").split("\n"))
     assert capsys.readouterr().out.splitlines()[-1] == f"{num_cases} passed, 0 failed"
