@@ -20,12 +20,13 @@ from torch import Tensor
 
 from envs.base import Task
 from serl.batch.advantages import StepRows, group_advantages
+from serl.config import HindsightSection, JudgeSection
+from serl.config.hindsight_modes import MODES
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
-from serl.hindsight.evidence import EvidenceOptions, GroupView, StepEvidence
+from serl.hindsight.evidence import GroupView, Outcome, StepEvidence
 from serl.hindsight.judge_request import judge_request
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.hindsight.modes import hindsight_mode
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.rollout.actions import action_spans
@@ -111,12 +112,13 @@ def loss(case: Case) -> Any:
 
 
 def hindsight(case: Case) -> Any:
-    mode = hindsight_mode(case["config"]["mode"])
+    settings = _hindsight_settings(case["config"])
     found: dict[tuple[str, int], Any] = {}
-    for group in _groups(case):
-        for trajectory, per_step in zip(group.trajectories, collect_evidence(group, mode), strict=True):
-            for step_index, evidence in enumerate(per_step):
-                found[trajectory.trajectory_id, step_index] = _step_answer(evidence)
+    for group in _groups(case, settings):
+        evidence = collect_evidence(group, settings)
+        for trajectory, per_step in zip(group.trajectories, evidence, strict=True):
+            for step_index, known in enumerate(per_step):
+                found[trajectory.trajectory_id, step_index] = _step_answer(known)
     return [
         {"trajectory": trajectory["id"], "step": step["step"], **found[trajectory["id"], step_index]}
         for trajectory in case["trajectories"]
@@ -127,7 +129,7 @@ def hindsight(case: Case) -> Any:
 def judge(case: Case) -> Any:
     config = case["config"]
     found: dict[str, Any] = {}
-    for group in _groups(case):
+    for group in _groups(case, _hindsight_settings(config)):
         for trajectory in group.trajectories:
             request = judge_request(
                 trajectory, group, config["mode"], include_feedback=config["include_feedback"]
@@ -156,23 +158,32 @@ def _numbered(names: list[str]) -> Tensor:
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
 
 
-def _groups(case: Case) -> list[GroupView]:
-    config = case["config"]
-    options = EvidenceOptions(
+def _hindsight_settings(config: dict[str, Any]) -> HindsightSection:
+    args = {
+        "successful_sample": {
+            "max_steps": config.get("max_trajectory_steps", 0),
+            "exclude_own": config.get("exclude_own_success", True),
+        },
+        "future_trajectory": {"max_steps": config.get("max_future_steps", 0)},
+    }
+    return HindsightSection(
+        mode=config["mode"],
+        args={name: args[name] for name in MODES[config["mode"]].sources if name in args},
         trajectory_format=config["trajectory_format"],
-        exclude_own_success=config.get("exclude_own_success", True),
         remove_thinking=config["remove_thinking"],
-        max_trajectory_steps=config.get("max_trajectory_steps", 0),
-        max_future_steps=config.get("max_future_steps", 0),
         anchor_similarity=config.get("anchor_similarity"),
+        judge=JudgeSection(base_url="https://recorded/v1", model="recorded"),
     )
+
+
+def _groups(case: Case, settings: HindsightSection) -> list[GroupView]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for trajectory in case["trajectories"]:
         groups.setdefault(trajectory["group"], []).append(trajectory)
     return [
         GroupView(
             [_trajectory(member, index) for index, member in enumerate(members)],
-            options,
+            settings,
             {member["id"]: member.get("judge_text") for member in members},
         )
         for members in groups.values()
@@ -221,13 +232,17 @@ def _step_answer(evidence: StepEvidence) -> dict[str, Any]:
                 "tried": candidate.tried,
                 "successes": candidate.successes,
                 "mean_return": candidate.mean_return,
-                "best": list(candidate.best),
-                "worst": list(candidate.worst),
+                "best": _outcome(candidate.best),
+                "worst": _outcome(candidate.worst),
             }
             for candidate in evidence.candidates
         ],
         "pairs": [[pair.action, *MARKER.findall(pair.feedback)] for pair in evidence.feedback_pairs],
     }
+
+
+def _outcome(outcome: Outcome) -> list[Any]:
+    return [str(outcome), outcome.reward]
 
 
 def difference(expected: Any, answer: Any, where: str = "") -> str | None:

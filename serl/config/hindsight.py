@@ -2,76 +2,226 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from serl.config.hindsight_modes import MODES, Combination, Granularity
+from serl.config.nearest import name_hint
+from serl.config.problems import Problem, contradiction, validation_error
+from serl.config.registry import SOURCES
 from serl.config.section import Section
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+def judged_sources(sources: Sequence[str]) -> list[str]:
+    """Those of ``sources`` that need a judge; raises as `serl.config.registry.Registry.get` does."""
+    return [name for name in sources if SOURCES.get(name).traits["judged"]]
 
 
 class JudgeSection(Section):
     """The model that reviews trajectories, behind any OpenAI-compatible endpoint; read where
-    ``hindsight.sources`` has a judged source.
-
-    ``api_key_env`` names the environment variable that holds the key (null: none is sent). ``fallback_model``
-    is asked where ``model`` gave nothing usable. A failed request is sent again ``max_retries`` times, after
-    ``retry_delay_s``, then twice that, and so on. ``reasoning_max_tokens`` is the limit of one more request
-    where reasoning used up ``max_tokens``. ``max_wait_s`` bounds how long a batch waits for answers.
-    ``include_feedback``: the judge is told the trajectory's last feedback. ``strict``: a trajectory without
-    a usable answer fails the run. ``cache`` keeps answers in the run directory for a resumed run."""
+    ``hindsight.sources`` has a judged source."""
 
     base_url: str | None = None
+    """Address of the endpoint, such as ``https://host/v1``; a judged source needs it."""
+
     model: str | None = None
+    """Name of the model that is asked; a judged source needs it."""
+
     fallback_model: str | None = None
+    """Asked where ``model`` gave nothing usable; null: nobody is."""
+
     api_key_env: str | None = None
+    """Environment variable that holds the endpoint's key; null: none is sent."""
+
     timeout_s: PositiveFloat = 60.0
+    """Seconds that one request may take."""
+
     max_retries: int = Field(default=3, ge=0)
-    retry_delay_s: PositiveFloat = 1.0
+    """How often a request that failed is sent again, after a second, then two, four and so on."""
+
     max_tokens: PositiveInt = 512
-    reasoning_max_tokens: PositiveInt = 4096
+    """Tokens of an answer. Where reasoning used them up, one more request allows eight times as many."""
+
     temperature: float = Field(default=0.0, ge=0.0)
+    """Sampling temperature of the judge."""
+
     max_concurrent_requests: PositiveInt = 16
+    """Requests under way at any time."""
+
     max_wait_s: PositiveFloat = 60.0
+    """Seconds that a batch waits for answers that are not there; it is trained without them then."""
+
     include_feedback: bool = True
+    """Whether the judge is told the last feedback of a trajectory."""
+
     strict: bool = False
-    cache: bool = True
+    """Whether a trajectory without a usable answer fails the run."""
+
+    @property
+    def max_tokens_with_reasoning(self) -> int:
+        """Tokens of the second request, where reasoning used up those of the first."""
+        return 8 * self.max_tokens
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems: list[Problem] = []
+        # What was given is not quoted: it may be a key, or hold one.
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            problems.append(
+                contradiction(
+                    "hindsight.judge.api_key_env: must be the name of the environment variable that holds "
+                    "the key, in capitals, digits and '_'"
+                )
+            )
+        if self.base_url is not None and (problem := _endpoint_problem(self.base_url)):
+            problems.append(contradiction(f"hindsight.judge.base_url: {problem}"))
+        if problems:
+            raise validation_error("hindsight.judge", problems)
+        return self
 
 
 class HindsightSection(Section):
-    """The teacher: what it sees beside the student, and how much it may change an advantage.
-
-    ``baseline``: what the teacher's log-prob of an action token is compared with, the ``student``'s (the
-    paper) or the ``teacher``'s own without the evidence, which takes the drift between the two out. With
-    ``student`` that second score is made for ``log_ratio_sample_rows`` rows of an update, for the metrics.
-    ``center`` subtracts the mean gap of the batch or of each step. ``shuffle`` moves every weight to another
-    action token of the batch: a control that should learn nothing from the evidence.
-
-    ``sources`` are names of evidence; one of your own is ``package.module:name``. ``max_context_length``
-    bounds the tokens of prompt and evidence together. What quoted trajectories look like:
-    ``trajectory_format`` ``response`` quotes responses only, ``observation_action`` prompts too;
-    ``exclude_own_success``: a step's own trajectory is never its successful sample; ``remove_thinking`` drops
-    ``<think>…</think>``; ``max_trajectory_steps`` and ``max_future_steps`` bound the steps quoted (0: all).
-    ``anchor_similarity``: from which difflib ratio two observations are the same situation (null: only equal
-    ones)."""
+    """The teacher: what it reads beside the student, and how much it may change an advantage."""
 
     enabled: bool = True
+    """Whether there is a teacher; without one the run is plain policy optimization."""
+
     mode: str | None = None
-    sources: tuple[str, ...] = ("immediate_feedback",)
-    granularity: Literal["step", "anchor"] = "step"
-    combine: Literal["all", "first_available"] = "all"
+    """The paper's name for a choice of ``sources``, ``granularity`` and ``combine``; null: these as given."""
+
+    sources: tuple[str, ...] = Field(default=("immediate_feedback",), strict=False)
+    """Evidence for the teacher, in the order in which a context shows it; one of your own is
+    ``package.module:name``."""
+
+    args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of a source, by its name as in ``sources``."""
+
+    granularity: Granularity = "step"
+    """``step``: evidence about the step alone; ``anchor``: about every action that the group tried from the
+    same observation."""
+
+    combine: Combination = "all"
+    """``all``: every source, and per step none without all of them; ``first_available``: the first that has
+    something."""
+
     mixing_lambda: float = Field(default=0.5, ge=0.0, le=1.0)
+    """λ at the first update: the share of an advantage that the teacher's weight multiplies."""
+
     lambda_decay_steps: int = Field(default=50, ge=0)
+    """Updates after which λ has decayed linearly to 0; 0: it stays."""
+
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """A weight is clipped to between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
+
     baseline: Literal["student", "teacher"] = "student"
+    """What the log-prob of the teacher with context is compared with: that of the ``student`` (the paper), or
+    of the ``teacher`` without context, which leaves the context effect alone."""
+
     log_ratio_sample_rows: int = Field(default=64, ge=0)
+    """Rows of an update that the teacher also scores without context, for metrics alone; 0: none. With
+    ``baseline: teacher`` all rows with a context are."""
+
     center: Literal["none", "batch", "step"] = "none"
+    """Whether the mean log-ratio of the ``batch`` or of each ``step`` is subtracted from every log-ratio."""
+
     shuffle: bool = False
+    """Whether every weight moves to another action token of the batch: a control that should learn nothing
+    from the evidence."""
+
     teacher_sync_interval: PositiveInt = 10
+    """Updates after which the teacher becomes a copy of the student again."""
+
     max_context_length: PositiveInt = 4096
+    """Tokens of prompt and evidence together; the oldest quoted steps are left out first."""
+
     trajectory_format: Literal["response", "observation_action"] = "response"
-    exclude_own_success: bool = True
+    """What is quoted of a step: its ``response`` alone, or ``observation_action``, its prompt too."""
+
     remove_thinking: bool = True
-    max_trajectory_steps: int = Field(default=0, ge=0)
-    max_future_steps: int = Field(default=0, ge=0)
+    """Whether quoted responses lose their ``<think>…</think>``."""
+
     anchor_similarity: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Ratio of difflib from which two observations are the same anchor; null: only equal ones are."""
+
     judge: JudgeSection = JudgeSection()
+
+    @model_validator(mode="after")
+    def _expand_mode(self) -> Self:
+        if self.mode is None:
+            return self
+        if self.mode not in MODES:
+            problem = Problem(("mode",), self.mode, f"no such mode{name_hint(self.mode, MODES)}")
+            raise validation_error("hindsight", [problem])
+        meaning = MODES[self.mode]._asdict()
+        given = {key: getattr(self, key) for key in meaning if key in self.model_fields_set}
+        problems = [
+            contradiction(
+                f"hindsight.mode = {self.mode!r} contradicts hindsight.{key} = {_shown(value)}: "
+                f"the mode means {key} = {_shown(meaning[key])}; give one of the two"
+            )
+            for key, value in given.items()
+            if value != meaning[key]
+        ]
+        if problems:
+            raise validation_error("hindsight", problems)
+        for key, value in meaning.items():
+            object.__setattr__(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = list(self._problems_of_sources()) or list(self._problems_of_judging())
+        if problems:
+            raise validation_error("hindsight", problems)
+        return self
+
+    def _problems_of_sources(self) -> Iterator[Problem]:
+        if self.enabled and not self.sources:
+            yield contradiction(
+                "hindsight.sources = [] contradicts hindsight.enabled = true: the teacher needs evidence"
+            )
+        for index, name in enumerate(self.sources):
+            args = self.args.get(name, {})
+            yield from SOURCES.problems(name, args, name_at=("sources", index), args_at=("args", name))
+        for name in self.args.keys() - set(self.sources):
+            sentence = f"not among hindsight.sources{name_hint(name, self.sources)}"
+            yield Problem(("args", name), self.args[name], sentence)
+
+    def _problems_of_judging(self) -> Iterator[Problem]:
+        judged = judged_sources(self.sources)
+        if not self.enabled or not judged:
+            return
+        if len(judged) > 1:
+            yield contradiction(
+                f"hindsight.sources has {judged[0]}, which contradicts {judged[1]} beside it: "
+                "a trajectory is judged once"
+            )
+        judge = self.judge
+        if judge.model is None or judge.base_url is None:
+            keys = ("hindsight.judge.model", judge.model), ("hindsight.judge.base_url", judge.base_url)
+            values = " and ".join(f"{key} = {'null' if value is None else '…'}" for key, value in keys)
+            yield contradiction(
+                f"hindsight.sources has {judged[0]}, which contradicts {values}: a judge needs both"
+            )
+
+
+def _endpoint_problem(base_url: str) -> str | None:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    else:
+        if "@" in parts.netloc or parts.query:
+            return "must hold neither user, password nor query; a key belongs in the variable of api_key_env"
+    return None if usable else "must be an address such as https://host/v1"
+
+
+def _shown(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from serl.config.checks import check_config
 from serl.config.errors import ConfigError
 from serl.config.sections import ExperimentConfig
-from serl.config.wording import describe, nearest_name
+from serl.config.wording import describe
 from serl.config.yaml_files import parse_yaml, read_mapping
-from serl.hindsight.modes import MODES
 
 COMMAND_LINE = "on the command line"
 
@@ -109,14 +108,13 @@ def _validated(values: dict[str, Any], origins: dict[str, str], path: Path) -> E
         return origins.get(key, f"in {path}")
 
     _drop_empty_sections(values)
-    problems = _expand_hindsight_mode(values, origin)
     try:
         # By way of JSON, where a list may become a tuple but "3", true or 3.5 never become 3.
         experiment = ExperimentConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems += [describe(dict(problem), origin) for problem in error.errors(include_url=False)]
+        problems = [describe(dict(problem), origin) for problem in error.errors(include_url=False)]
         raise ConfigError(problems) from error
-    problems += [f"{path}: {problem}" for problem in check_config(experiment)]
+    problems = [f"{path}: {problem}" for problem in check_config(experiment)]
     if problems:
         raise ConfigError(problems)
     return experiment
@@ -127,24 +125,3 @@ def _drop_empty_sections(values: dict[str, Any]) -> None:
     for name, field in ExperimentConfig.model_fields.items():
         if values.get(name, ...) is None and not field.is_required():
             del values[name]
-
-
-def _expand_hindsight_mode(values: dict[str, Any], origin: Callable[[str], str]) -> list[str]:
-    """Replaces the paper's name of a mode by what it stands for; returns what is wrong with it."""
-    section = values.get("hindsight")
-    if not isinstance(section, dict) or not isinstance(section.get("mode"), str):
-        return []
-    name = section["mode"]
-    where = f"hindsight.mode = {name!r} {origin('hindsight.mode')}"
-    if name not in MODES:
-        return [f"{where}: no such mode{nearest_name(name, MODES) or '; known: ' + ', '.join(MODES)}"]
-    mode = MODES[name]
-    meaning = {"sources": list(mode.sources), "granularity": mode.granularity, "combine": mode.combine}
-    problems = [
-        f"{where} contradicts hindsight.{key} = {section[key]} {origin(f'hindsight.{key}')}: "
-        f"the mode means {key} = {value}; give one of the two"
-        for key, value in meaning.items()
-        if key in section and section[key] != value
-    ]
-    section.update(meaning)
-    return problems

@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from serl.config import HindsightSection
 from serl.hindsight.candidates import AnchorEvidence
 from serl.hindsight.evidence import Attempt, Evidence, GroupView, StepEvidence
-from serl.hindsight.modes import HindsightMode
 from serl.hindsight.sources import EvidenceSource, evidence_source
 
 
-def collect_evidence(group: GroupView, mode: HindsightMode) -> list[list[StepEvidence]]:
-    """What ``mode`` has on each step, ``[trajectory][step]`` in the order of ``group``.
+def collect_evidence(group: GroupView, settings: HindsightSection) -> list[list[StepEvidence]]:
+    """What the sources of ``settings`` know of each step, ``[trajectory][step]`` in the order of ``group``.
 
     An empty `StepEvidence` means that the step gets no context.
-    Raises ValueError for an unknown source, granularity or combination, or for no source at all.
     """
-    if not mode.sources:
-        raise ValueError("hindsight needs at least one evidence source")
-    if mode.combine not in ("all", "first_available"):
-        raise ValueError(f"unknown combination {mode.combine!r}; known: all, first_available")
-    sources = [evidence_source(name) for name in mode.sources]
-    if mode.granularity == "step":
-        return [
-            [_step_evidence(attempt, group, sources, mode) for attempt in _attempts(group, sample_index)]
-            for sample_index in range(len(group.trajectories))
-        ]
-    if mode.granularity == "anchor":
-        anchors = AnchorEvidence(group, sources, mode)
-        return [
-            [anchors.of(attempt) for attempt in _attempts(group, sample_index)]
-            for sample_index in range(len(group.trajectories))
-        ]
-    raise ValueError(f"unknown granularity {mode.granularity!r}; known: step, anchor")
-
-
-def _attempts(group: GroupView, sample_index: int) -> list[Attempt]:
-    trajectory = group.trajectories[sample_index]
-    return [Attempt(trajectory, sample_index, step_index) for step_index in range(len(trajectory.steps))]
+    sources = [evidence_source(name, settings.args.get(name, {})) for name in settings.sources]
+    attempts = [
+        [Attempt(trajectory, rollout_index, step_index) for step_index in range(len(trajectory.steps))]
+        for rollout_index, trajectory in enumerate(group.trajectories)
+    ]
+    if settings.granularity == "anchor":
+        anchors = AnchorEvidence(group, attempts, sources, settings)
+        return [[anchors.of(attempt) for attempt in of_trajectory] for of_trajectory in attempts]
+    needs_all = settings.combine == "all"
+    return [
+        [_step_evidence(attempt, group, sources, needs_all) for attempt in of_trajectory]
+        for of_trajectory in attempts
+    ]
 
 
 def _step_evidence(
-    attempt: Attempt, group: GroupView, sources: list[EvidenceSource], mode: HindsightMode
+    attempt: Attempt, group: GroupView, sources: Sequence[EvidenceSource], needs_all: bool
 ) -> StepEvidence:
+    """Evidence of all ``sources`` or of none, else of the first that has some."""
     parts: list[Evidence] = []
     for source in sources:
         evidence = source.collect(attempt, group)
         if evidence is not None:
             parts.append(replace(evidence, source=source.name))
-        if evidence is not None and mode.combine == "first_available":
+        if evidence is not None and not needs_all:
             break
-        if evidence is None and mode.combine == "all":
+        if evidence is None and needs_all:
             return StepEvidence()
     return StepEvidence(parts=tuple(parts))

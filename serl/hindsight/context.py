@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, QuotedStep, StepEvidence
-from serl.hindsight.sources import evidence_source
+from serl.hindsight.sources import source_traits
 
 _OPENING = (
     "Hindsight: the following became known only after the action was taken. "
@@ -122,7 +122,7 @@ def _render(evidence: StepEvidence, dropped: Set[_Address]) -> str:
             section_index += len(candidate.evidence)
         blocks.append(_heading(_CANDIDATES_TITLE) + "\n".join(entries))
     for part in evidence.parts:
-        title = evidence_source(part.source).title
+        title = source_traits(part.source).title
         blocks.append(_heading(title) + _section_text(part, section_index, dropped))
         section_index += 1
     return "\n\n".join(blocks)
@@ -139,18 +139,18 @@ def _pairs_text(pairs: tuple[FeedbackPair, ...]) -> str:
 def _candidate_text(candidate: Candidate, first_section: int, dropped: Set[_Address]) -> str:
     lines = [f"- {candidate.action}: {_outcome_text(candidate)}"]
     for offset, section in enumerate(candidate.evidence):
-        title = f"{evidence_source(section.source).title} ({section.about})"
+        title = f"{source_traits(section.source).title} ({section.about})"
         lines.append(f"  {title}:\n{_section_text(section, first_section + offset, dropped)}")
     return "\n".join(lines)
 
 
 def _outcome_text(candidate: Candidate) -> str:
     if candidate.tried == 1:
-        return f"tried once, {candidate.best[0]}, return {candidate.best[1]:g}"
+        return f"tried once, {candidate.best}, return {candidate.best.reward:g}"
     return (
         f"tried {candidate.tried} times, {candidate.successes} successful, "
-        f"mean return {candidate.mean_return:g}, best {candidate.best[1]:g} ({candidate.best[0]}), "
-        f"worst {candidate.worst[1]:g} ({candidate.worst[0]})"
+        f"mean return {candidate.mean_return:g}, best {candidate.best.reward:g} ({candidate.best}), "
+        f"worst {candidate.worst.reward:g} ({candidate.worst})"
     )
 
 

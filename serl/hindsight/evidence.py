@@ -4,38 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from serl.config import HindsightSection
 from serl.types import Step, Trajectory
 
-TrajectoryFormat = Literal["response", "observation_action"]
+# The source whose texts are short enough to list for every attempt.
+FEEDBACK_SOURCE = "immediate_feedback"
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceOptions:
-    """What is quoted, and how.
+class Outcome:
+    """How the trajectory of an attempt ended; ``reward`` is the whole trajectory's."""
 
-    ``trajectory_format``: ``response`` quotes responses only, ``observation_action`` prompts too.
-    ``exclude_own_success``: a step's own trajectory is never its successful sample. ``remove_thinking``
-    drops ``<think>…</think>`` from quoted responses. ``max_trajectory_steps`` and ``max_future_steps``
-    bound the first steps of the successful sample and the next steps of a future (0: all).
-    ``anchor_similarity``: difflib ratio from which two observations are the same situation (None: equal).
-    """
+    success: bool
+    reward: float
 
-    trajectory_format: TrajectoryFormat
-    exclude_own_success: bool
-    remove_thinking: bool
-    max_trajectory_steps: int
-    max_future_steps: int
-    anchor_similarity: float | None
+    def __str__(self) -> str:
+        return "success" if self.success else "failure"
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One step seen as a try of an action: step ``step_index`` of the group's trajectory ``sample_index``."""
+    """Step ``step_index`` of the group's trajectory ``rollout_index``, seen as an attempt at its action."""
 
     trajectory: Trajectory
-    sample_index: int
+    rollout_index: int
     step_index: int
 
     @property
@@ -43,28 +36,21 @@ class Attempt:
         return self.trajectory.steps[self.step_index]
 
     @property
-    def outcome(self) -> str:
-        return "success" if self.trajectory.success else "failure"
+    def outcome(self) -> Outcome:
+        return Outcome(self.trajectory.success, self.trajectory.reward)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
     """All that evidence may be drawn from: the trajectories of one group in sampling order.
 
-    ``judge_texts``: what the judge said of a trajectory, by trajectory id.
+    ``settings`` say how steps are quoted (`serl.hindsight.quoting`). ``judge_texts``: what the judge said of
+    a trajectory, by trajectory id.
     """
 
     trajectories: Sequence[Trajectory]
-    options: EvidenceOptions
-    judge_texts: Mapping[str, str | None] = field(default_factory=dict)
-
-    def successful_sample(self, trajectory: Trajectory) -> Trajectory | None:
-        """The first successful trajectory in sampling order; not ``trajectory`` if that is excluded."""
-        for candidate in self.trajectories:
-            own = candidate.trajectory_id == trajectory.trajectory_id
-            if candidate.success and not (own and self.options.exclude_own_success):
-                return candidate
-        return None
+    settings: HindsightSection
+    judge_texts: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +78,18 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One action that the group tried at an anchor, how it went, and evidence from its best and worst.
+    """One action that the group tried at an anchor, how it went, and evidence of its best and worst attempt.
 
-    ``best`` and ``worst`` are (``success`` or ``failure``, return). ``mean_return`` is rounded to 4 decimals.
+    ``tried`` counts attempts, ``successes`` those whose trajectory succeeded; ``mean_return`` is the mean
+    reward of their trajectories, rounded to 4 decimals.
     """
 
     action: str
     tried: int
     successes: int
     mean_return: float
-    best: tuple[str, float]
-    worst: tuple[str, float]
+    best: Outcome
+    worst: Outcome
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -131,7 +118,7 @@ class StepEvidence:
     def sources(self) -> tuple[str, ...]:
         """The names of the sources that gave any of it, each once."""
         found = [evidence.source for candidate in self.candidates for evidence in candidate.evidence]
-        found += ["immediate_feedback"] if self.feedback_pairs else []
+        found += [FEEDBACK_SOURCE] if self.feedback_pairs else []
         return tuple(dict.fromkeys([*found, *(part.source for part in self.parts)]))
 
     def __bool__(self) -> bool:

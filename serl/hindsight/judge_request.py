@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from serl.config import HindsightSection
+from serl.config.hindsight import judged_sources
 from serl.hindsight.context import quote_text
-from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.evidence import GroupView
 from serl.hindsight.quoting import quote_steps
+from serl.hindsight.sources import source_traits
 from serl.types import Trajectory
-
-JudgeMode = Literal["judge_current_traj", "judge_current_traj_on_successful_sample"]
-JUDGE_MODES: tuple[JudgeMode, ...] = ("judge_current_traj", "judge_current_traj_on_successful_sample")
 
 _TASK_TITLE = "The task, as the agent first saw it"
 _ATTEMPT_TITLE = "The attempt to review"
@@ -25,13 +24,8 @@ _INSTRUCTIONS = (
 )
 
 
-def judged_sources(sources: Sequence[str]) -> list[JudgeMode]:
-    """Those of ``sources`` that need a judge."""
-    return [mode for mode in JUDGE_MODES if mode in sources]
-
-
-def judge_mode(sources: Sequence[str]) -> JudgeMode | None:
-    """What the judge is asked where evidence comes from ``sources``; None: nothing."""
+def judge_mode(sources: Sequence[str]) -> str | None:
+    """The one of ``sources`` that needs a judge; None: nobody is asked."""
     return next(iter(judged_sources(sources)), None)
 
 
@@ -50,27 +44,27 @@ class JudgeRequest:
 
 
 def judge_request(
-    trajectory: Trajectory, group: GroupView, mode: JudgeMode, *, include_feedback: bool
+    trajectory: Trajectory, group: GroupView, mode: str, *, include_feedback: bool
 ) -> JudgeRequest:
     """The request about ``trajectory``: its first prompt, all its steps, its last observation and feedback.
 
-    ``judge_current_traj_on_successful_sample`` adds the first other success of the group, else the
-    trajectory itself if it was successful, else nothing. Raises ValueError for an unknown mode or a
-    trajectory without steps.
+    ``mode`` is a judged source. If its judge compares, the first other success of the group is added, else
+    ``trajectory`` itself if it was successful, else nothing. Raises ValueError for a source that is unknown
+    or not judged, and for a trajectory without steps.
     """
-    if mode not in JUDGE_MODES:
-        raise ValueError(f"unknown judge mode {mode!r}; known: {', '.join(JUDGE_MODES)}")
+    traits = source_traits(mode)
+    if not traits.judged:
+        raise ValueError(f"the source {mode!r} needs no judge")
     if not trajectory.steps:
         raise ValueError(f"trajectory {trajectory.trajectory_id!r} has no step to judge")
+    settings = group.settings
     blocks = [
         f"## {_TASK_TITLE}\n{trajectory.steps[0].prompt_text}",
-        f"## {_ATTEMPT_TITLE}\n{_attempt_text(trajectory, group.options, include_feedback)}",
+        f"## {_ATTEMPT_TITLE}\n{_attempt_text(trajectory, settings, include_feedback)}",
     ]
-    if mode == "judge_current_traj_on_successful_sample":
-        reference = _reference(trajectory, group)
-        if reference is not None:
-            text = _attempt_text(reference, group.options, include_feedback)
-            blocks.append(f"## {_REFERENCE_TITLE}\n{text}")
+    reference = _reference(trajectory, group) if traits.judge_compares else None
+    if reference is not None:
+        blocks.append(f"## {_REFERENCE_TITLE}\n{_attempt_text(reference, settings, include_feedback)}")
     return JudgeRequest(trajectory.trajectory_id, _INSTRUCTIONS, "\n\n".join(blocks))
 
 
@@ -81,8 +75,8 @@ def _reference(trajectory: Trajectory, group: GroupView) -> Trajectory | None:
     return trajectory if trajectory.success else None
 
 
-def _attempt_text(trajectory: Trajectory, options: EvidenceOptions, include_feedback: bool) -> str:
-    lines = [quote_text(step) for step in quote_steps(trajectory.steps, 0, 0, options)]
+def _attempt_text(trajectory: Trajectory, settings: HindsightSection, include_feedback: bool) -> str:
+    lines = [quote_text(step) for step in quote_steps(trajectory.steps, 0, 0, settings)]
     observation = _last([step.next_observation for step in trajectory.steps])
     if observation is not None:
         lines.append(f"Last observation: {observation}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from serl.hindsight.evidence import EvidenceOptions, QuotedStep
+from serl.config import HindsightSection
+from serl.hindsight.evidence import QuotedStep
 from serl.types import Step
 
 _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL | re.IGNORECASE)
@@ -17,14 +18,14 @@ def without_thinking(response: str) -> str:
 
 
 def quote_steps(
-    steps: Sequence[Step], start: int, max_steps: int, options: EvidenceOptions
+    steps: Sequence[Step], start: int, max_steps: int, settings: HindsightSection
 ) -> tuple[QuotedStep, ...]:
     """``max_steps`` steps from ``start`` on, or all of them if ``max_steps`` is 0."""
     end = len(steps) if max_steps == 0 else min(len(steps), start + max_steps)
-    return tuple(_quote(steps[index], index, options) for index in range(start, end))
+    return tuple(_quote(steps[index], index, settings) for index in range(start, end))
 
 
-def _quote(step: Step, index: int, options: EvidenceOptions) -> QuotedStep:
-    response = without_thinking(step.response_text) if options.remove_thinking else step.response_text
-    prompt = step.prompt_text if options.trajectory_format == "observation_action" else None
+def _quote(step: Step, index: int, settings: HindsightSection) -> QuotedStep:
+    response = without_thinking(step.response_text) if settings.remove_thinking else step.response_text
+    prompt = step.prompt_text if settings.trajectory_format == "observation_action" else None
     return QuotedStep(index, prompt, response.strip())

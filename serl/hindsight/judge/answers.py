@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field, ValidationError
 
 from serl.hindsight.judge_request import REQUEST_TITLES
-from serl.hindsight.sources import evidence_source
+from serl.hindsight.sources.judge_current_traj import TITLE
 
 _NO_WORDS = frozenset(
     {"", "none", "null", "n a", "na", "nil", "nothing", "not applicable", "no comment", "no answer"}
@@ -90,7 +90,7 @@ def _after_thinking(content: str) -> str:
 
 def _says_nothing(text: str) -> bool:
     words = _words(text)
-    for title in map(_words, (*REQUEST_TITLES, evidence_source("judge_current_traj").title)):
+    for title in map(_words, (*REQUEST_TITLES, TITLE)):
         if words.startswith(title):
             words = words.removeprefix(title).strip()
     return words in _NO_WORDS

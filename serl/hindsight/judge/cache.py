@@ -22,7 +22,7 @@ def answer_key(messages: Sequence[dict[str, str]], settings: JudgeSection) -> st
     asked = {
         "models": [settings.model, settings.fallback_model],
         "messages": list(messages),
-        "max_tokens": [settings.max_tokens, settings.reasoning_max_tokens],
+        "max_tokens": [settings.max_tokens, settings.max_tokens_with_reasoning],
         "temperature": settings.temperature,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

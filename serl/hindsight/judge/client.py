@@ -20,32 +20,43 @@ Messages = Sequence[dict[str, str]]
 
 _BUSY_STATUSES = (408, 409, 429)
 _WORTH_A_RETRY = ("timeout", "unreachable", "rate_limited", "server_error", "malformed")
+_RETRY_DELAY_S = 1.0
 _MAX_RETRY_DELAY_S = 60.0
 
 
 @dataclass(slots=True)
-class _Attempts:
-    """``started`` None: nothing has been sent yet."""
+class _Requests:
+    """Those about one trajectory. ``started`` None: nothing has been sent yet."""
 
-    num_requests: int = 0
+    num_sent: int = 0
     started: float | None = None
 
     def begin(self) -> None:
-        self.num_requests += 1
+        self.num_sent += 1
         if self.started is None:
             self.started = time.monotonic()
 
     def judgement(self, text: str | None, by_fallback: bool, reason: str = "", detail: str = "") -> Judgement:
         seconds = time.monotonic() - self.started if self.started is not None else 0.0
-        retries = max(self.num_requests - 1, 0)
+        retries = max(self.num_sent - 1, 0)
         return Judgement(text, reason, detail, False, by_fallback, seconds, retries)
 
 
 class JudgeClient:
-    """Lives on one event loop. At most ``max_concurrent_requests`` requests are under way at any time."""
+    """Lives on one event loop. At most ``max_concurrent_requests`` requests are under way at any time.
 
-    def __init__(self, settings: JudgeSection, key: str | None, cache: AnswerCache) -> None:
+    A failed request is sent again after ``retry_delay_s`` seconds, then twice that, and so on.
+    """
+
+    def __init__(
+        self,
+        settings: JudgeSection,
+        key: str | None,
+        cache: AnswerCache,
+        retry_delay_s: float = _RETRY_DELAY_S,
+    ) -> None:
         self._settings = settings
+        self._retry_delay_s = retry_delay_s
         self._key = key
         self._cache = cache
         self._client = make_client(settings, key)
@@ -75,46 +86,46 @@ class JudgeClient:
 
     async def _ask_models(self, messages: Messages) -> Judgement:
         settings = self._settings
-        attempts = _Attempts()
+        requests = _Requests()
         assert settings.model is not None
         try:
-            return attempts.judgement(await self._answer(settings.model, messages, attempts), False)
+            return requests.judgement(await self._answer(settings.model, messages, requests), False)
         except UnusableAnswer as error:
             failure, by_fallback = error, False
         # The fallback is behind the same address.
         if settings.fallback_model is not None and failure.reason != "unreachable":
             try:
-                return attempts.judgement(
-                    await self._answer(settings.fallback_model, messages, attempts), True
+                return requests.judgement(
+                    await self._answer(settings.fallback_model, messages, requests), True
                 )
             except UnusableAnswer as error:
                 failure, by_fallback = error, True
-        return attempts.judgement(None, by_fallback, failure.reason, failure.detail)
+        return requests.judgement(None, by_fallback, failure.reason, failure.detail)
 
-    async def _answer(self, model: str, messages: Messages, attempts: _Attempts) -> str:
+    async def _answer(self, model: str, messages: Messages, requests: _Requests) -> str:
         settings = self._settings
         try:
-            return await self._complete(model, messages, settings.max_tokens, attempts)
+            return await self._complete(model, messages, settings.max_tokens, requests)
         except UnusableAnswer as error:
-            if error.reason != "only_reasoning" or settings.reasoning_max_tokens == settings.max_tokens:
+            if error.reason != "only_reasoning":
                 raise
-        return await self._complete(model, messages, settings.reasoning_max_tokens, attempts)
+        return await self._complete(model, messages, settings.max_tokens_with_reasoning, requests)
 
-    async def _complete(self, model: str, messages: Messages, max_tokens: int, attempts: _Attempts) -> str:
+    async def _complete(self, model: str, messages: Messages, max_tokens: int, requests: _Requests) -> str:
         """Sends one request, again while that may help."""
         for retry in range(self._settings.max_retries):
             try:
-                return await self._send(model, messages, max_tokens, attempts)
+                return await self._send(model, messages, max_tokens, requests)
             except UnusableAnswer as error:
                 if error.reason not in _WORTH_A_RETRY:
                     raise
-                delay_s = self._settings.retry_delay_s * 2**retry
+                delay_s = self._retry_delay_s * 2**retry
             # Not all at the same moment, when an endpoint comes back.
             await asyncio.sleep(min(delay_s, _MAX_RETRY_DELAY_S) * random.uniform(0.75, 1.25))
-        return await self._send(model, messages, max_tokens, attempts)
+        return await self._send(model, messages, max_tokens, requests)
 
-    async def _send(self, model: str, messages: Messages, max_tokens: int, attempts: _Attempts) -> str:
-        attempts.begin()
+    async def _send(self, model: str, messages: Messages, max_tokens: int, requests: _Requests) -> str:
+        requests.begin()
         timeout_s = self._settings.timeout_s
         try:
             # The client's own timeout begins anew with every piece that arrives.

@@ -166,7 +166,7 @@ class JudgePool:
             from serl.hindsight.judge.client import JudgeClient
 
             key = api_key(self._settings)
-            cache = AnswerCache(self._answers_file if self._settings.cache else None)
+            cache = AnswerCache(self._answers_file)
             self._client = JudgeClient(self._settings, key, cache)
             self._loop = _LoopThread()
         return self._loop.start(self._client.ask(messages))

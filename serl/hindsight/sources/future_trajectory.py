@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from serl.hindsight.evidence import Attempt, Evidence, GroupView
 from serl.hindsight.quoting import quote_steps
-from serl.hindsight.registry import CandidateAttempts, register_source
+from serl.hindsight.sources import CandidateAttempts, register_source
 
 
 @register_source(
@@ -12,7 +16,9 @@ from serl.hindsight.registry import CandidateAttempts, register_source
     title="How the attempt went on after the action",
     attempts=CandidateAttempts.BEST_SUCCESS_AND_WORST_FAILURE,
 )
-def future_trajectory(attempt: Attempt, group: GroupView) -> Evidence | None:
-    options = group.options
-    later = quote_steps(attempt.trajectory.steps, attempt.step_index + 1, options.max_future_steps, options)
+def future_trajectory(
+    attempt: Attempt, group: GroupView, *, max_steps: Annotated[int, Field(ge=0)] = 0
+) -> Evidence | None:
+    """The steps after the attempt, the first ``max_steps`` of them (0: all); None after a last step."""
+    later = quote_steps(attempt.trajectory.steps, attempt.step_index + 1, max_steps, group.settings)
     return Evidence(quoted_steps=later) if later else None

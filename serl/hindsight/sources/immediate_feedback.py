@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serl.hindsight.evidence import Attempt, Evidence, GroupView
-from serl.hindsight.registry import CandidateAttempts, register_source
+from serl.hindsight.sources import CandidateAttempts, register_source
 
 
 @register_source(
@@ -12,5 +12,6 @@ from serl.hindsight.registry import CandidateAttempts, register_source
     attempts=CandidateAttempts.BEST_AND_WORST,
 )
 def immediate_feedback(attempt: Attempt, group: GroupView) -> Evidence | None:
+    """What the environment said to the action; None where it said nothing."""
     feedback = attempt.step.feedback
     return None if feedback is None else Evidence(text=feedback)
