@@ -23,7 +23,6 @@ from tools.report.statistics import (
 )
 from tools.report.timing import (
     PART_NAMES,
-    early_teacher_seconds,
     episode_shares,
     seconds_per_iteration,
 )
@@ -51,10 +50,10 @@ ROW = {
     "runners/environment_seconds": 10.0,
     "time/iteration_s": 12.0,
     "time/wait_for_batch_s": 3.0,
-    "learner/seconds_samples": 1.0,
+    "learner/seconds_plan": 1.0,
     "learner/seconds_teacher": 2.0,
-    "learner/seconds_early_teacher": 1.5,
-    "learner/seconds_forward_backward": 4.0,
+    "learner/seconds_reference": 0.75,
+    "learner/seconds_forward_backward": 3.25,
     "learner/seconds_optimizer": 0.5,
     "broadcast/seconds_transport": 0.25,
     "broadcast/seconds_load": 0.25,
@@ -175,7 +174,7 @@ def test_the_parts_of_an_iteration_add_up_to_it(sweep: Path):
     assert parts == pytest.approx(
         {
             "waiting for a batch": 3.0,
-            "samples and contexts": 1.0,
+            "planning": 1.0,
             "teacher": 2.0,
             "learner": 4.5,
             "broadcast": 0.5,
@@ -183,7 +182,6 @@ def test_the_parts_of_an_iteration_add_up_to_it(sweep: Path):
         }
     )
     assert episode_shares(runs) == (0.9, 0.1)
-    assert early_teacher_seconds(runs) == 1.5
 
 
 def test_the_page_shows_what_was_measured_and_what_did_not_work(
@@ -203,7 +201,7 @@ def test_the_page_shows_what_was_measured_and_what_did_not_work(
     assert "    python -m tools.sweep arms --out sweep" in text
     assert "2 CPUs, Linux, Python 3.11.9; ray 2.60.0, torch 2.13.0; commit abc: all runs" in text
     assert "| `hindsight.enabled` | False | True |" in text
-    assert "| serl | 3.00 | 1.00 | 2.00 | 4.50 | 0.50 | 1.00 | 1.50 | 8 | 90.0% | 10.0% |" in text
+    assert "| serl | 3.00 | 1.00 | 2.00 | 4.50 | 0.50 | 1.00 | 8 | 90.0% | 10.0% |" in text
     assert "| find | 0.25 → 0.38 | 0.25 → 0.62 |" in text
     pictures = {
         name for name in ("success", "training", "time", "hindsight", "staleness") if f"({name}.svg)" in text

@@ -97,7 +97,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on_and_finished_ones_never_r
     assert len(attempts(out / "fails" / "seed_0")) == 2
 
 
-def test_a_run_over_its_limit_is_stopped_and_goes_on_from_its_checkpoint_under_a_higher_one(
+def test_a_run_over_its_limit_is_stopped_and_resumes_from_its_checkpoint_under_a_higher_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     arms, out = write_arms(tmp_path / "arms", "waits"), tmp_path / "out"
@@ -113,7 +113,7 @@ def test_a_run_over_its_limit_is_stopped_and_goes_on_from_its_checkpoint_under_a
     assert run_dirs(folder) == [interrupted]
 
 
-def test_ctrl_c_stops_the_running_one_with_a_checkpoint_and_the_sweep_goes_on_later(tmp_path: Path):
+def test_ctrl_c_stops_the_running_one_with_a_checkpoint_and_the_sweep_continues_later(tmp_path: Path):
     arms, out = write_arms(tmp_path / "arms", "waits"), tmp_path / "out"
     code = f"import sys; from tools.sweep.__main__ import main; sys.exit(main(sys.argv[1:], {PROGRAM!r}))"
     process = subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 from inspect_helpers import HOSTILE, step_record, trajectory_records, write_run
 
 from serl.hindsight.context import render_context
-from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, StepEvidence
+from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, Outcome, StepEvidence
 from serl.run.records import TRAJECTORIES, TrajectoryRecord
 from serl.types import TeacherRecord
 from tools.inspect.__main__ import main, read_run
@@ -181,8 +181,9 @@ def test_the_kind_of_evidence_is_read_from_what_training_renders():
     assert kind(StepEvidence(parts=(answer,))) == "immediate_feedback"
     assert kind(StepEvidence(parts=(sample, answer))) == "successful_sample + immediate_feedback"
     assert kind(StepEvidence(parts=(judged,))) == "judge"
-    about = Evidence("next_observation", text="a room", about="best try")
-    candidate = Candidate("look", 1, 1, 10.0, ("success", 10.0), ("success", 10.0), (about,))
+    about = Evidence("next_observation", text="a room", about="best attempt")
+    solved = Outcome(success=True, reward=10.0)
+    candidate = Candidate("look", 1, 1, 10.0, solved, solved, (about,))
     assert kind(StepEvidence(candidates=(candidate,))) == "anchor + next_observation"
     assert kind(StepEvidence(feedback_pairs=(FeedbackPair("look", "ok"),))) == "anchor"
     own = "Hindsight: …\n\n## How another attempt went on\n## not a title"

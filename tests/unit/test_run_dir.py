@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
+from inspect_helpers import trajectory_records, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from serl.config import ExperimentConfig, ModelSection
 from serl.config.errors import ConfigError
+from serl.config.load import load_experiment
 from serl.run.metrics_writer import drop_lines_after
 from serl.run.resume import check_resumable
 from serl.run.run_dir import CONFIG, RunDir
+
+# What reads a run directory, or is imported by what does.
+READERS = (
+    "serl.config",
+    "serl.run.records",
+    "serl.run.evaluations",
+    "serl.run.metrics_writer",
+    "serl.run.run_dir",
+    "serl.run.checkpoint",
+    "serl.run.resume",
+    "serl.run.console",
+    "serl.run.preflight",
+    "serl.run.cli",
+    "tools.curve",
+    "tools.inspect.__main__",
+    "tools.report.__main__",
+    "tools.sweep.runs",
+)
 
 
 def experiment_in(folder: Path, **changes: object) -> ExperimentConfig:
@@ -29,7 +52,7 @@ def test_a_new_run_holds_its_config_its_versions_and_its_folders(tmp_path: Path)
     experiment = experiment_in(tmp_path, seed=5)
     run_dir = RunDir.create(experiment)
     assert run_dir.path.parent == tmp_path / "runs" and run_dir.path.name.startswith("test-")
-    assert ExperimentConfig.model_validate(yaml.safe_load((run_dir.path / CONFIG).read_text())) == experiment
+    assert load_experiment(run_dir.path / CONFIG) == experiment
     recorded = json.loads((run_dir.path / "versions.json").read_text())
     assert {"ray", "torch", "transformers"} <= set(recorded["packages"])
     assert recorded["python"].startswith("3.")
@@ -106,3 +129,30 @@ def test_a_resumed_run_may_change_its_length_but_not_its_model(tmp_path: Path):
         check_resumable(before, other)
     assert "model.path = 'q' contradicts the run to be resumed: 'p'" in str(caught.value)
     assert "env.args" in str(caught.value)
+
+
+def test_a_run_is_read_without_torch_ray_or_vllm(tmp_path: Path):
+    run_dir = write_run(tmp_path / "run", trajectory_records(1, 1, 1, 1))
+    code = textwrap.dedent("""
+        import importlib, sys
+
+        def check(what):
+            print(what, [name for name in ("torch", "ray", "vllm") if name in sys.modules])
+
+        for name in sys.argv[2:]:
+            importlib.import_module(name)
+            check(name)
+        from tools.inspect.__main__ import main as inspect
+        assert inspect([sys.argv[1]]) == 0
+        check("inspecting a run")
+    """)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(run_dir), *READERS],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    shown = [line for line in run.stdout.splitlines() if line.endswith("]")]
+    assert shown == [f"{what} []" for what in (*READERS, "inspecting a run")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from serl.hindsight.sources import evidence_source, source_names
+from serl.config.registry import SOURCES
+from serl.hindsight.sources import source_traits
 from serl.types import TeacherRecord
 
 NO_EVIDENCE = "no evidence"
@@ -40,6 +41,7 @@ def evidence_kind(teacher: TeacherRecord, effective_lambda: float | None) -> str
 def _source_of_title() -> dict[str, str]:
     """The two judged sources share a title, and so a name here."""
     names: dict[str, str] = {}
-    for name in source_names():
-        names.setdefault(evidence_source(name).title, "judge" if name.startswith("judge_") else name)
+    for name in SOURCES.built_in():
+        traits = source_traits(name)
+        names.setdefault(traits.title, "judge" if traits.judged else name)
     return names

@@ -11,7 +11,6 @@ from tools.report.reading import Run, Sweep, progress
 from tools.report.statistics import NUM_PERMUTATIONS, Comparison, Estimate, compare_all, mean_interval
 from tools.report.timing import (
     PART_NAMES,
-    early_teacher_seconds,
     episode_shares,
     num_concurrent_generations,
     seconds_per_iteration,
@@ -61,10 +60,9 @@ other seeds would show the same is what the interval over seeds says. Holm's adj
 _ABOUT_TIME = """\
 Seconds an iteration as the driver sees them: waiting for a batch of complete groups
 (`time/wait_for_batch_s`: generation and environments, as far as they do not overlap with an update),
-`learner/seconds_samples`, `learner/seconds_teacher`, forward, backward and optimizer (`learner/seconds_…`),
-broadcast (`broadcast/seconds_transport` + `seconds_load`), and the rest of `time/iteration_s`. During the
-wait the teacher scores complete groups (`learner/seconds_early_teacher`, a part of it). Episodes run beside
-all that, many at a time: the last columns say how many wait for the policy on average, and which
+`learner/seconds_plan`, `learner/seconds_teacher`, forward, backward and optimizer (`learner/seconds_…`),
+broadcast (`broadcast/seconds_transport` + `seconds_load`), and the rest of `time/iteration_s`. Episodes run
+beside all that, many at a time: the last columns say how many wait for the policy on average, and which
 shares of an episode's life generation and environment take (`runners/generation_seconds`,
 `runners/environment_seconds`).
 """
@@ -214,10 +212,9 @@ def _time(sweep: Sweep, out: Path) -> Iterable[str]:
         generation, environment = episode_shares(sweep.of(arm))
         rows.append(
             [arm, *(f"{part:.2f}" for part in seconds[arm])]
-            + [f"{early_teacher_seconds(sweep.of(arm)):.2f}"]
             + [f"{num_concurrent_generations(sweep.of(arm)):.0f}", f"{generation:.1%}", f"{environment:.1%}"]
         )
-    heads = ["arm", *PART_NAMES, "teacher during the wait", "in generation at a time", "generation"]
+    heads = ["arm", *PART_NAMES, "in generation at a time", "generation"]
     yield _table([*heads, "environment"], rows)
 
 

@@ -18,6 +18,7 @@ from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, run_dirs
 
 # What SERL 0.1 called the metrics that a report shows.
 _FORMER_NAMES = {
+    "learner/seconds_samples": "learner/seconds_plan",
     "learner/sampler_logprob_gap": "learner/train_inference_mismatch",
     "learner/sampler_logprob_gap_fresh": "learner/train_inference_mismatch_on_policy",
     "learner/teacher_abs_delta_mean": "learner/teacher_abs_log_ratio_mean",

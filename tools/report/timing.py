@@ -14,9 +14,14 @@ from tools.report.reading import Run
 
 PARTS = {
     "waiting for a batch": ("time/wait_for_batch_s",),
-    "samples and contexts": ("learner/seconds_samples",),
+    "planning": ("learner/seconds_plan",),
     "teacher": ("learner/seconds_teacher",),
-    "learner": ("learner/seconds_proximal", "learner/seconds_forward_backward", "learner/seconds_optimizer"),
+    "learner": (
+        "learner/seconds_proximal",
+        "learner/seconds_reference",
+        "learner/seconds_forward_backward",
+        "learner/seconds_optimizer",
+    ),
     "broadcast": ("broadcast/seconds_transport", "broadcast/seconds_load"),
 }
 OTHER = "other"
@@ -31,12 +36,6 @@ def seconds_per_iteration(runs: Sequence[Run]) -> list[float]:
     totals = [sum(run.total(name) for run in runs for name in names) for names in PARTS.values()]
     whole = sum(run.total("time/iteration_s") for run in runs)
     return [total / num_iterations for total in (*totals, max(whole - sum(totals), 0.0))]
-
-
-def early_teacher_seconds(runs: Sequence[Run]) -> float:
-    """Mean seconds of an iteration in which the teacher scored groups while the learners waited."""
-    num_iterations = sum(len(run.values("time/iteration_s")) for run in runs)
-    return sum(run.total("learner/seconds_early_teacher") for run in runs) / max(num_iterations, 1)
 
 
 def episode_shares(runs: Sequence[Run]) -> tuple[float, float]:

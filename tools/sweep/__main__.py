@@ -2,8 +2,8 @@
 
     python -m tools.sweep experiments/ablation --seeds 0 1 2 3 4 --out sweeps/ablation [key.path=value …]
 
-Started again it goes on: a finished run is never run again, an unfinished one continues from its checkpoint,
-or from the start if it has none. Ctrl-C stops the running ones with a checkpoint. A run that fails is
+Started again it continues: a finished run is never run again, an unfinished one resumes from its checkpoint, or
+begins anew if it has none. Ctrl-C stops the running ones with a checkpoint. A run that fails is
 recorded and the others go on. Exit codes: 0 every run is finished, 1 some are not, 2 bad input.
 
 Why a trial is a process that runs `serl-run`, and not `SERL` as Tune's trainable: a run is more than its
