@@ -11,25 +11,25 @@ from typing import Any
 import pytest
 
 from envs.base import Task
+from serl.config import HindsightSection
+from serl.config.hindsight_modes import MODES
+from serl.config.registry import SOURCES, NameTakenError, UnknownEntryError
 from serl.hindsight.candidates import comparable_action
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import ContextStats, render_context
-from serl.hindsight.evidence import Attempt, Evidence, EvidenceOptions, GroupView, QuotedStep, StepEvidence
-from serl.hindsight.judge_request import judge_request
-from serl.hindsight.modes import MODES, HindsightMode, hindsight_mode
+from serl.hindsight.evidence import Attempt, Evidence, GroupView, Outcome, QuotedStep, StepEvidence
+from serl.hindsight.judge_request import judge_mode, judge_request
 from serl.hindsight.quoting import without_thinking
-from serl.hindsight.sources import CandidateAttempts, register_source, source_names
+from serl.hindsight.sources import CandidateAttempts, register_source
 from serl.types import Step, Trajectory
 
-OPTIONS = EvidenceOptions(
-    trajectory_format="response",
-    exclude_own_success=True,
-    remove_thinking=True,
-    max_trajectory_steps=0,
-    max_future_steps=0,
-    anchor_similarity=None,
-)
-SUCCESS_ONLY = HindsightMode(("successful_sample",), "step", "all")
+
+def settings_of(mode: str | None = None, **keys: Any) -> HindsightSection:
+    judge = {"base_url": "https://localhost/v1", "model": "judge"}
+    return HindsightSection.model_validate({"mode": mode, "judge": judge} | keys)
+
+
+SUCCESS_ONLY = settings_of(sources=["successful_sample"])
 
 
 def make_step(action: str, anchor: str = "room", feedback: str | None = None, **fields: Any) -> Step:
@@ -50,27 +50,34 @@ def make_step(action: str, anchor: str = "room", feedback: str | None = None, **
     )
 
 
-def make_group(*episodes: tuple[float, Sequence[Step]], **options: Any) -> GroupView:
+def make_group(*episodes: tuple[float, Sequence[Step]]) -> GroupView:
     """Trajectories t0, t1, … of ``(reward, steps)``; a positive reward is a success."""
     trajectories = [
         Trajectory(f"t{index}", "g", index, Task("task"), list(steps), reward, reward > 0, "end")
         for index, (reward, steps) in enumerate(episodes)
     ]
-    return GroupView(trajectories, replace(OPTIONS, **options))
+    return GroupView(trajectories, settings_of())
 
 
 def quoted(evidence: Evidence) -> list[str]:
     return [step.response for step in evidence.quoted_steps]
 
 
-def evidence_of(group: GroupView, mode: str | HindsightMode, trajectory: int, step: int) -> StepEvidence:
-    chosen = hindsight_mode(mode) if isinstance(mode, str) else mode
-    return collect_evidence(group, chosen)[trajectory][step]
+def collect(group: GroupView, settings: HindsightSection) -> list[list[StepEvidence]]:
+    return collect_evidence(replace(group, settings=settings), settings)
+
+
+def evidence_of(
+    group: GroupView, settings: str | HindsightSection, trajectory: int, step: int
+) -> StepEvidence:
+    """``settings``: the name of a mode will do."""
+    chosen = settings_of(settings) if isinstance(settings, str) else settings
+    return collect(group, chosen)[trajectory][step]
 
 
 def test_immediate_feedback_is_the_environments_answer_and_none_gives_no_context():
     group = make_group((0.0, [make_step("look", feedback="Nothing happens."), make_step("wait")]))
-    first, second = collect_evidence(group, hindsight_mode("immediate_feedback"))[0]
+    first, second = collect(group, settings_of("immediate_feedback"))[0]
     assert first.parts == (Evidence("immediate_feedback", text="Nothing happens."),)
     assert not second
     assert render_context(second) == (None, ContextStats(None, 0, 0, False))
@@ -80,27 +87,29 @@ def test_the_successful_sample_is_the_first_success_other_than_ones_own():
     group = make_group((0.0, [make_step("a")]), (1.0, [make_step("b")]), (2.0, [make_step("c")]))
     assert quoted(evidence_of(group, SUCCESS_ONLY, 0, 0).parts[0]) == ["<action>b</action>"]
     assert quoted(evidence_of(group, SUCCESS_ONLY, 1, 0).parts[0]) == ["<action>c</action>"]
-    own = GroupView(group.trajectories, replace(OPTIONS, exclude_own_success=False))
-    assert quoted(evidence_of(own, SUCCESS_ONLY, 1, 0).parts[0]) == ["<action>b</action>"]
+    own = settings_of(sources=["successful_sample"], args={"successful_sample": {"exclude_own": False}})
+    assert quoted(evidence_of(group, own, 1, 0).parts[0]) == ["<action>b</action>"]
 
 
 def test_quotations_are_bounded_from_the_front_and_the_future_from_the_step():
     steps = [make_step(action) for action in "abcde"]
-    group = make_group((0.0, [make_step("x")]), (1.0, steps), max_trajectory_steps=2, max_future_steps=1)
-    assert quoted(evidence_of(group, SUCCESS_ONLY, 0, 0).parts[0]) == [
+    group = make_group((0.0, [make_step("x")]), (1.0, steps))
+    two = settings_of(sources=["successful_sample"], args={"successful_sample": {"max_steps": 2}})
+    assert quoted(evidence_of(group, two, 0, 0).parts[0]) == [
         "<action>a</action>",
         "<action>b</action>",
     ]
-    (future,) = evidence_of(group, "future_trajectory", 1, 2).parts
+    one = settings_of(sources=["future_trajectory"], args={"future_trajectory": {"max_steps": 1}})
+    (future,) = evidence_of(group, one, 1, 2).parts
     assert quoted(future) == ["<action>d</action>"]
     assert future.quoted_steps[0].step_index == 3
-    assert not evidence_of(group, "future_trajectory", 1, 4)
+    assert not evidence_of(group, one, 1, 4)
 
 
 def test_formats_and_thinking():
     steps = [make_step("a"), make_step("b", anchor="shelf")]
-    group = make_group((0.0, steps), trajectory_format="observation_action", remove_thinking=False)
-    (future,) = evidence_of(group, "future_trajectory", 0, 0).parts
+    whole = settings_of("future_trajectory", trajectory_format="observation_action", remove_thinking=False)
+    (future,) = evidence_of(make_group((0.0, steps)), whole, 0, 0).parts
     assert future.quoted_steps == (QuotedStep(1, "You are at shelf.", steps[1].response_text),)
     assert without_thinking("<think>a\nb</think> x <THINK>c</THINK>y") == "x y"
     assert without_thinking("<think>never closed") == "<think>never closed"
@@ -125,7 +134,7 @@ def test_first_available_falls_back():
     assert [part.source for part in evidence_of(helped, mode, 0, 0).parts] == ["successful_sample"]
 
 
-def test_candidates_summarise_every_try_from_the_same_situation():
+def test_candidates_summarise_every_attempt_from_the_same_observation():
     group = make_group(
         (0.0, [make_step("wait", next_observation="w"), make_step("Go  North", next_observation="n0")]),
         (10.0, [make_step("go north", next_observation="n1"), make_step("end", anchor="hall")]),
@@ -137,7 +146,7 @@ def test_candidates_summarise_every_try_from_the_same_situation():
         assert (wait.action, wait.tried, wait.successes) == ("wait", 1, 0)
         assert [(part.about, part.text) for part in wait.evidence] == [("only try", "w")]
         assert (north.action, north.tried, north.successes, north.mean_return) == ("go north", 3, 2, 4.6667)
-        assert (north.best, north.worst) == (("success", 10.0), ("failure", 0.0))
+        assert (north.best, north.worst) == (Outcome(True, 10.0), Outcome(False, 0.0))
         assert [(part.about, part.text) for part in north.evidence] == [
             ("best try", "n1"),
             ("worst try", "n0"),
@@ -145,7 +154,7 @@ def test_candidates_summarise_every_try_from_the_same_situation():
     assert [c.action for c in evidence_of(group, "anchor_next_observation", 1, 1).candidates] == ["end"]
 
 
-def test_ties_go_to_the_earlier_try_as_best_and_the_later_as_worst():
+def test_ties_go_to_the_earlier_attempt_as_best_and_the_later_as_worst():
     steps = [make_step("look", next_observation=str(index)) for index in range(3)]
     group = make_group((1.0, steps), (1.0, [make_step("look", next_observation="other")]))
     (look,) = evidence_of(group, "anchor_next_observation", 0, 0).candidates
@@ -209,44 +218,64 @@ def test_judged_trajectories_share_the_judges_text():
     group = make_group((0.0, [make_step("a"), make_step("b")]), (1.0, [make_step("c")]))
     judged = replace(group, judge_texts={"t0": "Too slow.", "t1": None})
     for mode in ("judge_current_traj", "judge_current_traj_on_successful_sample"):
-        both, none = collect_evidence(judged, hindsight_mode(mode))
+        both, none = collect(judged, settings_of(mode))
         assert [evidence.parts[0].text for evidence in both] == ["Too slow.", "Too slow."]
         assert not none[0]
 
 
-def test_the_paper_names_twenty_modes_of_known_sources():
+def test_the_paper_names_twenty_modes_of_built_in_sources():
     assert len(MODES) == 20
-    assert {name for mode in MODES.values() for name in mode.sources} <= set(source_names())
-    with pytest.raises(ValueError, match="unknown hindsight mode 'clairvoyance'"):
-        hindsight_mode("clairvoyance")
+    assert {name for mode in MODES.values() for name in mode.sources} == set(SOURCES.built_in())
+
+
+def test_every_module_of_the_sources_registers_the_source_of_its_name():
+    assert [SOURCES.get(name).name for name in SOURCES.built_in()] == SOURCES.built_in()
 
 
 def test_a_source_of_ones_own_works_at_both_granularities():
     @register_source("echo_for_this_test", title="Echo", attempts=CandidateAttempts.BEST_AND_WORST)
-    def echo(attempt: Attempt, group: GroupView) -> Evidence | None:
-        return Evidence(text=f"echo of {attempt.step.action}")
+    def echo(attempt: Attempt, group: GroupView, *, times: int = 1) -> Evidence | None:
+        return Evidence(text="echo " * times + f"of {attempt.step.action}")
 
     group = make_group((0.0, [make_step("a")]))
-    per_step = evidence_of(group, HindsightMode(("echo_for_this_test",), "step", "all"), 0, 0)
-    assert per_step.parts == (Evidence("echo_for_this_test", text="echo of a"),)
-    per_anchor = evidence_of(group, HindsightMode(("echo_for_this_test",), "anchor", "all"), 0, 0)
-    assert "Echo (only try):\necho of a" in (render_context(per_anchor)[0] or "")
-    with pytest.raises(ValueError, match="exists already"):
-        register_source("echo_for_this_test", title="", attempts=CandidateAttempts.OWN_STEP_ONLY)(echo)
+    twice = {"sources": ["echo_for_this_test"], "args": {"echo_for_this_test": {"times": 2}}}
+    per_step = evidence_of(group, settings_of(**twice), 0, 0)
+    assert per_step.parts == (Evidence("echo_for_this_test", text="echo echo of a"),)
+    per_anchor = evidence_of(group, settings_of(**twice, granularity="anchor"), 0, 0)
+    assert "Echo (only try):\necho echo of a" in (render_context(per_anchor)[0] or "")
+
+    def other(attempt: Attempt, group: GroupView) -> Evidence | None:
+        return None
+
+    with pytest.raises(NameTakenError, match="exists already"):
+        register_source("echo_for_this_test", title="", attempts=CandidateAttempts.OWN_STEP_ONLY)(other)
 
 
 @pytest.mark.parametrize(
-    ("mode", "message"),
+    ("keys", "message"),
     [
-        (HindsightMode((), "step", "all"), "at least one"),
-        (HindsightMode(("tea_leaves",), "step", "all"), "unknown evidence source"),
-        (HindsightMode(("immediate_feedback",), "episode", "all"), "unknown granularity"),  # pyright: ignore
-        (HindsightMode(("immediate_feedback",), "step", "any"), "unknown combination"),  # pyright: ignore
+        ({"sources": []}, "hindsight.sources = \\[\\] contradicts hindsight.enabled"),
+        ({"sources": ["immediate_feedbak"]}, "no such source; did you mean 'immediate_feedback'"),
+        ({"mode": "immediate_feedbak"}, "no such mode; did you mean 'immediate_feedback'"),
+        ({"mode": "next_observation", "combine": "first_available"}, "contradicts hindsight.combine"),
+        ({"mode": "next_observation", "sources": ["future_trajectory"]}, "contradicts hindsight.sources"),
+        ({"args": {"future_trajectory": {}}}, "not among hindsight.sources"),
+        ({"mode": "future_trajectory", "args": {"future_trajectory": {"max_stps": 5}}}, "max_stps"),
+        ({"mode": "future_trajectory", "args": {"future_trajectory": {"max_steps": -1}}}, "equal to 0"),
+        ({"mode": "future_trajectory", "args": {"future_trajectory": {"max_steps": True}}}, "valid integer"),
+        ({"mode": "judge_current_traj", "judge": {"model": "m"}}, "hindsight.judge.base_url = null"),
     ],
 )
-def test_wrong_compositions_are_refused(mode: HindsightMode, message: str):
+def test_wrong_settings_are_refused_by_the_section_itself(keys: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        collect_evidence(make_group((0.0, [make_step("a")])), mode)
+        HindsightSection.model_validate(keys)
+
+
+def test_a_mode_stands_for_its_keys_wherever_a_section_is_made():
+    named = HindsightSection(mode="anchor_successful_sample_or_immediate_feedback")
+    assert named.sources == ("successful_sample", "immediate_feedback")
+    assert (named.granularity, named.combine) == ("anchor", "first_available")
+    assert HindsightSection.model_validate(named.model_dump()) == named
 
 
 def long_evidence(num_steps: int) -> StepEvidence:
@@ -331,8 +360,15 @@ def test_a_judge_request_of_nothing_is_refused():
     group = make_group((0.0, []))
     with pytest.raises(ValueError, match="no step"):
         judge_request(group.trajectories[0], group, "judge_current_traj", include_feedback=True)
-    with pytest.raises(ValueError, match="unknown judge mode"):
-        judge_request(group.trajectories[0], group, "jury", include_feedback=True)  # pyright: ignore
+    with pytest.raises(ValueError, match="needs no judge"):
+        judge_request(group.trajectories[0], group, "next_observation", include_feedback=True)
+    with pytest.raises(UnknownEntryError, match="no such source"):
+        judge_request(group.trajectories[0], group, "jury", include_feedback=True)
+
+
+def test_the_judged_source_is_found_among_others():
+    assert judge_mode(["immediate_feedback", "judge_current_traj"]) == "judge_current_traj"
+    assert judge_mode(["immediate_feedback", "next_observation"]) is None
 
 
 def test_the_readmes_own_source_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -344,10 +380,13 @@ def test_the_readmes_own_source_works(tmp_path: Path, monkeypatch: pytest.Monkey
     lost.action_valid = False
     won = [make_step("a", anchor="hall"), make_step("b"), make_step("c", anchor="shelf"), make_step("d")]
     group = make_group((0.0, [make_step("wait"), lost]), (1.0, won))
-    mode = HindsightMode(("my_source:recovery",), "step", "all")
-    assert not evidence_of(group, mode, 0, 0)
-    evidence = evidence_of(group, mode, 0, 1)
+    name = "my_source:recovery"
+    settings = settings_of(sources=[name])
+    assert not evidence_of(group, settings, 0, 0)
+    evidence = evidence_of(group, settings, 0, 1)
     assert quoted(evidence.parts[0]) == ["<action>b</action>", "<action>c</action>"]
     assert "How another attempt went on" in (render_context(evidence)[0] or "")
-    (wait, fly) = evidence_of(group, replace(mode, granularity="anchor"), 0, 1).candidates[:2]
-    assert (wait.evidence, fly.action, len(fly.evidence)) == ((), "fly", 1)
+    shorter = settings_of(sources=[name], granularity="anchor", args={name: {"max_steps": 1}})
+    (wait, fly) = evidence_of(group, shorter, 0, 1).candidates[:2]
+    assert (wait.evidence, fly.action) == ((), "fly")
+    assert [quoted(evidence) for evidence in fly.evidence] == [["<action>b</action>"]]
