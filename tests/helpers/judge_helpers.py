@@ -104,7 +104,7 @@ def running(respond: Respond = helpful) -> Iterator[Endpoint]:
 
 def judge_settings(base_url: str, **changes: Any) -> dict[str, Any]:
     """Quick ones: no retry unless a test asks for it."""
-    quick = {"timeout_s": 5.0, "max_retries": 0, "retry_delay_s": 0.01, "max_wait_s": 10.0}
+    quick = {"timeout_s": 5.0, "max_retries": 0, "max_wait_s": 10.0}
     return {"base_url": base_url, "model": "judge"} | quick | changes
 
 

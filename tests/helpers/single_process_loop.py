@@ -22,9 +22,8 @@ from serl.batch.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context, with_context
-from serl.hindsight.evidence import EvidenceOptions, GroupView
+from serl.hindsight.evidence import GroupView
 from serl.hindsight.lambda_schedule import effective_lambda
-from serl.hindsight.modes import HindsightMode
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.optimizer import learning_rate
@@ -103,14 +102,10 @@ class SingleProcessLoop:
             return plain
         if weights_seq_no % hindsight.teacher_sync_interval == 0:
             self.teacher.load_state_dict(self.policy.state_dict())
-        mode = HindsightMode(hindsight.sources, hindsight.granularity, hindsight.combine)
-        options = EvidenceOptions(
-            **{name: getattr(hindsight, name) for name in EvidenceOptions.__dataclass_fields__}
-        )
         evidence = [
             known
             for group in groups
-            for of_trajectory in collect_evidence(GroupView(group.trajectories, options), mode)
+            for of_trajectory in collect_evidence(GroupView(group.trajectories, hindsight), hindsight)
             for known in of_trajectory
         ]
         scores, plain_scores, selected = [], [], []

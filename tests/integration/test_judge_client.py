@@ -30,13 +30,19 @@ from serl.hindsight.judge.endpoint import JudgeError, api_key, probe
 ASKED = [{"role": "user", "content": "What went wrong?"}]
 
 
-def ask(endpoint: Endpoint | str, *questions: str, key: str | None = None, **changes: Any) -> list[Judgement]:
+def ask(
+    endpoint: Endpoint | str,
+    *questions: str,
+    key: str | None = None,
+    retry_delay_s: float = 0.01,
+    **changes: Any,
+) -> list[Judgement]:
     """The judgements of ``questions`` (one by default), asked at the same time."""
     base_url = endpoint if isinstance(endpoint, str) else endpoint.base_url
     settings = JudgeSection.model_validate(judge_settings(base_url, **changes))
 
     async def ask_all() -> list[Judgement]:
-        client = JudgeClient(settings, key, AnswerCache(None))
+        client = JudgeClient(settings, key, AnswerCache(None), retry_delay_s)
         try:
             messages = [[{"role": "user", "content": question}] for question in questions] or [ASKED]
             return await asyncio.gather(*(client.ask(asked) for asked in messages))
@@ -202,9 +208,9 @@ def test_after_reasoning_alone_one_request_allows_more_tokens(thought: web.Respo
         return thought if body["max_tokens"] < 100 else completion("<think>hm</think>Open the drawer.")
 
     with running(respond) as endpoint:
-        (judgement,) = ask(endpoint, max_tokens=16, reasoning_max_tokens=400)
+        (judgement,) = ask(endpoint, max_tokens=16)
     assert judgement.text == "Open the drawer."
-    assert [body["max_tokens"] for body in endpoint.bodies] == [16, 400]
+    assert [body["max_tokens"] for body in endpoint.bodies] == [16, 128]
 
 
 def test_reasoning_is_not_given_more_than_one_request():

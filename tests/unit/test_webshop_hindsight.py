@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
 
 import pytest
 from rollout_helpers import byte_tokenizer
@@ -15,25 +13,18 @@ from rollout_helpers import byte_tokenizer
 from envs.base import Task
 from envs.webshop.oracle import plan
 from envs.webshop.provider import WebshopProvider, make_provider
-from serl.config import ExperimentConfig
+from serl.config import ExperimentConfig, HindsightSection, JudgeSection
+from serl.config.hindsight_modes import MODES
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
-from serl.hindsight.evidence import EvidenceOptions, GroupView
-from serl.hindsight.judge_request import JUDGE_MODES, judge_request
-from serl.hindsight.modes import MODES, hindsight_mode
+from serl.hindsight.evidence import GroupView, StepEvidence
+from serl.hindsight.judge_request import judge_mode, judge_request
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Completion, RolloutRequest, Sampling, Trajectory, VersionSpan
 
-OPTIONS = EvidenceOptions(
-    trajectory_format="observation_action",
-    exclude_own_success=True,
-    remove_thinking=True,
-    max_trajectory_steps=0,
-    max_future_steps=0,
-    anchor_similarity=None,
-)
+JUDGE = JudgeSection(base_url="https://localhost/v1", model="judge")
 SCORE_LINE = "Your score (min 0.0, max 1.0): "
 
 
@@ -58,7 +49,6 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
     settings = EpisodeSettings(
         max_steps=15,
         history_length=2,
-        invalid_action_penalty=0.1,
         max_prompt_length=8192,
         request_timeout_s=5.0,
         sampling=Sampling(max_tokens=512, temperature=1.0, stop=("</action>",), seed=None),
@@ -100,8 +90,15 @@ def group() -> list[Trajectory]:
     ]
 
 
-def view(group: list[Trajectory], **changes: Any) -> GroupView:
-    return replace(GroupView(group, OPTIONS), **changes)
+def settings_of(mode: str) -> HindsightSection:
+    return HindsightSection(mode=mode, trajectory_format="observation_action", judge=JUDGE)
+
+
+def collect(
+    group: list[Trajectory], mode: str, judge_texts: Mapping[str, str] | None = None
+) -> list[list[StepEvidence]]:
+    settings = settings_of(mode)
+    return collect_evidence(GroupView(group, settings, judge_texts or {}), settings)
 
 
 def test_the_episodes_end_as_they_were_played(group: list[Trajectory]) -> None:
@@ -115,30 +112,27 @@ def test_the_episodes_end_as_they_were_played(group: list[Trajectory]) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_has_something_to_say_about_most_steps(group: list[Trajectory], mode: str) -> None:
     judged = {t.trajectory_id: f"Attempt {t.rollout_index} was judged." for t in group}
-    evidence = collect_evidence(view(group, judge_texts=judged), hindsight_mode(mode))
+    evidence = collect(group, mode, judged)
     contexts = [[render_context(step)[0] for step in steps] for steps in evidence]
     assert [len(steps) for steps in contexts] == [len(t.steps) for t in group]
     # The successful episode has no other success to quote, a last step no future.
     for number in (1, 2):
         assert all(contexts[number][:-1]), contexts[number]
-    if mode in JUDGE_MODES:
+    if judge_mode(settings_of(mode).sources):
         assert "Attempt 1 was judged." in str(contexts[1][0])
-        text = judge_request(group[1], view(group), mode, include_feedback=True).text
+        text = judge_request(group[1], GroupView(group, settings_of(mode)), mode, include_feedback=True).text
         assert "Task: Find me" in text and SCORE_LINE in text
 
 
 def test_after_the_last_action_the_feedback_is_the_final_page_s_score_line(group: list[Trajectory]) -> None:
-    contexts = [
-        render_context(steps[-1])[0]
-        for steps in collect_evidence(view(group), hindsight_mode("immediate_feedback"))
-    ]
+    contexts = [render_context(steps[-1])[0] for steps in collect(group, "immediate_feedback")]
     for trajectory, context in zip(group, contexts, strict=True):
         assert f"{SCORE_LINE}{trajectory.metrics['task_score']:.2f}" in str(context)
 
 
 def test_steps_from_the_same_page_share_an_anchor(group: list[Trajectory]) -> None:
     """All three began at the search bar with the same query, so the table lists one action tried by three."""
-    first = collect_evidence(view(group), hindsight_mode("anchor_next_observation"))
+    first = collect(group, "anchor_next_observation")
     assert first[0][0] and group[0].steps[0].anchor == group[1].steps[0].anchor == "WebShop [SEP] Search"
     results = [t.steps[1].anchor for t in group]
     assert results[0] == results[1] == results[2]
@@ -146,13 +140,14 @@ def test_steps_from_the_same_page_share_an_anchor(group: list[Trajectory]) -> No
     assert str(group[0].steps[1].action).lower() in table.lower() and "dance" in table
 
 
-def test_the_whole_config_is_valid_with_every_mode() -> None:
-    for mode in MODES:
-        if mode not in JUDGE_MODES:
-            config = {
-                "name": "x",
-                "model": {"path": "embedded:tiny_webshop"},
-                "env": {"name": "webshop"},
-                "hindsight": {"mode": mode},
-            }
-            assert ExperimentConfig(**config).hindsight.mode == mode
+@pytest.mark.parametrize("mode", MODES)
+def test_the_whole_config_is_valid_with_every_mode(mode: str) -> None:
+    config = ExperimentConfig.model_validate(
+        {
+            "name": "x",
+            "model": {"path": "embedded:tiny_webshop"},
+            "env": {"name": "webshop"},
+            "hindsight": {"mode": mode, "judge": JUDGE.model_dump()},
+        }
+    )
+    assert config.hindsight.sources == MODES[mode].sources
