@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from envs.base import Task
-from serl.batch.advantages import StepRows, group_advantages
-from serl.config import HindsightSection, JudgeSection
+from serl.batch.advantages import StepRows, estimate_advantages
+from serl.config import AdvantageSection, HindsightSection, JudgeSection, LossSection
 from serl.config.hindsight_modes import MODES
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
@@ -54,18 +54,21 @@ def lambda_schedule(case: Case) -> Any:
 
 def group_advantage(case: Case) -> Any:
     config, steps = case["config"], case["steps"]
-    options = {key: value for key, value in config.items() if key not in ("estimator", "mode", "gamma")}
+    args = {key: value for key, value in config.items() if key not in ("estimator", "mode")}
     if "mode" in config:
-        options["normalize_std"] = {"mean_std_norm": True, "mean_norm": False}[config["mode"]]
+        args["normalize_std"] = {"mean_std_norm": True, "mean_norm": False}[config["mode"]]
+    if "gamma" in config:
+        args["gamma"] = 0.0  # the recorded returns are discounted already
     rows = StepRows(
         rewards=torch.tensor([step["reward"] for step in steps], dtype=torch.float64),
+        step_rewards=torch.tensor([step["discounted_return"] for step in steps], dtype=torch.float64),
         groups=_numbered([step["group"] for step in steps]),
         trajectories=_numbered([step["trajectory"] for step in steps]),
-        discounted_returns=torch.tensor([step["discounted_return"] for step in steps], dtype=torch.float64),
         num_tokens=torch.full((len(steps),), TOKENS_PER_ROW),
         anchors=[step["anchor"] for step in steps],
     )
-    advantages, _ = group_advantages(rows, config["estimator"], options)
+    section = AdvantageSection(estimator=config["estimator"], args=args)
+    advantages, _ = estimate_advantages(rows, section)
     return {"advantages": advantages.tolist()}
 
 
@@ -90,7 +93,7 @@ def weigh(case: Case) -> Any:
 
 
 def loss(case: Case) -> Any:
-    mask = torch.tensor(case["response_mask"]).bool()
+    config, mask = case["config"], torch.tensor(case["response_mask"]).bool()
     logprobs = torch.tensor(case["logprobs"], requires_grad=True)
     row_of_token = torch.arange(mask.shape[0]).unsqueeze(1).expand_as(mask)
     tokens = LossTokens(
@@ -98,14 +101,18 @@ def loss(case: Case) -> Any:
         old_logprobs=torch.tensor(case["old_logprobs"])[mask],
         advantages=torch.tensor(case["advantages"])[mask],
         row_ids=row_of_token[mask],
+        denominators=Denominators(
+            num_loss_tokens=float(mask.sum()),
+            num_rows=float(mask.shape[0]),
+            max_response_length=float(mask.shape[1]),
+        ),
+        aggregation=config["aggregation"],
     )
-    denominators = Denominators(
-        num_loss_tokens=float(mask.sum()),
-        num_rows=float(mask.shape[0]),
-        max_response_length=float(mask.shape[1]),
-    )
-    options = {key: value for key, value in case["config"].items() if key != "loss"}
-    value, metrics = policy_loss(tokens, case["config"]["loss"], options, denominators)
+    args = {name: config[name] for name in ("clip_low", "clip_high")}
+    if config["loss"] == "ppo_clip":  # the others are recorded with a dual clip that they do not have
+        args["dual_clip"] = config["dual_clip"]
+    section = LossSection(name=config["loss"], args=args, aggregation=config["aggregation"])
+    value, metrics = policy_loss(tokens, section)
     (gradient,) = torch.autograd.grad(value, logprobs)
     clip_fraction = float(metrics["clip_fraction"])
     return {"loss": float(value.detach()), "grad": gradient.tolist(), "clip_fraction": clip_fraction}

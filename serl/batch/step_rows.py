@@ -1,4 +1,4 @@
-"""The rows advantages are computed on: one row per step of every trajectory of the batch."""
+"""The rows advantages are computed on: one row per step of every trajectory."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from torch import Tensor
 
 from serl.types import TrajectoryGroup
 
-Across = Literal["steps", "trajectories"]
 STD_EPS = 1e-6
+
+# What a group's mean and std are taken over: all of its step rows, or one row a trajectory.
+Across = Literal["steps", "trajectories"]
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """All step rows of a whole batch, trajectory by trajectory, steps in order.
+    """The step rows of whole groups, trajectory by trajectory, steps in order.
 
-    ``rewards`` [rows]: the return of the row's trajectory. ``groups`` and ``trajectories`` [rows] (long):
-    0 … count − 1, trajectories counted over the batch. ``discounted_returns`` [rows]: Σ γ^k · reward over the
-    step and those after it. ``num_tokens`` [rows]: response tokens. ``anchors``: the observations acted on.
+    ``rewards`` [rows]: the return of the row's trajectory. ``step_rewards`` [rows]: what the step itself was
+    given. ``groups`` and ``trajectories`` [rows] (long): 0 … count − 1, trajectories counted over all groups.
+    ``num_tokens`` [rows]: response tokens. ``anchors``: the observations acted on.
     """
 
     rewards: Tensor
+    step_rewards: Tensor
     groups: Tensor
     trajectories: Tensor
-    discounted_returns: Tensor
     num_tokens: Tensor
     anchors: Sequence[str] = field(repr=False)
 
     @classmethod
-    def from_groups(cls, groups: Sequence[TrajectoryGroup], gamma: float) -> StepRows:
-        """The rows of ``groups``; step rewards are discounted with ``gamma``. No steps, no row."""
+    def from_groups(cls, groups: Sequence[TrajectoryGroup]) -> StepRows:
+        """The rows of ``groups`` with the rewards that the environment gave. No steps, no row."""
         members = [(index, t) for index, group in enumerate(groups) for t in group.trajectories if t.steps]
         lengths = torch.tensor([len(t.steps) for _, t in members], dtype=torch.long)
         rewards = torch.tensor([t.reward for _, t in members], dtype=torch.float64)
         group_index = torch.tensor([index for index, _ in members], dtype=torch.long)
-        returns = [g for _, t in members for g in discounted_returns([s.reward for s in t.steps], gamma)]
         steps = [step for _, t in members for step in t.steps]
         return cls(
             rewards=rewards.repeat_interleave(lengths),
+            step_rewards=torch.tensor([step.reward for step in steps], dtype=torch.float64),
             groups=group_index.repeat_interleave(lengths),
             trajectories=torch.arange(len(members)).repeat_interleave(lengths),
-            discounted_returns=torch.tensor(returns, dtype=torch.float64),
             num_tokens=torch.tensor([len(step.response_ids) for step in steps], dtype=torch.long),
             anchors=[step.anchor for step in steps],
         )
@@ -62,19 +63,21 @@ class StepRows:
         return first
 
 
-def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:
-    """G_t = r_t + γ · G_{t+1} for every step of one trajectory."""
+def discounted_returns(rows: StepRows, gamma: float) -> Tensor:
+    """G_t = r_t + γ · G_{t+1} of the step rewards of each trajectory, [rows], in float64."""
     returns: list[float] = []
-    later = 0.0
-    for reward in reversed(rewards):
-        later = reward + gamma * later
+    later, trajectory = 0.0, -1
+    rewards, trajectories = rows.step_rewards.tolist(), rows.trajectories.tolist()
+    for reward, own in zip(reversed(rewards), reversed(trajectories), strict=True):
+        later = reward + gamma * (later if own == trajectory else 0.0)
+        trajectory = own
         returns.append(later)
-    return returns[::-1]
+    return torch.tensor(returns[::-1], dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
-class GroupStatistics:
-    """Per row, over the values of the row's cluster: mean, sample std (n − 1), count, and max > min.
+class ClusterStatistics:
+    """Per row, over the values of the row's cluster: mean, sample std (n − 1), count, whether they differ.
 
     A cluster with one value has mean 0 and std 1.
     """
@@ -82,13 +85,14 @@ class GroupStatistics:
     mean: Tensor
     std: Tensor
     count: Tensor
-    spread: Tensor
+    has_variance: Tensor
 
 
-def cluster_statistics(values: Tensor, clusters: Tensor, counted: Tensor | None = None) -> GroupStatistics:
+def cluster_statistics(values: Tensor, clusters: Tensor, counted: Tensor | None = None) -> ClusterStatistics:
     """Statistics of ``values`` [rows] within equal ``clusters`` [rows] (long), in float64.
 
-    ``counted`` (bool [rows]) says which rows contribute; None: all of them.
+    ``counted`` (bool [rows]) says which rows contribute; None: all of them. ``has_variance`` is max > min,
+    for in floating point the variance of equal values need not be 0.
     """
     values = values.double()
     chosen = torch.ones_like(clusters, dtype=torch.bool) if counted is None else counted
@@ -103,20 +107,24 @@ def cluster_statistics(values: Tensor, clusters: Tensor, counted: Tensor | None 
     single = count <= 1.0
     mean = torch.where(single, 0.0, mean)
     std = torch.where(single, 1.0, variance.sqrt())
-    return GroupStatistics(mean[clusters], std[clusters], count[clusters], (high > low)[clusters])
+    return ClusterStatistics(mean[clusters], std[clusters], count[clusters], (high > low)[clusters])
 
 
-def group_statistics(rows: StepRows, across: Across) -> GroupStatistics:
+def group_statistics(rows: StepRows, across: Across) -> ClusterStatistics:
     """Statistics of the rewards within groups, over all step rows or over one value per trajectory."""
-    if across not in ("steps", "trajectories"):
-        raise ValueError(f"unknown across {across!r}; known: steps, trajectories")
     counted = None if across == "steps" else rows.first_of_trajectory
     return cluster_statistics(rows.rewards, rows.groups, counted)
 
 
-def relative(values: Tensor, statistics: GroupStatistics, normalize_std: bool) -> Tensor:
+def num_zero_variance_groups(rows: StepRows) -> int:
+    """Groups whose rows all have the same reward: an estimator that compares within groups gives them 0."""
+    with_variance = cluster_statistics(rows.rewards, rows.groups).has_variance
+    return rows.groups.unique().numel() - rows.groups[with_variance].unique().numel()
+
+
+def relative(values: Tensor, statistics: ClusterStatistics, normalize_std: bool) -> Tensor:
     """value − mean, divided by std + 1e-6 if ``normalize_std``; exactly 0 in a cluster of equal values."""
     centered = values.double() - statistics.mean
     if normalize_std:
         centered = centered / (statistics.std + STD_EPS)
-    return torch.where(statistics.spread | (statistics.count <= 1.0), centered, 0.0)
+    return torch.where(statistics.has_variance | (statistics.count <= 1.0), centered, 0.0)

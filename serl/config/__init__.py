@@ -1,29 +1,23 @@
 """Typed, validated configuration; imports neither torch, ray nor vllm."""
 
+from serl.config.experiment import ExperimentConfig
 from serl.config.hindsight import HindsightSection, JudgeSection
-from serl.config.sections import (
-    AdvantageSection,
-    CheckpointSection,
-    EnvSection,
-    EvaluationSection,
-    ExperimentConfig,
-    LearnerSection,
-    LoggingSection,
-    LossSection,
-    ModelSection,
-    RolloutSection,
-    ServingSection,
-    TrainingSection,
-)
+from serl.config.objective import AdvantageSection, Aggregation, KLEstimator, LossSection
+from serl.config.run import CheckpointSection, EvaluationSection, LoggingSection
+from serl.config.sampling import EnvSection, ModelSection, RolloutSection
+from serl.config.serving import ServingSection
+from serl.config.training import LearnerSection, TrainingSection
 
 __all__ = [
     "AdvantageSection",
+    "Aggregation",
     "CheckpointSection",
     "EnvSection",
     "EvaluationSection",
     "ExperimentConfig",
     "HindsightSection",
     "JudgeSection",
+    "KLEstimator",
     "LearnerSection",
     "LoggingSection",
     "LossSection",

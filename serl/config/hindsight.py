@@ -223,5 +223,5 @@ def _endpoint_problem(base_url: str) -> str | None:
     return None if usable else "must be an address such as https://host/v1"
 
 
-def _shown(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
+def _shown(value: str | tuple[str, ...]) -> str:
+    return str(list(value)) if isinstance(value, tuple) else value

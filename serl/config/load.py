@@ -1,22 +1,21 @@
 """From YAML files and `key.path=value` overrides to one frozen `ExperimentConfig`.
 
 A file may say ``extends: base.yaml`` (relative to itself): its keys win over the base's, section by
-section; lists and values are replaced whole. Overrides win over files.
+section; lists, values and empty mappings are replaced whole. Overrides win over files.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from serl.config.checks import check_config
 from serl.config.errors import ConfigError
-from serl.config.sections import ExperimentConfig
+from serl.config.experiment import ExperimentConfig
+from serl.config.renamed import translate
 from serl.config.wording import describe
 from serl.config.yaml_files import parse_yaml, read_mapping
 
@@ -25,14 +24,19 @@ COMMAND_LINE = "on the command line"
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), recorded: bool = False
+) -> ExperimentConfig:
     """The experiment in the file ``path``, with ``overrides`` such as ``learner.lr=1e-5``.
 
+    ``recorded``: the file is what a run wrote down, perhaps of an older version, whose keys are translated.
     Raises ConfigError that names every problem found: unreadable files, unknown keys, wrong types and
     ranges, keys that contradict each other.
     """
     path = Path(path)
     values, origins = _read_with_bases(path, ())
+    if recorded:
+        translate(values, f"in {path}")
     for override in overrides:
         key, value = parse_override(override)
         _set(values, key, value)
@@ -74,13 +78,12 @@ def _merge(
     for name, value in own.items():
         key = prefix + name
         origins[key] = origin
-        if isinstance(value, dict) and isinstance(values.get(name), dict):
-            _merge(values[name], value, origins, origin, f"{key}.")
-        elif isinstance(value, dict):
-            values[name] = {}
-            _merge(values[name], value, origins, origin, f"{key}.")
-        else:
+        if not isinstance(value, dict):
             values[name] = value
+            continue
+        if not value or not isinstance(values.get(name), dict):
+            values[name] = {}
+        _merge(values[name], cast(dict[str, Any], value), origins, origin, f"{key}.")
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -92,7 +95,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             upper = ".".join(sections[: depth + 1])
             raise ConfigError([f"{key} {COMMAND_LINE}: {upper} is a value, not a section"])
-        values = inner
+        values = cast(dict[str, Any], inner)
     values[name] = value
 
 
@@ -109,15 +112,10 @@ def _validated(values: dict[str, Any], origins: dict[str, str], path: Path) -> E
 
     _drop_empty_sections(values)
     try:
-        # By way of JSON, where a list may become a tuple but "3", true or 3.5 never become 3.
-        experiment = ExperimentConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+        return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        problems = [describe(dict(problem), origin) for problem in error.errors(include_url=False)]
-        raise ConfigError(problems) from error
-    problems = [f"{path}: {problem}" for problem in check_config(experiment)]
-    if problems:
-        raise ConfigError(problems)
-    return experiment
+        found = error.errors(include_url=False)
+        raise ConfigError([describe(problem, origin, path) for problem in found]) from error
 
 
 def _drop_empty_sections(values: dict[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from serl.config.sections import ExperimentConfig
+from serl.config.experiment import ExperimentConfig
+from serl.config.nearest import nearest
+from serl.config.problems import CONTRADICTION
+from serl.config.renamed import changed_key
 
-_MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
+_MUST_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than": lambda context: f"greater than {_number(context['gt'])}",
     "greater_than_equal": lambda context: f"{_number(context['ge'])} or more",
     "less_than": lambda context: f"less than {_number(context['lt'])}",
@@ -18,6 +21,7 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda context: "a whole number",
     "int_from_float": lambda context: "a whole number",
     "float_type": lambda context: "a number",
+    "finite_number": lambda context: "a finite number",
     "bool_type": lambda context: "true or false",
     "string_type": lambda context: "text",
     "tuple_type": lambda context: "a list",
@@ -28,29 +32,32 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def describe(problem: dict[str, Any], origin: Callable[[str], str]) -> str:
+def describe(problem: Mapping[str, Any], origin: Callable[[str], str], path: Path) -> str:
     """One sentence for one entry of `pydantic.ValidationError.errors`.
 
-    ``origin`` says where a key comes from: ``in FILE`` or ``on the command line``.
+    ``origin`` says where a key comes from: ``in FILE`` or ``on the command line``. ``path``: the file of the
+    experiment, for what is wrong with several keys together.
     """
-    location = problem["loc"]
-    key = dotted(location)
-    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "missing" and _in_a_list(location):
-        return f"{dotted(location[:-1])} {origin(key)}: has too few values"
+    key, kind = dotted(problem["loc"]), problem["type"]
+    value, context = problem["input"], problem.get("ctx", {})
+    if kind == CONTRADICTION:
+        return f"{path}: {problem['msg']}"
     if kind == "missing":
         return f"{key} is missing {origin(key)}: it has no default"
+    return f"{key} = {shown(value)} {origin(key)}: {_sentence(key, kind, value, context, problem['msg'])}"
+
+
+def _sentence(key: str, kind: str, value: Any, context: Mapping[str, Any], message: str) -> str:
     if kind == "extra_forbidden":
-        return f"{key} = {shown(value)} {origin(key)}: unknown key{nearest_key(key)}"
-    if kind in _MUST_BE:
-        sentence = f"must be {_MUST_BE[kind](context)}"
-    else:
-        sentence = str(problem["msg"]).removeprefix("Value error, ")
+        return changed_key(key) or f"unknown key{key_hint(key, context.get('known_keys'))}"
+    if kind not in _MUST_BE:
+        return message.removeprefix("Value error, ")
+    sentence = f"must be {_MUST_BE[kind](context)}"
     if kind == "literal_error" and isinstance(value, str):
-        sentence += nearest_name(
-            value, context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        )
-    return f"{key} = {shown(value)} {origin(key)}: {sentence}"
+        choices = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        close = nearest(value, choices)
+        sentence += f"; did you mean {close!r}?" if close else ""
+    return sentence
 
 
 def dotted(location: Sequence[str | int]) -> str:
@@ -67,25 +74,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def nearest_name(word: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or nothing if no name is close."""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def key_hint(key: str, beside: Sequence[str] | None = None) -> str:
+    """The valid key that was probably meant: a similar one beside it, else that name in another section.
 
-
-def nearest_key(key: str) -> str:
-    """The valid key that was probably meant: a similar one beside it, else that name in another section."""
+    ``beside``: the keys of a mapping that is no section of the config, such as ``advantage.args``.
+    """
     section, _, name = key.rpartition(".")
     by_name: dict[str, list[str]] = {}
     for known in config_keys(ExperimentConfig):
         by_name.setdefault(known.rpartition(".")[2], []).append(known)
-    beside = [known for known in by_name if any(key.rpartition(".")[0] == section for key in by_name[known])]
-    for names, cutoff in ((beside, 0.6), (list(by_name), 0.75)):
-        close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-        if close:
-            meant = by_name[close[0]]
-            return f"; did you mean {f'{section}.{close[0]}'.lstrip('.') if names is beside else meant[0]}?"
-    return f"; {section or 'an experiment'} has {', '.join(beside)}" if beside else ""
+    if beside is None:
+        beside = [own for own, keys in by_name.items() if any(k.rpartition(".")[0] == section for k in keys)]
+    if close := nearest(name, beside, cutoff=0.6):
+        return f"; did you mean {f'{section}.{close}'.lstrip('.')}?"
+    if close := nearest(name, by_name, cutoff=0.75):
+        return f"; did you mean {by_name[close][0]}?"
+    return f"; {section or 'an experiment'} has {', '.join(beside) or 'no keys'}"
 
 
 def config_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
@@ -96,10 +100,6 @@ def config_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
         for model in inner:
             if isinstance(model, type) and issubclass(model, BaseModel):
                 yield from config_keys(model, f"{prefix}{name}.")
-
-
-def _in_a_list(location: Sequence[str | int]) -> bool:
-    return isinstance(location[-1], int)
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)
+            key = cast(object, self.construct_object(key_node, deep=True))  # pyright: ignore[reportUnknownMemberType]
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is not text", key_node.start_mark
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _kind, _pattern, _first in _CORE_SCHEMA:
-    _Loader.add_implicit_resolver(
+    _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
         f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first)
     )
 
@@ -80,9 +80,13 @@ def parse_yaml(text: str, origin: str) -> Any:
     """The value that ``text`` stands for; raises ConfigError naming ``origin`` and the line."""
     try:
         value = yaml.load(text, Loader=_Loader)
-        json.dumps(value, default=str)
+        json.dumps(value)
     except yaml.YAMLError as error:
         raise ConfigError([f"{origin}: {_in_words(error)}"]) from error
+    except TypeError as error:
+        raise ConfigError(
+            [f"{origin}: a value is neither text, number, boolean, null, list nor mapping"]
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"{origin}: a value contains itself, or is nested too deep"]) from error
     return value
@@ -98,7 +102,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError([f"{path}: holds {type(value).__name__}, not a mapping of keys to values"])
-    return value
+    return cast(dict[str, Any], value)
 
 
 def _in_words(error: yaml.YAMLError) -> str:

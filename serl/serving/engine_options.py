@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serl.config import ExperimentConfig
-from serl.config.sections import ServingSection
+from serl.config import ExperimentConfig, ServingSection
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -31,7 +30,6 @@ DECIDED_ELSEWHERE = {
     "max_num_batched_tokens": "serving.max_num_batched_tokens",
     "kv_cache_memory_bytes": "serving.kv_cache_gib",
     "gpu_memory_utilization": "serving.gpu_memory_utilization",
-    "enable_prefix_caching": "serving.enable_prefix_caching",
     "weight_transfer_config": "serving.weight_transfer",
     "seed": "seed",
     "logprobs_mode": "nothing: learners need the log-probabilities at the sampling temperature",
@@ -81,7 +79,7 @@ def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) ->
         "tensor_parallel_size": serving.tensor_parallel_size,
         "max_num_seqs": serving.max_num_seqs,
         "max_num_batched_tokens": max(serving.max_num_batched_tokens, serving.max_num_seqs),
-        "enable_prefix_caching": serving.enable_prefix_caching,
+        "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
         "seed": seed,

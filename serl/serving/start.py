@@ -11,8 +11,7 @@ from ray.actor import ActorHandle
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from serl.config import ExperimentConfig
-from serl.config.sections import ServingSection
+from serl.config import ExperimentConfig, ServingSection
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment, runs_on_gpu

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from serl.batch.advantages import StepRows, register_estimator
 from serl.batch.step_rows import (
     Across,
-    StepRows,
     cluster_statistics,
+    discounted_returns,
     group_statistics,
     relative,
 )
 from serl.hindsight.anchors import anchor_clusters, anchor_size_metrics
 
 
+@register_estimator("gigpo")
 def gigpo(
     rows: StepRows,
     *,
-    across: Across,
-    normalize_std: bool,
-    step_advantage_weight: float,
-    anchor_similarity: float | None,
+    across: Across = "steps",
+    normalize_std: bool = True,
+    gamma: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95,
+    step_advantage_weight: Annotated[float, Field(ge=0.0)] = 1.0,
+    anchor_similarity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """A = A_episode + step_advantage_weight · A_step, [rows].
 
-    A_episode compares the trajectory's return within the group, as GRPO does. A_step compares the
-    discounted return of the step with that of the other steps of the group taken from the same anchor
+    A_episode compares the trajectory's return within the group, as GRPO does. A_step compares the return of
+    the step, discounted with ``gamma``, with that of the other steps of the group taken from the same anchor
     observation: an equal one, or a similar one where ``anchor_similarity`` is a difflib ratio. A step alone
-    at its anchor has A_step 0. ``normalize_std`` divides both by their std + 1e-6 ("mean_std_norm"; False
-    is "mean_norm"). Metrics: those of `anchor_size_metrics`.
+    at its anchor has A_step 0. ``normalize_std`` divides both by their std + 1e-6 ("mean_std_norm"; false
+    is "mean_norm"). ``across``: returns of trajectories are compared over all ``steps``, or one a trajectory.
+    Metrics: those of `anchor_size_metrics`.
     """
     episode = relative(rows.rewards, group_statistics(rows, across), normalize_std)
     clusters = _anchor_clusters_of_groups(rows, anchor_similarity)
-    statistics = cluster_statistics(rows.discounted_returns, clusters)
-    step = relative(rows.discounted_returns, statistics, normalize_std)
+    returns = discounted_returns(rows, gamma)
+    statistics = cluster_statistics(returns, clusters)
+    step = relative(returns, statistics, normalize_std)
     advantages = episode + step_advantage_weight * torch.where(statistics.count > 1.0, step, 0.0)
     return advantages, anchor_size_metrics(statistics.count.long().tolist(), "gigpo")
 

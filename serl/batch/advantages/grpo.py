@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from serl.batch.step_rows import Across, StepRows, group_statistics, relative
+from serl.batch.advantages import StepRows, register_estimator
+from serl.batch.step_rows import Across, group_statistics, relative
 
 
-def grpo(rows: StepRows, *, across: Across, normalize_std: bool) -> tuple[Tensor, dict[str, float]]:
+@register_estimator("grpo")
+def grpo(
+    rows: StepRows, *, across: Across = "steps", normalize_std: bool = True
+) -> tuple[Tensor, dict[str, float]]:
     """A = (r − mean) / (std + 1e-6) over the group, [rows].
 
-    ``normalize_std`` False leaves the division out (Dr.GRPO).
+    ``across``: the group's values are those of all its ``steps``, or one a trajectory (``trajectories``).
+    ``normalize_std: false`` leaves the division out (Dr.GRPO).
     """
     return relative(rows.rewards, group_statistics(rows, across), normalize_std), {}

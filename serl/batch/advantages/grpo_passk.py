@@ -8,13 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.batch.step_rows import STD_EPS, Across, StepRows, group_statistics
+from serl.batch.advantages import StepRows, register_estimator
+from serl.batch.step_rows import STD_EPS, Across, group_statistics
 
 
-def grpo_passk(rows: StepRows, *, across: Across, normalize_std: bool) -> tuple[Tensor, dict[str, float]]:
+@register_estimator("grpo_passk")
+def grpo_passk(
+    rows: StepRows, *, across: Across = "steps", normalize_std: bool = True
+) -> tuple[Tensor, dict[str, float]]:
     """A = best − second best on the first row of the group's best trajectory, 0 on all other rows, [rows].
 
-    Divided by the group's std + 1e-6 if ``normalize_std``. A group of one trajectory gets 0.
+    Divided by the group's std + 1e-6 if ``normalize_std``, taken over all ``steps`` or one row a trajectory
+    as ``across`` says. A group of one trajectory gets 0.
     """
     advantages = torch.zeros_like(rows.rewards, dtype=torch.float64)
     statistics = group_statistics(rows, across)

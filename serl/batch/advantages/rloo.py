@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from serl.batch.step_rows import Across, StepRows, group_statistics, relative
+from serl.batch.advantages import StepRows, register_estimator
+from serl.batch.step_rows import Across, group_statistics, relative
 
 
-def rloo(rows: StepRows, *, across: Across) -> tuple[Tensor, dict[str, float]]:
+@register_estimator("rloo")
+def rloo(rows: StepRows, *, across: Across = "steps") -> tuple[Tensor, dict[str, float]]:
     """A = (r − mean) · n / (n − 1), [rows], which equals r minus the mean of the group's n − 1 other values.
 
-    n counts rows or trajectories as ``across`` says; with n = 1 there is no other value and A = r.
+    ``across``: n counts the group's ``steps`` or its ``trajectories``; with n = 1 there is no other value and
+    A = r.
     """
     statistics = group_statistics(rows, across)
     factor = statistics.count / (statistics.count - 1.0).clamp(min=1.0)

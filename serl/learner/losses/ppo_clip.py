@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from serl.learner.losses.aggregation import (
-    Aggregation,
-    Denominators,
-    LossTokens,
-    aggregate,
-    token_mean,
-    weighted,
-)
+from serl.learner.losses import LossTokens, register_policy_loss
 
 # exp(20) is beyond every clip range, so the bound changes no gradient; it keeps exp finite.
 _MAX_LOG_RATIO = 20.0
 
 
+def _bound_on_ratio(dual_clip: float) -> float:
+    if 0.0 < dual_clip <= 1.0:
+        raise ValueError(
+            "must be greater than 1, a bound on the ratio of new to old probability where the advantage is "
+            "negative, or 0 for no such bound"
+        )
+    return dual_clip
+
+
+@register_policy_loss("ppo_clip")
 def ppo_clip(
     tokens: LossTokens,
-    denominators: Denominators,
     *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-    aggregation: Aggregation,
+    clip_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2,
+    clip_high: Annotated[float, Field(ge=0.0)] = 0.2,
+    dual_clip: Annotated[float, Field(ge=0.0), AfterValidator(_bound_on_ratio)] = 3.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L = aggregate(max(−A·ρ, −A·clip(ρ, 1 − clip_low, 1 + clip_high))), ρ = exp(logprobs − old_logprobs).
 
@@ -45,12 +49,10 @@ def ppo_clip(
         bound = -tokens.advantages * dual_clip
         dual_clipped = (tokens.advantages < 0) & (losses > bound)
         losses = torch.where(dual_clipped, bound, losses)
-    loss = aggregate(weighted(losses, tokens), tokens.row_ids, aggregation, denominators)
-    with torch.no_grad():
-        metrics = {
-            "clip_fraction": token_mean((clipped > unclipped).float(), denominators),
-            "dual_clip_fraction": token_mean(dual_clipped.float(), denominators),
-            "ratio_mean": token_mean(ratio, denominators),
-            "approx_kl": token_mean(ratio - 1.0 - log_ratio, denominators),
-        }
-    return loss, metrics
+    metrics = {
+        "clip_fraction": tokens.token_mean((clipped > unclipped).float()),
+        "dual_clip_fraction": tokens.token_mean(dual_clipped.float()),
+        "ratio_mean": tokens.token_mean(ratio),
+        "approx_kl": tokens.token_mean(ratio - 1.0 - log_ratio),
+    }
+    return tokens.aggregate(losses), metrics

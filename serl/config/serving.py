@@ -1,0 +1,53 @@
+"""The section ``serving``: vLLM on Ray Serve."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from serl.config.section import Section
+
+
+class AutoscalingSection(Section):
+    """Ray Serve's autoscaling of the policy replicas, in place of a fixed ``num_replicas``."""
+
+    min_replicas: PositiveInt = 1
+    """Replicas that always run."""
+    max_replicas: PositiveInt = 1
+    """Replicas that run under load."""
+    target_ongoing_requests: PositiveFloat = 64.0
+    """Requests under way per replica that autoscaling aims at."""
+
+
+class ServingSection(Section):
+    """The policy replicas, each with one vLLM engine."""
+
+    num_replicas: PositiveInt = 1
+    """How many, if their number is fixed."""
+    autoscaling: AutoscalingSection | None = None
+    """Null: a fixed number."""
+    num_cpus_per_replica: float = Field(default=1.0, ge=0.0)
+    """What Ray sets aside for each replica."""
+    num_gpus_per_replica: float = Field(default=0.0, ge=0.0)
+    """What Ray sets aside for each replica; 0: engines run on the CPU."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that one engine is spread over."""
+    num_threads: PositiveInt = 1
+    """Threads that an engine on the CPU computes with."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences that an engine advances in one step."""
+    max_num_batched_tokens: PositiveInt = 4096
+    """Tokens, prompts included, that an engine computes in one step."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """The key-value cache of an engine on the CPU, in GiB."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0)
+    """The share of a GPU's memory that an engine takes; less where a learner runs on the same GPU."""
+    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = "shared_memory"
+    """How new weights reach replicas: through a node's memory, from GPU to GPU, or within one GPU."""
+    start_timeout_s: PositiveFloat = 300.0
+    """Seconds that replicas may take to be ready."""
+    update_timeout_s: PositiveFloat = 120.0
+    """Seconds that a replica may take to load new weights."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine; one that a key of the experiment decides is refused."""
