@@ -81,6 +81,10 @@ class PromptParts:
     admissible_actions: tuple[str, ...]
 
 
+# Observation, reward, terminated, truncated, info.
+StepAnswer = tuple[str, float, bool, bool, dict[str, Any]]
+
+
 class TextEnv(gymnasium.Env[str, str]):
     """A gymnasium environment of text, one episode at a time.
 
@@ -109,7 +113,7 @@ class TextEnv(gymnasium.Env[str, str]):
     ) -> tuple[str, dict[str, Any]]: ...
 
     @abstractmethod
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]: ...
+    def step(self, action: str) -> StepAnswer: ...
 
 
 class EnvProvider(Protocol):

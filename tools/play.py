@@ -15,12 +15,12 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import yaml
 
 from envs.base import EnvProvider, Task, TextEnv, Turn
 from envs.registry import UnknownEnvironmentError, make_provider
+from serl.rollout.episode_state import EpisodeState
 
 _LEFT_OPEN = re.compile(r"<([^<>]+)>")
 _QUIT = frozenset({"quit", "exit", "q"})
@@ -33,22 +33,6 @@ class BadRequest(ValueError):
 
 class Left(Exception):
     """The player left before the end."""
-
-
-@dataclass(slots=True)
-class Score:
-    """How a game went. ``ended``: by the environment, not by the player or the limit of steps."""
-
-    reward: float = 0.0
-    success: bool = False
-    ended: bool = False
-    metrics: dict[str, float] = field(default_factory=dict)
-    turns: list[Turn] = field(default_factory=list)
-
-    def line(self) -> str:
-        outcome = "solved" if self.success else "not solved" if self.ended else "left unfinished"
-        metrics = "".join(f", {name} {value:.3g}" for name, value in self.metrics.items())
-        return f"{outcome} after {len(self.turns)} steps: reward {self.reward:g}{metrics}"
 
 
 def choose_task(provider: EnvProvider, split: str, task_id: str | None, seed: int | None) -> Task:
@@ -82,29 +66,30 @@ def read_action(actions: Sequence[str], turns: Sequence[Turn]) -> str:
             return answer
 
 
-def play(env: TextEnv, task: Task, max_steps: int) -> Score:
+def play(env: TextEnv, task: Task, max_steps: int) -> None:
     """One game, until it ends, the player leaves or ``max_steps`` are over."""
-    score = Score()
-    observation, info = env.reset(options={"task_id": task.task_id})
-    print(f"Task: {info['task_description']}")
-    while not score.ended and len(score.turns) < max_steps:
-        actions = info["admissible_actions"]
-        _show(score.turns, observation, actions)
+    state = EpisodeState(*env.reset(options={"task_id": task.task_id}))
+    print(f"Task: {state.info['task_description']}")
+    while not state.ended and len(state.turns) < max_steps:
+        actions = state.info["admissible_actions"]
+        _show(state.turns, state.observation, actions)
         try:
-            action = read_action(actions, score.turns)
+            action = read_action(actions, state.turns)
         except Left:
             break
-        score.turns.append(Turn(observation, action))
-        observation, reward, terminated, truncated, info = env.step(action)
-        score.reward += reward
-        score.success = bool(info["success"])
-        score.metrics = dict(info.get("metrics", {}))
-        score.ended = terminated or truncated
-        if info["feedback"]:
-            print(f"\n{info['feedback']}")
-    print(f"\n{observation}" if score.ended else "")
-    print(score.line())
-    return score
+        state.advance(action, env.step(action))
+        if state.info["feedback"]:
+            print(f"\n{state.info['feedback']}")
+    print(f"\n{state.observation}" if state.ended else "")
+    print(outcome(state))
+
+
+def outcome(state: EpisodeState) -> str:
+    """How a game went, in one line."""
+    word = "solved" if state.success else "not solved" if state.ended else "left unfinished"
+    metrics = state.info.get("metrics", {})
+    figures = "".join(f", {name} {value:.3g}" for name, value in metrics.items())
+    return f"{word} after {len(state.turns)} steps: reward {state.reward:g}{figures}"
 
 
 def _show(turns: Sequence[Turn], observation: str, actions: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,14 @@ from envs.alfworld.engine import Engine
 from envs.alfworld.env import AlfworldEnv
 from envs.alfworld.oracle import NoPlanError, Searcher, plan, steps_left
 from envs.alfworld.provider import AlfworldProvider, make_provider
-from envs.base import PromptParts, Task, Turn
+from envs.base import Task
 from serl.config import HindsightSection
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context, with_context
-from serl.hindsight.evidence import EvidenceOptions, GroupView
-from serl.hindsight.modes import HindsightMode
+from serl.hindsight.evidence import GroupView
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.rollout.actions import action_token_mask
+from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, Trajectory
 from tools.report.statistics import mean_interval, weighted_mean_interval
@@ -51,8 +51,8 @@ from tools.warm_start.demonstrations import response_text
 
 _BATCH_SIZE = 64
 _NOISE = 0.2
-_FEEDBACK = HindsightMode(("immediate_feedback",), "step", "all")
-_SUCCESS = HindsightMode(("successful_sample",), "step", "all")
+_FEEDBACK = HindsightSection(sources=("immediate_feedback",))
+_SUCCESS = HindsightSection(sources=("successful_sample",))
 # The action that evidence is about, which evidence, and the action that is scored.
 _LINES = (
     ("better", _FEEDBACK, "better"),
@@ -94,30 +94,31 @@ class Reading:
     weighted_half_width: float
 
 
+@dataclass(slots=True)
 class _Player:
     """One game, recorded as the env runner would."""
 
-    def __init__(self, provider: AlfworldProvider, task: Task, history_length: int):
-        self.provider, self.task, self.history_length = provider, task, history_length
-        self.env: AlfworldEnv = provider.make_env()
-        self.seen, self.info = self.env.reset(options={"task_id": task.task_id})
-        self.turns: list[Turn] = []
-        self.steps: list[Step] = []
+    provider: AlfworldProvider
+    task: Task
+    history_length: int
+    env: AlfworldEnv
+    state: EpisodeState
+    steps: list[Step] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, provider: AlfworldProvider, task: Task, history_length: int) -> _Player:
+        env = provider.make_env()
+        state = EpisodeState(*env.reset(options={"task_id": task.task_id}))
+        return cls(provider, task, history_length, env, state)
 
     def fork(self) -> _Player:
         """Another player in the same state."""
-        other = object.__new__(_Player)
-        other.__dict__ |= self.__dict__
-        other.env, other.turns, other.steps = self.env.copy(), list(self.turns), list(self.steps)
-        return other
+        return replace(self, env=self.env.copy(), state=self.state.copy(), steps=list(self.steps))
 
     def act(self, thought: str, action: str) -> None:
-        history = tuple(self.turns[-self.history_length :]) if self.history_length else ()
-        admissible = tuple(self.info["admissible_actions"])
-        parts = PromptParts(self.info["task_description"], history, len(self.turns), self.seen, admissible)
-        before = self.seen
-        self.seen, _, _, _, self.info = self.env.step(action)
-        self.turns.append(Turn(before, action))
+        parts, seen = self.state.prompt_parts(self.history_length), self.state.observation
+        self.state.advance(action, self.env.step(action))
+        info = self.state.info
         self.steps.append(
             Step(
                 prompt_ids=[],
@@ -128,16 +129,16 @@ class _Player:
                 finish_reason="stop",
                 messages=self.provider.messages(parts),
                 response_text=response_text(thought, action),
-                anchor=before,
+                anchor=seen,
                 action=action,
-                action_valid=self.info["action_valid"],
-                feedback=self.info["feedback"],
-                next_observation=self.seen,
+                action_valid=info["action_valid"],
+                feedback=info["feedback"],
+                next_observation=self.state.observation,
             )
         )
 
     def trajectory(self, name: str) -> Trajectory:
-        success = bool(self.info["success"])
+        success = self.state.success
         end_reason = "success" if success else "max_steps"
         return Trajectory(name, "g", 0, self.task, self.steps, 10.0 * success, success, end_reason)
 
@@ -153,7 +154,7 @@ def find_situations(
     """One situation a task, if its random step finds the game neither won nor lost; the same for a seed."""
     found = (
         _situation(
-            _Player(provider, task, history_length), max_steps, random.Random(f"{seed}:{task.task_id}")
+            _Player.start(provider, task, history_length), max_steps, random.Random(f"{seed}:{task.task_id}")
         )
         for task in tasks
     )
@@ -164,17 +165,17 @@ def _situation(player: _Player, max_steps: int, rng: random.Random) -> Situation
     solver = player.fork()
     for command in plan(solver.engine):
         solver.act("", command)
-    searcher = Searcher(player.info["task_description"], rng, _NOISE)
+    searcher = Searcher(player.state.info["task_description"], rng, _NOISE)
     known: set[str] = set()
     for _ in range(rng.randrange(1, max_steps)):
-        known.update(player.info["admissible_actions"])
-        thought, action = searcher.act(player.seen, player.info["admissible_actions"])
+        known.update(player.state.info["admissible_actions"])
+        thought, action = searcher.act(player.state.observation, player.state.info["admissible_actions"])
         player.act(thought, action)
-        if player.info["success"]:
+        if player.state.success:
             return None
     # What the policy would think here; a random action comes with no thought that says anything.
-    thought, _ = searcher.act(player.seen, player.info["admissible_actions"])
-    admissible = set(player.info["admissible_actions"])
+    thought, _ = searcher.act(player.state.observation, player.state.info["admissible_actions"])
+    admissible = set(player.state.info["admissible_actions"])
     try:
         way = plan(player.engine)
     except NoPlanError:
@@ -271,13 +272,9 @@ def _reading(
     )
 
 
-def _context(trial: Trajectory, mode: HindsightMode, solution: Trajectory) -> str:
-    """The evidence of the trial's last step, as the teacher would read it with default settings."""
-    defaults = HindsightSection()
-    options = EvidenceOptions(
-        **{name: getattr(defaults, name) for name in EvidenceOptions.__dataclass_fields__}
-    )
-    evidence = collect_evidence(GroupView([trial, solution], options), mode)[0][-1]
+def _context(trial: Trajectory, settings: HindsightSection, solution: Trajectory) -> str:
+    """The evidence of the trial's last step, as the teacher would read it."""
+    evidence = collect_evidence(GroupView([trial, solution], settings), settings)[0][-1]
     text, _ = render_context(evidence)
     assert text is not None
     return text

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from serl.rollout.token_offsets import token_offsets
+
+# What the environment, and later prompts, see of a response that states no action: its last characters.
+UNTAGGED_RESPONSE_CHARACTERS = 100
 
 # `<action …>`, `action …>` or `[action …>`, in any case. The bare forms forgive a wrong first token.
 _TAGGED_ACTION = re.compile(
@@ -44,6 +48,28 @@ def parse_action(text: str) -> str | None:
         return None
     start, end = spans[0]
     return text[start:end].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseAction:
+    """``stated``: the first action of a response (None: it states none); ``sent``: what the environment gets.
+
+    Of a response that states no action the environment gets the end, so that it can answer it.
+    """
+
+    stated: str | None
+    sent: str
+
+    @classmethod
+    def of(cls, response_text: str) -> ResponseAction:
+        stated = parse_action(response_text)
+        if stated is None:
+            return cls(None, response_text.strip()[-UNTAGGED_RESPONSE_CHARACTERS:])
+        return cls(stated, stated)
+
+    def is_valid(self, info: dict[str, Any]) -> bool:
+        """Whether an action was stated and, by the environment's answer with this ``info``, admissible."""
+        return self.stated is not None and bool(info["action_valid"])
 
 
 def action_token_mask(token_ids: Sequence[int], tokenizer: Any) -> list[bool]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
-from envs.base import Task, TextEnv
+from envs.base import StepAnswer, Task, TextEnv
 from serl.rollout.report import add_seconds
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class EnvCalls:
         options = {"task_id": self._task.task_id}
         return await self._call("reset", lambda: self._env.reset(seed=seed, options=options))
 
-    async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    async def step(self, action: str) -> StepAnswer:
         return await self._call("step", lambda: self._env.step(action))
 
     def close(self) -> None:

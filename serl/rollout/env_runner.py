@@ -190,7 +190,6 @@ def _episode_settings(experiment: ExperimentConfig) -> tuple[EpisodeSettings, Ep
     training = EpisodeSettings(
         max_steps=env.max_steps,
         history_length=env.history_length,
-        invalid_action_penalty=env.invalid_action_penalty,
         max_prompt_length=rollout.max_prompt_length,
         request_timeout_s=rollout.request_timeout_s,
         sampling=Sampling(

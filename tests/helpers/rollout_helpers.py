@@ -143,7 +143,6 @@ SAMPLING = Sampling(temperature=1.0, max_tokens=64, stop=("</action>",), seed=No
 SETTINGS = EpisodeSettings(
     max_steps=5,
     history_length=2,
-    invalid_action_penalty=0.1,
     max_prompt_length=400,
     request_timeout_s=5.0,
     sampling=SAMPLING,

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from envs.base import EnvProvider, PromptParts, Task, Turn
+from envs.base import EnvProvider, Task
 from envs.registry import make_provider
 from serl.config import ExperimentConfig, RolloutSection
-from serl.rollout.actions import action_token_mask, parse_action
+from serl.rollout.actions import ResponseAction, action_token_mask
+from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 
@@ -25,7 +26,7 @@ def play_groups(
         _Episode(provider, encoder, config.env.history_length, task) for task in tasks for _ in range(size)
     ]
     for _ in range(config.env.max_steps):
-        playing = [episode for episode in episodes if not episode.ended]
+        playing = [episode for episode in episodes if not episode.state.ended]
         if not playing:
             break
         prompts = [episode.messages() for episode in playing]
@@ -37,8 +38,8 @@ def play_groups(
     groups = []
     for index, task in enumerate(tasks):
         name, own = f"g{weights_seq_no}-{index}", episodes[index * size : (index + 1) * size]
-        members = [episode.trajectory(name, rollout_index) for rollout_index, episode in enumerate(own)]
-        groups.append(TrajectoryGroup(name, task, members))
+        trajectories = [episode.trajectory(name, rollout_index) for rollout_index, episode in enumerate(own)]
+        groups.append(TrajectoryGroup(name, task, trajectories))
     return groups
 
 
@@ -78,27 +79,19 @@ class _Episode:
     def __init__(self, provider: EnvProvider, encoder: PromptEncoder, history_length: int, task: Task):
         self.provider, self.encoder, self.history_length = provider, encoder, history_length
         self.task, self.env = task, provider.make_env()
-        self.seen, self.info = self.env.reset(options={"task_id": task.task_id})
-        self.turns: list[Turn] = []
+        self.state = EpisodeState(*self.env.reset(options={"task_id": task.task_id}))
         self.steps: list[Step] = []
-        self.reward, self.ended = 0.0, False
 
     def messages(self) -> tuple[dict[str, str], ...]:
-        history = tuple(self.turns[-self.history_length :])
-        admissible = tuple(self.info["admissible_actions"])
-        parts = PromptParts(self.info["task_description"], history, len(self.turns), self.seen, admissible)
-        return self.provider.messages(parts)
+        return self.provider.messages(self.state.prompt_parts(self.history_length))
 
     def act(
         self, messages: Any, prompt_ids: list[int], response_ids: list[int], logprobs: Any, version: int
     ) -> None:
         text = self.encoder.decode(response_ids)
-        action = parse_action(text)
-        before = self.seen
-        self.seen, reward, terminated, truncated, self.info = self.env.step(action or text)
-        self.reward += reward
-        self.ended = terminated or truncated
-        self.turns.append(Turn(before, action or text))
+        action = ResponseAction.of(text)
+        seen = self.state.observation
+        self.state.advance(action.sent, self.env.step(action.sent))
         self.steps.append(
             Step(
                 prompt_ids=prompt_ids,
@@ -109,17 +102,17 @@ class _Episode:
                 finish_reason="stop",
                 messages=messages,
                 response_text=text,
-                anchor=before,
-                action=action,
-                action_valid=action is not None and self.info["action_valid"],
-                feedback=self.info["feedback"],
-                next_observation=self.seen,
+                anchor=seen,
+                action=action.stated,
+                action_valid=action.is_valid(self.state.info),
+                feedback=self.state.info["feedback"],
+                next_observation=self.state.observation,
             )
         )
 
     def trajectory(self, group_id: str, rollout_index: int) -> Trajectory:
-        success = bool(self.info["success"])
-        name, end_reason = f"{group_id}-{rollout_index}", "success" if success else "max_steps"
+        state, name = self.state, f"{group_id}-{rollout_index}"
+        end_reason = "success" if state.success else "max_steps"
         return Trajectory(
-            name, group_id, rollout_index, self.task, self.steps, self.reward, success, end_reason
+            name, group_id, rollout_index, self.task, self.steps, state.reward, state.success, end_reason
         )

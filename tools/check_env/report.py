@@ -1,4 +1,4 @@
-"""What `envs/base.py` promises, held against recorded episodes."""
+"""Checks recorded episodes against what `envs/base.py` promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 
-from envs.base import PromptParts, TextEnv
+from envs.base import TextEnv
+from serl.rollout.episode_state import EpisodeState
 from tools.check_env.episodes import Answer, CheckSettings, Record, Target, play_again, play_at_random
 
 _INFO: dict[str, tuple[type, ...]] = {
@@ -197,10 +198,7 @@ def _check_provider(target: Target, records: list[Record], violations: Violation
 
 def _check_messages(target: Target, answer: Answer, where: str, violations: Violations) -> None:
     assert target.provider is not None
-    info = answer.info
-    parts = PromptParts(
-        info["task_description"], (), 0, answer.observation, tuple(info["admissible_actions"])
-    )
+    parts = EpisodeState(answer.observation, answer.info).prompt_parts(history_length=0)
     try:
         messages = target.provider.messages(parts)
     except Exception as error:  # foreign code may raise anything; the report names it

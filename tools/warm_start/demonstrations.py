@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from envs.base import DemonstratedAction, DemonstratingProvider, PromptParts, Task, Turn
+from envs.base import DemonstratedAction, DemonstratingProvider, Task
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
+from serl.rollout.episode_state import EpisodeState
 
 logger = logging.getLogger(__name__)
 
@@ -77,45 +77,33 @@ class _Episode:
     ):
         self._provider, self._task, self._settings, self._rng = provider, task, settings, rng
         self._env = provider.make_env()
-        self._observation, self._info = self._env.reset(options={"task_id": task.task_id})
-        self._history: deque[Turn] = deque(maxlen=settings.history_length)
-        self._num_turns = 0
+        self._state = EpisodeState(*self._env.reset(options={"task_id": task.task_id}))
         self._demonstrator = provider.demonstrator(self._env, rng, settings.detour_share)
 
     def play(self) -> Iterator[Demonstration]:
         for _ in range(self._settings.max_steps):
-            real_observation = self._observation
+            real_observation = self._state.observation
             if self._rng.random() < self._settings.inadmissible_action_share:
                 self._try_inadmissible_action()
-            shown = self._demonstrator.act(real_observation, self._info)
+            shown = self._demonstrator.act(real_observation, self._state.info)
             if not shown.is_detour or self._settings.imitate_detours:
                 yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
                 if not shown.is_detour and self._rng.random() < self._settings.hindsight_share:
                     yield from self._with_hindsight(shown)
-            if self._act(shown.action):
+            self._act(shown.action)
+            if self._state.ended:
                 return
 
-    def _act(self, action: str) -> bool:
-        """Takes the action; True if that ended the episode."""
-        self._history.append(Turn(self._observation, action))
-        self._num_turns += 1
-        self._observation, _, terminated, truncated, self._info = self._env.step(action)
-        return terminated or truncated
+    def _act(self, action: str) -> None:
+        self._state.advance(action, self._env.step(action))
 
     def _try_inadmissible_action(self) -> None:
-        action = self._demonstrator.inadmissible_action(self._info)
+        action = self._demonstrator.inadmissible_action(self._state.info)
         if action is not None:
             self._act(action)
 
     def _messages(self) -> tuple[dict[str, str], ...]:
-        parts = PromptParts(
-            task_description=self._info["task_description"],
-            history=tuple(self._history) if self._settings.history_length else (),
-            num_past_turns=self._num_turns,
-            observation=self._observation,
-            admissible_actions=tuple(self._info["admissible_actions"]),
-        )
-        return self._provider.messages(parts)
+        return self._provider.messages(self._state.prompt_parts(self._settings.history_length))
 
     def _with_hindsight(self, shown: DemonstratedAction) -> Iterator[Demonstration]:
         kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
@@ -123,7 +111,8 @@ class _Episode:
         parts = [_quoted(success)] if success else []
         label = self._demonstrator.best_action()
         if label is None:
-            logger.info("%s: dead end after %d turns, no hindsight", self._task.task_id, self._num_turns)
+            num_turns = len(self._state.turns)
+            logger.info("%s: dead end after %d turns, no hindsight", self._task.task_id, num_turns)
             return
         if kind != "success" or not success:
             tried = self._action_to_try(label, shown.action)
@@ -144,12 +133,12 @@ class _Episode:
             return best
         if draw < 0.55:
             return chosen
-        inadmissible = self._demonstrator.inadmissible_action(self._info) if draw < 0.85 else None
-        return inadmissible or self._demonstrator.admissible_action(self._info)
+        inadmissible = self._demonstrator.inadmissible_action(self._state.info) if draw < 0.85 else None
+        return inadmissible or self._demonstrator.admissible_action(self._state.info)
 
     def _latest_helpful(self, actions: Sequence[str]) -> str | None:
         for action in dict.fromkeys(reversed(actions)):
-            if action in self._info["admissible_actions"] and self._demonstrator.try_out(action)[1]:
+            if action in self._state.info["admissible_actions"] and self._demonstrator.try_out(action)[1]:
                 return action
         return None
 

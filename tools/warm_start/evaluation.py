@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.base import EnvProvider, PromptParts, Task, Turn
-from serl.rollout.actions import parse_action
+from envs.base import EnvProvider, Task
+from serl.rollout.actions import ResponseAction
+from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.tokenizer import END, PAD, token_id
 
@@ -38,31 +38,16 @@ class EvaluationResult:
 
 
 class _Episode:
-    def __init__(self, provider: EnvProvider, task: Task, history_length: int):
+    def __init__(self, provider: EnvProvider, task: Task):
         self.task = task
         self.env = provider.make_env()
-        self.observation, self.info = self.env.reset(options={"task_id": task.task_id})
-        self.history: deque[Turn] = deque(maxlen=history_length)
-        self.num_turns = 0
+        self.state = EpisodeState(*self.env.reset(options={"task_id": task.task_id}))
         self.num_inadmissible = 0
-        self.done = False
 
-    def prompt_parts(self) -> PromptParts:
-        return PromptParts(
-            task_description=self.info["task_description"],
-            history=tuple(self.history),
-            num_past_turns=self.num_turns,
-            observation=self.observation,
-            admissible_actions=tuple(self.info["admissible_actions"]),
-        )
-
-    def act(self, response: str) -> None:
-        action = parse_action(response) or response
-        self.history.append(Turn(self.observation, action))
-        self.observation, _, terminated, truncated, self.info = self.env.step(action)
-        self.done = terminated or truncated
-        self.num_turns += 1
-        self.num_inadmissible += not self.info["action_valid"]
+    def act(self, response_text: str) -> None:
+        action = ResponseAction.of(response_text)
+        self.state.advance(action.sent, self.env.step(action.sent))
+        self.num_inadmissible += not action.is_valid(self.state.info)
 
 
 def play_evaluation(
@@ -75,21 +60,22 @@ def play_evaluation(
 ) -> EvaluationResult:
     """Plays every task once, all episodes side by side, sampling at ``temperature``."""
     encoder = PromptEncoder(tokenizer)
-    episodes = [_Episode(provider, task, settings.history_length) for task in tasks]
+    episodes = [_Episode(provider, task) for task in tasks]
     generator = torch.Generator().manual_seed(seed)
     num_prompt_tokens = num_response_tokens = 0
     policy.eval()
     for _ in range(settings.max_steps):
-        active = [episode for episode in episodes if not episode.done]
+        active = [episode for episode in episodes if not episode.state.ended]
         if not active:
             break
-        prompts = [encoder.encode(provider.messages(episode.prompt_parts())) for episode in active]
+        parts = [episode.state.prompt_parts(settings.history_length) for episode in active]
+        prompts = [encoder.encode(provider.messages(own)) for own in parts]
         responses = sample_responses(policy, tokenizer, prompts, settings, generator)
         for episode, response_ids in zip(active, responses, strict=True):
             episode.act(encoder.decode(response_ids))
         num_prompt_tokens += sum(map(len, prompts))
         num_response_tokens += sum(map(len, responses))
-    num_steps = sum(episode.num_turns for episode in episodes)
+    num_steps = sum(len(episode.state.turns) for episode in episodes)
     return EvaluationResult(
         success_rate=_success_rate(episodes),
         success_by_type={
@@ -144,4 +130,4 @@ def sample_responses(
 
 
 def _success_rate(episodes: Sequence[_Episode]) -> float:
-    return sum(episode.info["success"] for episode in episodes) / len(episodes)
+    return sum(episode.state.success for episode in episodes) / len(episodes)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from envs.base import Turn
+from serl.rollout.actions import ResponseAction
+from serl.rollout.episode_state import EpisodeState
+
+
+def info(**changes: Any) -> dict[str, Any]:
+    usual = {"task_description": "walk", "admissible_actions": ["left", "right"], "success": False}
+    return usual | changes
+
+
+def walked(num_turns: int) -> EpisodeState:
+    state = EpisodeState("at 0", info())
+    for turn in range(num_turns):
+        state.advance(f"step {turn}", (f"at {turn + 1}", 0.5, False, False, info()))
+    return state
+
+
+def test_an_answer_makes_a_turn_of_what_was_seen_and_done():
+    state = EpisodeState("at 0", info())
+    reward = state.advance("right", ("at 1", 2.0, False, True, info(admissible_actions=["left"])))
+    assert (reward, state.reward, state.observation) == (2.0, 2.0, "at 1")
+    assert state.turns == [Turn("at 0", "right")]
+    assert (state.ended, state.terminated, state.truncated, state.success) == (True, False, True, False)
+    state.advance("left", ("at 0", -0.5, True, False, info(success=True)))
+    assert (state.reward, state.terminated, state.truncated, state.success) == (1.5, True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("history_length", "quoted"),
+    [(0, []), (2, ["step 1", "step 2"]), (9, ["step 0", "step 1", "step 2"])],
+)
+def test_a_prompt_quotes_the_last_turns_and_counts_all(history_length: int, quoted: list[str]):
+    parts = walked(3).prompt_parts(history_length)
+    assert [turn.action for turn in parts.history] == quoted
+    assert (parts.task_description, parts.num_past_turns, parts.observation) == ("walk", 3, "at 3")
+    assert parts.admissible_actions == ("left", "right")
+
+
+def test_a_copy_goes_its_own_way():
+    state = walked(1)
+    other = state.copy()
+    other.advance("right", ("elsewhere", 1.0, True, False, info()))
+    assert (state.observation, len(state.turns), state.reward, state.ended) == ("at 1", 1, 0.5, False)
+    assert (other.observation, len(other.turns), other.reward, other.ended) == ("elsewhere", 2, 1.5, True)
+
+
+@pytest.mark.parametrize(
+    ("response", "stated", "sent"),
+    [
+        ("<think>so</think><action> go left </action>", "go left", "go left"),
+        ("I would go left \n", None, "I would go left"),
+        ("a" * 50 + "b" * 100, None, "b" * 100),
+    ],
+)
+def test_a_response_is_sent_as_its_action_or_as_its_end(response: str, stated: str | None, sent: str):
+    action = ResponseAction.of(response)
+    assert action == ResponseAction(stated, sent)
+    assert action.is_valid({"action_valid": True}) == (stated is not None)
+    assert not action.is_valid({"action_valid": False})
