@@ -45,7 +45,6 @@ CHANGED: dict[str, str | Removed] = {
     "hindsight.judge.reasoning_max_tokens": Removed("it is eight times hindsight.judge.max_tokens"),
     "hindsight.judge.cache": Removed("answers are always kept in the run directory"),
     "learner.betas": Removed("they are always 0.9 and 0.999", [0.9, 0.999]),
-    "logging.trajectories_interval": Removed("trajectories of every iteration are recorded"),
 }
 
 

@@ -49,6 +49,8 @@ class LoggingSection(Section):
 
     trajectories_per_iteration: int = Field(default=8, ge=0)
     """Trajectories recorded for `python -m tools.inspect`; 0: none."""
+    trajectories_interval: PositiveInt = 1
+    """Iterations from one that is recorded to the next, for a long run whose file would be full early."""
     max_trajectories_mib: PositiveFloat = 64.0
     """Their file ends at this size, in MiB."""
     progress_bar: bool = True

@@ -21,9 +21,7 @@ class NonFiniteGradientsError(RuntimeError):
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: LearnerSection) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with decoupled weight decay on every parameter."""
-    return torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def learning_rate(settings: LearnerSection, weights_seq_no: int, num_updates: int) -> float:

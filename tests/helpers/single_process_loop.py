@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from envs.base import Task
-from serl.batch.advantages import StepRows, group_advantages
+from serl.batch.advantages import StepRows, estimate_advantages
 from serl.batch.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
@@ -40,7 +40,7 @@ class SingleProcessLoop:
         self.teacher: Any = copy.deepcopy(self.policy).requires_grad_(False)
         learner = config.learner
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+            self.policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay
         )
         self.encoder = PromptEncoder.load(str(model_dir))
 
@@ -73,18 +73,22 @@ class SingleProcessLoop:
     def _loss(self, step: Step, advantages: Tensor, denominators: Denominators) -> Tensor:
         logprobs = self._logprobs(self.policy, step.prompt_ids, step.response_ids)
         tokens = LossTokens(
-            logprobs, torch.tensor(step.old_logprobs), advantages, torch.zeros(len(logprobs)).long()
+            logprobs,
+            torch.tensor(step.old_logprobs),
+            advantages,
+            torch.zeros(len(logprobs)).long(),
+            denominators,
+            self.config.loss.aggregation,
         )
-        settings = self.config.loss
-        return policy_loss(tokens, settings.name, settings.model_dump(), denominators)[0]
+        return policy_loss(tokens, self.config.loss)[0]
 
     def _advantages(self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step]) -> Tensor:
-        rows = StepRows.from_groups(groups, self.config.advantage.gamma)
+        section = self.config.advantage
+        rows = StepRows.from_groups(groups)
         penalty = self.config.env.invalid_action_penalty
         rows.rewards.sub_(torch.tensor([penalty * (not step.action_valid) for step in steps]).double())
-        options = self.config.advantage.model_dump()
-        advantages, _ = group_advantages(rows, self.config.advantage.estimator, options)
-        return torch.where(advantages < 0, self.config.loss.negative_advantage_scale * advantages, advantages)
+        advantages, _ = estimate_advantages(rows, section)
+        return torch.where(advantages < 0, section.negative_scale * advantages, advantages)
 
     @torch.no_grad()
     def _weighted(

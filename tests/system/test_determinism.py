@@ -24,7 +24,7 @@ SETTINGS = (
     # … and is computed alone and whole: which requests share a step of the engine, and which prefixes it has
     # cached, depends on timing, and sums of another shape may round in another way.
     "serving.max_num_seqs=1",
-    "serving.enable_prefix_caching=false",
+    "serving.engine_args.enable_prefix_caching=false",
     "evaluation.at_start=false",
     "evaluation.at_end=false",
     "checkpoint.interval=1",

@@ -106,7 +106,6 @@ class BareEngine:
         progress.owner[name] = session
         sampling = SamplingParams(
             temperature=self._rollout.temperature,
-            top_p=self._rollout.top_p,
             max_tokens=num_tokens,
             ignore_eos=True,
             stop=[_IMPOSSIBLE_STOP] if as_text else None,
