@@ -151,35 +151,31 @@ class HindsightSection(Section):
 
     judge: JudgeSection = JudgeSection()
 
-    @model_validator(mode="after")
-    def _expand_mode(self) -> Self:
-        if self.mode is None:
-            return self
-        if self.mode not in MODES:
-            problem = Problem(("mode",), self.mode, f"no such mode{name_hint(self.mode, MODES)}")
-            raise validation_error("hindsight", [problem])
-        meaning = MODES[self.mode]._asdict()
-        given = {key: getattr(self, key) for key in meaning if key in self.model_fields_set}
-        problems = [
-            contradiction(
-                f"hindsight.mode = {self.mode!r} contradicts hindsight.{key} = {_shown(value)}: "
-                f"the mode means {key} = {_shown(meaning[key])}; give one of the two"
-            )
-            for key, value in given.items()
-            if value != meaning[key]
-        ]
-        if problems:
-            raise validation_error("hindsight", problems)
-        for key, value in meaning.items():
-            object.__setattr__(self, key, value)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_mode(cls, values: Any) -> Any:
+        name = values.get("mode") if isinstance(values, dict) else None
+        return {**MODES[name]._asdict(), **values} if isinstance(name, str) and name in MODES else values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = list(self._problems_of_sources()) or list(self._problems_of_judging())
+        problems = [*self._problems_of_mode(), *self._problems_of_sources()]
+        problems = problems or list(self._problems_of_judging())
         if problems:
             raise validation_error("hindsight", problems)
         return self
+
+    def _problems_of_mode(self) -> Iterator[Problem]:
+        if self.mode is not None and self.mode not in MODES:
+            yield Problem(("mode",), self.mode, f"no such mode{name_hint(self.mode, MODES)}")
+        elif self.mode is not None:
+            for key, meaning in MODES[self.mode]._asdict().items():
+                value = getattr(self, key)
+                if value != meaning:
+                    yield contradiction(
+                        f"hindsight.mode = {self.mode!r} contradicts hindsight.{key} = {_shown(value)}: "
+                        f"the mode means {key} = {_shown(meaning)}; give one of the two"
+                    )
 
     def _problems_of_sources(self) -> Iterator[Problem]:
         if self.enabled and not self.sources:
