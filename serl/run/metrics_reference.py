@@ -174,6 +174,7 @@ GROUPS: Mapping[str, MetricGroup] = {
             "teacher_num_compared_tokens": "Weighted tokens that the teacher also scored without context.",
             "num_teacher_tokens": "Prompt and response tokens that the teacher read, once for each time.",
             "teacher_tokens_per_s": "These over the teacher's seconds.",
+            "seconds_plan": "Seconds that the driver took to join the batch's rows and to plan the update.",
             "seconds_update": "Seconds of the whole update.",
             "seconds_teacher": "Seconds of the teacher's forward passes.",
             "seconds_proximal": "Seconds of the policy's log-probs before the update, where "
@@ -228,6 +229,7 @@ GROUPS: Mapping[str, MetricGroup] = {
         {
             "iteration_s": "Seconds of the iteration.",
             "wait_for_batch_s": "Seconds of it until the batch was there.",
+            "not_polling_s": "Seconds of it in which the driver polled no env runner.",
         },
     ),
     "runners": MetricGroup(

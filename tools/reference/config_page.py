@@ -1,4 +1,4 @@
-"""The page of all config keys, from the typed sections and the registries of what a config can name."""
+"""The page of all config keys, from the typed sections and the registries of what an experiment can name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from envs.alfworld.provider import AlfworldArguments
+from envs.webshop.provider import WebshopArguments
 from serl.config import ExperimentConfig
+from serl.config.hindsight_modes import MODES
 from serl.config.registry import ESTIMATORS, LOSSES, SOURCES, Registry
 from tools.reference.markdown import from_docstring, one_line, page, table
 
+_ENVIRONMENTS: Mapping[str, type[BaseModel]] = {"alfworld": AlfworldArguments, "webshop": WebshopArguments}
 _TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
@@ -30,6 +34,8 @@ def config_page() -> str:
         *_registered(ESTIMATORS, "advantage.args"),
         *_registered(LOSSES, "loss.args"),
         *_registered(SOURCES, "hindsight.args.SOURCE"),
+        *_modes(),
+        *_environments(),
     )
 
 
@@ -86,6 +92,25 @@ def _registered(registry: Registry, key: str) -> Iterator[list[str]]:
         yield [f"### `{name}`"]
         yield [from_docstring(entry.function.__doc__)]
         yield _options(entry.options)
+
+
+def _modes() -> Iterator[list[str]]:
+    yield ["## Names of `hindsight.mode`"]
+    yield ["The paper's, and the `sources`, `granularity` and `combine` that each stands for."]
+    rows = [
+        (f"`{name}`", ", ".join(f"`{source}`" for source in mode.sources), mode.granularity, mode.combine)
+        for name, mode in MODES.items()
+    ]
+    yield table(("mode", "sources", "granularity", "combine"), rows)
+
+
+def _environments() -> Iterator[list[str]]:
+    yield ["## Arguments of `env.name`"]
+    yield ["Given under `env.args`. An environment of your own checks what it is given itself."]
+    for name, arguments in _ENVIRONMENTS.items():
+        yield [f"### `{name}`"]
+        yield [from_docstring((arguments.__doc__ or "").partition("\n")[2])]
+        yield _options(arguments)
 
 
 def _default(field: FieldInfo) -> str:
