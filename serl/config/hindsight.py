@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -154,8 +154,11 @@ class HindsightSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_mode(cls, values: Any) -> Any:
-        name = values.get("mode") if isinstance(values, dict) else None
-        return {**MODES[name]._asdict(), **values} if isinstance(name, str) and name in MODES else values
+        if not isinstance(values, dict):
+            return values
+        given = cast(dict[str, Any], values)
+        mode = MODES.get(str(given.get("mode")))
+        return given if mode is None else mode._asdict() | given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def anchor_clusters(anchors: Sequence[str], similarity: float | None) -> list[int]:
@@ -49,36 +50,38 @@ class _Representatives:
     representatives at once, and at most the length of the longest common subsequence.
     """
 
-    def __init__(self, texts: Sequence[str], similarity: float):
+    def __init__(self, texts: Sequence[str], similarity: float) -> None:
         self._similarity = similarity
         self._row = {text: row for row, text in enumerate(texts)}
         self._char_counts = _char_counts(texts)
-        self._lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        self._lengths = [len(text) for text in texts]
         self._rows: list[int] = []
         self._matchers: list[SequenceMatcher[str]] = []
         self._positions: list[dict[str, int]] = []
 
     def first_similar_or_new(self, text: str) -> int:
         for cluster in self._within_bound(text):
-            matcher = self._matchers[cluster]
-            longest = common_subsequence(text, self._positions[cluster], len(matcher.b))
-            if 2.0 * longest / (len(text) + len(matcher.b)) < self._similarity:
+            length = self._lengths[self._rows[cluster]]
+            longest = common_subsequence(text, self._positions[cluster], length)
+            if 2.0 * longest / (len(text) + length) < self._similarity:
                 continue
+            matcher = self._matchers[cluster]
             matcher.set_seq1(text)
             if matcher.ratio() >= self._similarity:
-                return int(cluster)
+                return cluster
         self._rows.append(self._row[text])
         # difflib caches what it learns of the second sequence, so the representative is the second.
         self._matchers.append(SequenceMatcher(None, "", text))
         self._positions.append(char_positions(text))
         return len(self._rows) - 1
 
-    def _within_bound(self, text: str) -> np.ndarray:
+    def _within_bound(self, text: str) -> list[int]:
+        """The clusters whose first member may resemble ``text``."""
         row = self._row[text]
         common = np.minimum(self._char_counts[self._rows], self._char_counts[row]).sum(axis=1)
-        lengths = self._lengths[self._rows] + self._lengths[row]
+        lengths = np.array([self._lengths[other] + self._lengths[row] for other in self._rows])
         bound = np.where(lengths > 0, 2.0 * common / np.maximum(lengths, 1), 1.0)
-        return np.flatnonzero(bound >= self._similarity)
+        return np.flatnonzero(bound >= self._similarity).tolist()
 
 
 def char_positions(text: str) -> dict[str, int]:
@@ -103,7 +106,7 @@ def common_subsequence(text: str, positions: dict[str, int], length: int) -> int
     return length - row.bit_count()
 
 
-def _char_counts(texts: Sequence[str]) -> np.ndarray:
+def _char_counts(texts: Sequence[str]) -> NDArray[np.int32]:
     """[texts, distinct characters] how often each character occurs in each text."""
     alphabet = {char: column for column, char in enumerate(sorted(set("".join(texts))))}
     counts = np.zeros((len(texts), len(alphabet)), dtype=np.int32)

@@ -116,7 +116,7 @@ def _render(evidence: StepEvidence, dropped: Set[_Address]) -> str:
         blocks.append(_heading(_FEEDBACK_TITLE) + _pairs_text(evidence.feedback_pairs))
     section_index = 0
     if evidence.candidates:
-        entries = []
+        entries: list[str] = []
         for candidate in evidence.candidates:
             entries.append(_candidate_text(candidate, section_index, dropped))
             section_index += len(candidate.evidence)

@@ -42,8 +42,8 @@ _CLOSE_TIMEOUT_S = 10.0
 class _JudgedGroup:
     """``pending``: requests by trajectory id; ``texts``: what was answered."""
 
-    pending: dict[str, Future[Judgement]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, Future[Judgement]] = field(default_factory=dict[str, Future[Judgement]])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class JudgePool:
