@@ -68,9 +68,9 @@ GROUPS: Mapping[str, MetricGroup] = {
     "buffer": MetricGroup(
         "groups on their way to the learners",
         {
-            "groups_ready": "Complete groups waiting in the buffer.",
-            "groups_in_flight": "Groups of which trajectories are missing.",
-            "trajectories_in_flight": "Trajectories missing in these.",
+            "groups_ready": "Complete groups in the buffer.",
+            "groups_in_flight": "Groups that are not complete, or not finished yet.",
+            "trajectories_in_flight": "Trajectories that these lack.",
             "groups_admitted": "Groups begun since the run began.",
             "groups_taken": "Groups given to the learners since the run began.",
             "groups_discarded_zero_variance": "Groups removed by `training.filter_groups` since the run "
@@ -87,8 +87,6 @@ GROUPS: Mapping[str, MetricGroup] = {
             "failures_<reason>": "Failed rollouts since the run began, by reason (see "
             "`runners/failed_<reason>`).",
             "retries": "Rollouts since the run began that were started again after a failure.",
-            "staleness_mean": "Mean over the batch's groups of their age in updates.",
-            "staleness_max": "The age in updates of the batch's oldest group.",
             "filtered_groups": "Groups removed by `training.filter_groups` between this batch and the one "
             "before.",
             "filtered_mean_steps": "Mean steps of the trajectories of these groups.",
@@ -99,7 +97,7 @@ GROUPS: Mapping[str, MetricGroup] = {
         "advantages, teacher and update",
         {
             "num_groups": "Groups of the batch.",
-            "num_zero_variance_groups": "Groups of the batch whose rows all have the same reward.",
+            "num_zero_variance_groups": "Groups of the batch whose trajectories all have the same reward.",
             "num_rows": "Rows of the batch: one for each environment step.",
             "num_rows_with_advantage": "Rows whose advantage is not 0.",
             "advantage_mean": "Mean advantage of all rows.",
