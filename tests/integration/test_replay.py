@@ -8,36 +8,39 @@ from typing import Any
 
 import pytest
 from alfworld_small_game import write_trial
+from recordings import origin, recordings
 
 from envs.alfworld.engine import Engine
 from envs.alfworld.game import Game, load_game
 from tools.replay import main as replay_main
 from tools.replay import read_traces
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "alfworld"
+NUM_TRACES = {"fixtures": 5, "shared": 46}
 
 
-def lay_out_traced_games(traces: Path, data: Path) -> None:
+def games_of_traces(folder: Path, traces: Path, scratch: Path) -> Path:
+    """The data folder of traced games: `folder` itself, or what is unpacked from its archives."""
+    if (folder / "json_2.1.1").is_dir():
+        return folder
     wanted = {f"json_2.1.1/{trace['trial']}" for trace in read_traces(traces)}
     for split in sorted({trial.split("/")[1] for trial in wanted}):
-        with tarfile.open(SHARED / f"alfworld_{split}.tar.xz") as pack:
-            for rollout_index in pack:
-                content = pack.extractfile(rollout_index)
-                if str(Path(rollout_index.name).parent) in wanted and content is not None:
-                    target = data / rollout_index.name
+        with tarfile.open(folder / f"alfworld_{split}.tar.xz") as pack:
+            for entry in pack:
+                content = pack.extractfile(entry)
+                if str(Path(entry.name).parent) in wanted and content is not None:
+                    target = scratch / entry.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content.read())
+    return scratch
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared ALFWorld games are not beside the project")
+@pytest.mark.parametrize("folder", recordings("alfworld"), ids=origin)
 def test_all_recorded_steps_of_the_original_engine_replay_without_a_difference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traces = SHARED / "traces.jsonl.xz"
-    lay_out_traced_games(traces, tmp_path)
-    monkeypatch.setattr("sys.argv", ["replay", "alfworld", str(traces), "--data", str(tmp_path)])
-    assert replay_main() == 0
-    assert capsys.readouterr().out == "46 passed, 0 failed\n"
+    (traces,) = folder.glob("traces.jsonl*")
+    assert replay(monkeypatch, traces, "--data", games_of_traces(folder, traces, tmp_path)) == 0
+    assert capsys.readouterr().out == f"{NUM_TRACES[origin(folder)]} passed, 0 failed\n"
 
 
 def record(game: Game, trial: str) -> dict[str, Any]:
