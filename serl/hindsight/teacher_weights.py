@@ -1,17 +1,18 @@
 """Teacher weights: the hindsight teacher's opinion of each action token, as a factor on its advantage.
 
-SERL (arXiv 2605.19447). For a token a of a step with context c, teacher π_T and student π_S:
+SERL (arXiv 2605.19447). For a token a of a step with prompt s, context c and advantage A, teacher π_T and
+student π_S:
 
-    Δ = log π_T(a | c) − log π_S(a)
-    w = exp(sign(A) · Δ),  the exponent clamped to ±20, sign(0) = 0
-    c = clip(w, 1 − weight_clip, 1 + weight_clip)
-    A' = A · ((1 − λ) + λ · c)  on selected tokens, A elsewhere
+    Δ  = log π_T(a | s, c) − log π_S(a | s)      the log-ratio, clamped to ±20
+    w  = exp(sign(A) · Δ)                        the exponent clamped to ±20, sign(0) = 0
+    ŵ  = clip(w, 1 − weight_clip, 1 + weight_clip)
+    A' = A · ((1 − λ) + λ · ŵ)                   on selected tokens, A elsewhere
 
 The sign of A stays: a weight makes an update stronger or weaker and never turns it round.
 
 Departures from the paper, all off unless asked for:
-- ``baseline="teacher"`` measures Δ against the same teacher without the context. That leaves what the context
-  says and removes how far student and teacher have drifted apart.
+- ``baseline="teacher"`` takes log π_T(a | s), the teacher's without the context, in place of the student's.
+  Δ is then the context effect alone, without the teacher–student log-ratio that is there without context.
 - ``center`` subtracts the mean Δ of the selected tokens (of the batch, or of each step).
 - ``shuffle`` moves every weight to another selected token: a control with equal weights, all misplaced.
 """
@@ -64,7 +65,7 @@ def teacher_weights(
     ``num_selected_tokens`` (or the positive/negative share of it) as weights: ``weight_mean``,
     ``clipped_fraction`` (weights on either bound), both also as ``positive_…`` and ``negative_…`` for tokens
     with A > 0 and A < 0, with ``…_weight_min`` and ``…_weight_max``; ``log_ratio_mean`` and
-    ``abs_log_ratio_mean`` of Δ before centring. Where no token is selected, a weight is 1 and all else 0.
+    ``abs_log_ratio_mean`` in nats, before centring. Where no token is selected, a weight is 1 and all else 0.
     Raises ValueError for a missing companion tensor.
     """
     mask = selected.bool()
@@ -74,9 +75,9 @@ def teacher_weights(
         known = "known: student, or teacher with teacher_logprobs_without_context"
         raise ValueError(f"no log-probs for baseline {baseline!r}; {known}")
     token_advantages = advantages[mask]
-    delta = log_ratio(teacher_logprobs, base)[mask]
+    log_ratios = log_ratio(teacher_logprobs, base)[mask]
     steps = None if step_ids is None else step_ids[mask]
-    log_weights = torch.sign(token_advantages) * _centered(delta, center, steps, gather)
+    log_weights = torch.sign(token_advantages) * _centered(log_ratios, center, steps, gather)
     chosen = log_weights.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
     chosen = chosen.clamp(1.0 - weight_clip, 1.0 + weight_clip)
     if shuffle is not None:
@@ -85,28 +86,28 @@ def teacher_weights(
     weights = torch.ones_like(advantages)
     weights[mask] = chosen
     metrics = _weight_metrics(chosen, token_advantages, weight_clip)
-    metrics.update(log_ratio_mean=_mean(delta), abs_log_ratio_mean=_mean(delta.abs()))
+    metrics.update(log_ratio_mean=_mean(log_ratios), abs_log_ratio_mean=_mean(log_ratios.abs()))
     return weights, metrics
 
 
 def weighted_advantages(advantages: Tensor, weights: Tensor, effective_lambda: float) -> Tensor:
-    """A · ((1 − λ) + λ · c); with weight 1 exactly A."""
+    """A · ((1 − λ) + λ · ŵ), of any one shape; where a weight is 1, exactly A."""
     mixed = advantages * ((1.0 - effective_lambda) + effective_lambda * weights)
     return torch.where(weights == 1.0, advantages, mixed)
 
 
 def log_ratio(logprobs: Tensor, baseline_logprobs: Tensor) -> Tensor:
-    """``logprobs − baseline_logprobs``, clamped to ±20."""
+    """``logprobs − baseline_logprobs`` in nats, clamped to ±20."""
     return (logprobs - baseline_logprobs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT)
 
 
 def log_ratio_parts(
     student_logprobs: Tensor, teacher_logprobs: Tensor, teacher_logprobs_without_context: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The two parts of log π_T(a | c) − log π_S(a), of any one shape.
+    """The two parts of the log-ratio log π_T(a | s, c) − log π_S(a | s), in nats, of any one shape.
 
-    ``context_effects`` = log π_T(a | c) − log π_T(a), what the context says, and
-    ``log_ratios_without_context`` = log π_T(a) − log π_S(a), how far student and teacher are apart.
+    First the context effect, log π_T(a | s, c) − log π_T(a | s): what the context says. Then the
+    teacher–student log-ratio without context, log π_T(a | s) − log π_S(a | s): how far the two are apart.
     """
     return (
         log_ratio(teacher_logprobs, teacher_logprobs_without_context),
@@ -114,25 +115,26 @@ def log_ratio_parts(
     )
 
 
-def _centered(delta: Tensor, center: Center, step_ids: Tensor | None, gather: Gather) -> Tensor:
+def _centered(log_ratios: Tensor, center: Center, step_ids: Tensor | None, gather: Gather) -> Tensor:
     if center == "none":
-        return delta
+        return log_ratios
     if center == "batch":
         # In float64 the mean does not depend on how the batch is split.
-        everywhere = gather(delta)[0].double()
-        return delta - everywhere.mean().to(delta.dtype) if everywhere.numel() else delta
+        everywhere = gather(log_ratios)[0].double()
+        mean = everywhere.mean().to(log_ratios.dtype) if everywhere.numel() else 0.0
+        return log_ratios - mean
     if center != "step":
         raise ValueError(f"unknown center {center!r}; known: none, batch, step")
     if step_ids is None:
         raise ValueError("center 'step' needs step_ids")
     num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
-    totals = delta.new_zeros(num_steps).index_add(0, step_ids, delta)
-    counts = delta.new_zeros(num_steps).index_add(0, step_ids, torch.ones_like(delta))
-    return delta - (totals / counts.clamp(min=1.0))[step_ids]
+    totals = log_ratios.new_zeros(num_steps).index_add(0, step_ids, log_ratios)
+    counts = log_ratios.new_zeros(num_steps).index_add(0, step_ids, torch.ones_like(log_ratios))
+    return log_ratios - (totals / counts.clamp(min=1.0))[step_ids]
 
 
 def _moved(weights: Tensor, generator: torch.Generator, gather: Gather) -> Tensor:
-    """Every weight on another token: one random cycle through all those of the batch."""
+    """Every weight on another token: one random cycle through all selected tokens of the batch."""
     everywhere, start = gather(weights)
     order = torch.randperm(everywhere.numel(), generator=generator).to(weights.device)
     moved = torch.empty_like(everywhere)

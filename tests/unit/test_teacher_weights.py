@@ -101,7 +101,7 @@ def test_the_mean_is_that_of_the_selected_tokens():
     assert mixed.tolist() == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(0.1), -2.0, -2.0])
 
 
-def test_the_teacher_baseline_removes_the_drift():
+def test_the_teacher_baseline_leaves_the_context_effect_alone():
     without = STUDENT + torch.tensor([0.4, 0.4, 0.4, 0.4])
     teacher = without + torch.tensor([0.1, 0.1, -0.1, -0.1])
     mixed, metrics = weigh(teacher=teacher, baseline="teacher", teacher_logprobs_without_context=without)
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_are_centred_and_shuffled_as_the_whole():
         own = teacher[part]
 
         def gather(values: torch.Tensor) -> tuple[torch.Tensor, int]:
-            """The whole batch: of gaps before they are centred, or of weights before they are moved."""
+            """The whole batch: of log-ratios before they are centred, or of weights before they are moved."""
             assert values.numel() == own.numel()
             everywhere = teacher if torch.equal(values, own) else teacher.exp()
             return everywhere, part.start
