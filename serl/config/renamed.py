@@ -13,7 +13,7 @@ from typing import Any, cast
 from serl.config.errors import ConfigError
 from serl.config.hindsight import HindsightSection
 from serl.config.objective import AdvantageSection, LossSection
-from serl.config.registry import ESTIMATORS, LOSSES
+from serl.config.registry import ESTIMATORS, LOSSES, SOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,12 @@ def changed_key(key: str) -> str | None:
     return None if change is None else f"this key is now {change}"
 
 
+def former_keys(values: Mapping[str, Any]) -> list[str]:
+    """Those keys in ``values`` that only older versions had."""
+    sections = {key: _mapping_at(values, key.rpartition(".")[0]) or {} for key in CHANGED}
+    return [key for key, section in sections.items() if key.rpartition(".")[2] in section]
+
+
 def translate(values: dict[str, Any], origin: str) -> None:
     """Changes the config that an older version recorded to what this version calls its keys.
 
@@ -69,7 +75,7 @@ def translate(values: dict[str, Any], origin: str) -> None:
             continue
         value = mapping.pop(name)
         if isinstance(change, str):
-            if _is_understood(values, change):
+            if _says_something(values, change, value):
                 _put(values, change, value)
         elif change.always not in (None, value):
             problems.append(f"{key} = {value} {origin}: {changed_key(key)}")
@@ -77,22 +83,24 @@ def translate(values: dict[str, Any], origin: str) -> None:
         raise ConfigError(problems)
 
 
-def _is_understood(values: Mapping[str, Any], key: str) -> bool:
-    """Whether the estimator, the loss or the sources of the experiment have the option ``key``.
+def _says_something(values: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether the estimator, loss or sources of the experiment have the option ``key``, with another default.
 
-    Older versions recorded the options of all of them.
+    Older versions recorded the options of all of them, defaults included.
     """
     match key.split("."):
         case ["advantage", "args", option]:
-            name = values["advantage"].get("estimator", AdvantageSection().estimator)
-            return option in ESTIMATORS.get(name).options.model_fields
+            entry = ESTIMATORS.get(values["advantage"].get("estimator", AdvantageSection().estimator))
         case ["loss", "args", option]:
-            name = values["loss"].get("name", LossSection().name)
-            return option in LOSSES.get(name).options.model_fields
-        case ["hindsight", "args", source, _]:
-            return source in values["hindsight"].get("sources", HindsightSection().sources)
+            entry = LOSSES.get(values["loss"].get("name", LossSection().name))
+        case ["hindsight", "args", source, option]:
+            if source not in values["hindsight"].get("sources", HindsightSection().sources):
+                return False
+            entry = SOURCES.get(source)
         case _:
             return True
+    field = entry.options.model_fields.get(option)
+    return field is not None and field.default != value
 
 
 def _mapping_at(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:

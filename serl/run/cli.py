@@ -18,6 +18,8 @@ from serl.algorithm_state import CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
+from serl.config.renamed import former_keys
+from serl.config.yaml_files import read_mapping
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.run.checkpoint import latest_checkpoint
 from serl.run.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
@@ -84,21 +86,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _experiment(options: argparse.Namespace) -> ExperimentConfig:
     """From the file given, else from the run that is resumed or that the checkpoint belongs to."""
-    recorded = _recorded_config(options)
-    experiment = load_experiment(options.experiment or recorded, options.overrides)
+    if options.experiment and not options.resume:
+        return load_experiment(options.experiment, options.overrides)
+    recorded = (options.resume or options.evaluate.absolute().parents[1]) / CONFIG
+    if former := former_keys(read_mapping(recorded)):
+        print(f"{recorded} is by an older version of SERL; translated: {', '.join(former)}")
+    if options.experiment:
+        experiment = load_experiment(options.experiment, options.overrides)
+    else:
+        experiment = load_experiment(recorded, options.overrides, recorded=True)
     if options.resume:
-        changes = check_resumable(load_experiment(recorded), experiment)
-        for change in changes:
+        for change in check_resumable(load_experiment(recorded, recorded=True), experiment):
             print(f"changed since the run began: {change}")
     return experiment
-
-
-def _recorded_config(options: argparse.Namespace) -> Path:
-    if options.resume:
-        return options.resume / CONFIG
-    if options.evaluate:
-        return options.evaluate.absolute().parents[1] / CONFIG
-    return Path(options.experiment)
 
 
 def _check(experiment: ExperimentConfig, address: str | None) -> int:

@@ -21,8 +21,8 @@ from serl.run.run_dir import CONFIG, RunDir
 
 def main(arguments: list[str]) -> int:
     resumed = Path(arguments[1]) if arguments[0] == "--resume" else None
-    recorded, overrides = (resumed / CONFIG, arguments[2:]) if resumed else (arguments[0], arguments[1:])
-    experiment = load_experiment(recorded, overrides)
+    file, overrides = (resumed / CONFIG, arguments[2:]) if resumed else (arguments[0], arguments[1:])
+    experiment = load_experiment(file, overrides, recorded=resumed is not None)
     run_dir = RunDir.reopen(resumed, experiment) if resumed else RunDir.create(experiment)
     print("own cluster" if os.environ.get("RAY_ADDRESS") == "local" else "the sweep's cluster")
     if experiment.name == "fails":

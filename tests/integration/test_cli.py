@@ -185,6 +185,66 @@ def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.Captur
     assert "model.path = './other' contradicts the run to be resumed" in capsys.readouterr().err
 
 
+FORMER_CONFIG = """\
+name: quickstart
+model: {path: embedded:tiny_alfworld, max_model_len: 512}
+env: {name: alfworld, args: {data: embedded}}
+rollout: {top_p: 1.0, max_prompt_length: 448, max_response_length: 32}
+loss: {clip_low: 0.25, importance_cap: 2.0}
+learner: {betas: [0.9, 0.999]}
+"""
+
+
+def write_former_run(folder: Path, config: str = FORMER_CONFIG) -> Path:
+    """What SERL 0.1 left of a run, as far as is read before anything starts."""
+    checkpoint = folder / "checkpoints" / "iteration_000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "algorithm.json").write_text('{"iteration": 2, "weights_seq_no": 2}')
+    (folder / "config.yaml").write_text(config)
+    return checkpoint
+
+
+def test_a_run_by_serl_0_1_resumes_under_the_present_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_former_run(tmp_path)
+    assert main(["--resume", str(tmp_path), "training.num_iterations=3", *TOO_MANY_GPUS]) == 1
+    said = capsys.readouterr()
+    assert "this machine has" in said.err, "nothing but the machine should be in the way"
+    translated, *changes = said.out.splitlines()
+    assert translated == (
+        f"{tmp_path / 'config.yaml'} is by an older version of SERL; translated: "
+        "rollout.top_p, loss.clip_low, loss.importance_cap, learner.betas"
+    )
+    assert changes == [
+        "changed since the run began: learner.num_gpus_per_learner: 0.0 -> 1.0",
+        "changed since the run began: serving.num_gpus_per_replica: 0.0 -> 1000.0",
+        "changed since the run began: serving.weight_transfer: 'shared_memory' -> 'nccl'",
+        "changed since the run began: training.num_iterations: 150 -> 3",
+    ]
+
+
+def test_a_checkpoint_by_serl_0_1_is_evaluated_under_the_present_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint = write_former_run(tmp_path)
+    assert main(["--evaluate", str(checkpoint), *TOO_MANY_GPUS]) == 1
+    said = capsys.readouterr()
+    assert "this machine has" in said.err and "loss.importance_cap" in said.out
+
+
+def test_a_run_by_serl_0_1_that_cannot_resume_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_former_run(tmp_path, FORMER_CONFIG.replace("0.999", "0.95"))
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "learner.betas = [0.9, 0.95]" in capsys.readouterr().err
+
+
+def test_a_run_of_this_version_resumes_without_a_word_of_older_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_former_run(tmp_path, config_yaml(load_experiment(QUICKSTART)))
+    assert main(["--resume", str(tmp_path), *TOO_MANY_GPUS]) == 1
+    assert "older version" not in capsys.readouterr().out
+
+
 def test_the_second_interrupt_ends_the_process_at_once():
     code = textwrap.dedent("""
         import io, os, signal

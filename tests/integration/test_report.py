@@ -58,7 +58,32 @@ ROW = {
     "broadcast/seconds_transport": 0.25,
     "broadcast/seconds_load": 0.25,
     "learner/train_inference_mismatch": 0.02,
+    "learner/train_inference_mismatch_on_policy": 0.003,
+    "rollout/zero_variance_groups": 0.25,
 }
+TEACHER = {
+    "learner/num_teacher_prompts": 8.0,
+    "learner/teacher_log_ratio_mean": -0.5,
+    "learner/teacher_abs_log_ratio_mean": 0.75,
+    "learner/teacher_context_effect": -0.375,
+    "learner/teacher_log_ratio_without_context": -0.125,
+}
+# What SERL 0.1 called these; it wrote the share of groups that do have variance.
+FORMER_METRICS = {
+    "learner/seconds_plan": "learner/seconds_samples",
+    "learner/train_inference_mismatch": "learner/sampler_logprob_gap",
+    "learner/train_inference_mismatch_on_policy": "learner/sampler_logprob_gap_fresh",
+    "learner/teacher_log_ratio_mean": "learner/teacher_delta_mean",
+    "learner/teacher_abs_log_ratio_mean": "learner/teacher_abs_delta_mean",
+    "learner/teacher_context_effect": "learner/teacher_feedback_effect",
+    "learner/teacher_log_ratio_without_context": "learner/teacher_drift",
+    "rollout/zero_variance_groups": "rollout/groups_with_spread",
+}
+FORMER_CONFIG = """\
+rollout: {top_p: 1.0}
+loss: {name: ppo_clip, clip_low: 0.2, importance_cap: null}
+learner: {betas: [0.9, 0.999]}
+"""
 
 
 def evaluation(iteration: int, outcomes: list[int]) -> EvaluationResult:
@@ -76,9 +101,7 @@ def write_run(
     text = CONFIG.format(arm=arm, seed=seed, staleness=staleness, hindsight=hindsight)
     (folder / "config.yaml").write_text(text)
     (folder / "versions.json").write_text(json.dumps(VERSIONS))
-    teacher = (
-        {} if arm == "grpo" else {"learner/teacher_log_ratio_mean": -0.5, "learner/num_teacher_prompts": 8.0}
-    )
+    teacher = {} if arm == "grpo" else TEACHER
     rows = [{"iteration": 0, "evaluation/success": 0.5}]
     rows += [ROW | teacher | {"iteration": at} for at in range(1, updates + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,6 +109,19 @@ def write_run(
     if updates == 2:
         append_evaluation(folder, evaluation(2, last))
     return folder
+
+
+def rewrite_as_serl_0_1_did(run_dir: Path) -> None:
+    (run_dir / "evaluations.jsonl").rename(run_dir / "panels.jsonl")
+    with (run_dir / "config.yaml").open("a") as config:
+        config.write(FORMER_CONFIG)
+    metrics = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    former = [{FORMER_METRICS.get(name, name): value for name, value in row.items()} for row in rows]
+    for row in former:
+        if "rollout/groups_with_spread" in row:
+            row["rollout/groups_with_spread"] = 1.0 - row["rollout/groups_with_spread"]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in former))
 
 
 @pytest.fixture
@@ -231,6 +267,18 @@ def test_the_same_sweep_gives_the_same_files(sweep: Path, tmp_path: Path):
         assert main([str(sweep), "--out", str(tmp_path / name)]) == 0
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_a_sweep_by_serl_0_1_gives_the_same_report(sweep: Path, tmp_path: Path):
+    assert main([str(sweep), "--out", str(tmp_path / "present")]) == 0
+    run_dirs = list(sweep.glob("*/seed_*/*-20260131-120000"))
+    for run_dir in run_dirs:
+        rewrite_as_serl_0_1_did(run_dir)
+    assert main([str(sweep), "--out", str(tmp_path / "former")]) == 0
+    text = (tmp_path / "former" / "report.md").read_text()
+    assert "4 finished runs of 2 arms" in text and "| serl |  |  | -0.5 | 0.75 | -0.375 | -0.125 |" in text
+    for file in (tmp_path / "present").iterdir():
+        assert file.read_bytes() == (tmp_path / "former" / file.name).read_bytes(), file.name
 
 
 def test_a_folder_without_a_sweep_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -74,6 +74,24 @@ def test_the_page_holds_every_trajectory_and_asks_the_network_for_nothing(
     assert "8 trajectories, 24 steps" in said.out and said.err == ""
 
 
+def test_the_page_of_a_run_by_serl_0_1_is_the_same(tmp_path: Path):
+    records = trajectory_records(num_iterations=1, groups_per_iteration=1, group_size=2, num_steps=2)
+    present, former = (write_run(tmp_path / version / "run", records) for version in ("present", "former"))
+    (former / "evaluations.jsonl").rename(former / "panels.jsonl")
+    text = (former / TRAJECTORIES).read_text()
+    for name, former_name in (
+        ("rollout_index", "member"),
+        ("log_ratios", "deltas"),
+        ("context_effects", "feedback_effects"),
+        ("log_ratios_without_context", "drifts"),
+    ):
+        assert f'"{name}":' in text
+        text = text.replace(f'"{name}":', f'"{former_name}":')
+    (former / TRAJECTORIES).write_text(text)
+    assert main([str(present)]) == main([str(former)]) == 0
+    assert (former / "inspect.html").read_bytes() == (present / "inspect.html").read_bytes()
+
+
 def test_no_text_of_a_model_ends_its_script_element(tmp_path: Path):
     (record,) = trajectory_records(1, 1, 1, 1)
     messages = [{"role": "user", "content": HOSTILE}]

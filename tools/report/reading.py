@@ -115,7 +115,7 @@ def _read_run(arm: str, seed: int, run_dir: Path) -> Run:
     return Run(
         arm=arm,
         seed=seed,
-        experiment=load_experiment(run_dir / CONFIG),
+        experiment=load_experiment(run_dir / CONFIG, recorded=True),
         versions=json.loads((run_dir / "versions.json").read_text(encoding="utf-8")),
         rows=list(_training_rows(run_dir / METRICS)),
         evaluations=read_evaluations(run_dir),
@@ -144,7 +144,7 @@ def _unfinished(arm: str, seed: int, path: Path, tried: list[Attempt]) -> Unfini
         return UnfinishedRun(arm, seed, 0, None, tried)
     metrics = found[-1] / METRICS
     iterations = [row["iteration"] for row in _whole_rows(metrics)] if metrics.exists() else []
-    wanted = load_experiment(found[-1] / CONFIG).training.num_iterations
+    wanted = load_experiment(found[-1] / CONFIG, recorded=True).training.num_iterations
     return UnfinishedRun(arm, seed, max(iterations, default=0), wanted, tried)
 
 

@@ -3,8 +3,8 @@
     python -m tools.sweep experiments/ablation --seeds 0 1 2 3 4 --out sweeps/ablation [key.path=value …]
 
 Started again it continues: a finished run is never run again, an unfinished one resumes from its checkpoint
-or, without one, begins anew. Ctrl-C stops the running ones with a checkpoint. A run that fails is recorded and
-the others go on. Exit codes: 0 every run is finished, 1 some are not, 2 bad input.
+or, without one, begins anew. Ctrl-C stops the running ones with a checkpoint. A run that fails is recorded
+and the others go on. Exit codes: 0 every run is finished, 1 some are not, 2 bad input.
 
 Why a trial is a process that runs `serl-run`, and not `SERL` as Tune's trainable: a run is more than its
 algorithm (evaluation, run directory, checkpoints, resuming), and all of that is what is to be measured; a Ray

@@ -113,7 +113,7 @@ def last_iteration(file: Path) -> int:
 
 def is_finished(run_dir: Path) -> bool:
     """Whether the run made all its updates and played its last evaluation."""
-    experiment = load_experiment(run_dir / CONFIG)
+    experiment = load_experiment(run_dir / CONFIG, recorded=True)
     wanted = experiment.training.num_iterations
     if last_iteration(run_dir / METRICS) < wanted:
         return False
@@ -145,7 +145,7 @@ def contradictions(run: PlannedRun, experiment: ExperimentConfig) -> Iterator[st
     """What keeps earlier run directories from being runs of ``experiment``: other settings."""
     for run_dir in run_dirs(run.folder):
         try:
-            changes = check_resumable(load_experiment(run_dir / CONFIG), experiment)
+            changes = check_resumable(load_experiment(run_dir / CONFIG, recorded=True), experiment)
         except ConfigError as error:
             changes = str(error).splitlines()
         for change in changes:
