@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from envs.webshop.catalogue import InMemoryCatalogue
@@ -11,8 +10,6 @@ from envs.webshop.goals import Goal, make_goal
 from envs.webshop.nouns import TitleNouns
 from envs.webshop.products import Product, read_product
 from envs.webshop.shop import Shop
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "webshop"
 
 
 def record(asin: str, **changes: Any) -> dict[str, Any]:

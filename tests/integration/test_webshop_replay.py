@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webshop_helpers import SHARED
+from recordings import origin, recordings
 
 from envs.webshop.engine import Engine
 from envs.webshop.oracle import plan
@@ -14,6 +14,9 @@ from tools.prepare_webshop import main as prepare
 from tools.replay import main as replay_main
 from tools.replay_webshop import open_shop
 
+# Episodes, rewards and searches, and one each for the goals, unreachable goals and prices of seed 0.
+NUM_RECORDINGS = {"fixtures": 2 + 9 + 8 + 3, "shared": 3 + 300 + 103 + 3}
+
 
 def replay(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.delenv("WEBSHOP_DATA", raising=False)
@@ -21,14 +24,13 @@ def replay(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return replay_main()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared WebShop recordings are not beside the project")
-def test_all_recordings_of_the_original_engine_replay_without_a_difference(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", recordings("webshop"), ids=origin)
+def test_all_recorded_answers_replay_without_a_difference(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = sorted((SHARED / "fixtures").glob("*.json"))
-    assert replay(monkeypatch, *files, "--data", SHARED) == 0
-    # 3 episodes, 300 rewards, 103 searches, and the goals, unreachable goals and prices of seed 0
-    assert capsys.readouterr().out == "409 passed, 0 failed\n"
+    files = sorted((folder / "fixtures").glob("*.json"))
+    assert replay(monkeypatch, *files, "--data", folder) == 0
+    assert capsys.readouterr().out == f"{NUM_RECORDINGS[origin(folder)]} passed, 0 failed\n"
 
 
 @pytest.fixture

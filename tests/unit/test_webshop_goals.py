@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from webshop_helpers import SHARED, product, shirt_goal, shop_of
+from recordings import origin, recordings
+from webshop_helpers import product, shirt_goal, shop_of
 
 from envs.webshop.data_files import embedded_catalogue, find_files, load_catalogue
 from envs.webshop.goals import NO_PRICE_LIMIT, human_goals, sampled_prices, synthetic_goals
@@ -150,9 +151,9 @@ def test_a_goal_is_unreachable_if_no_choice_of_options_meets_it() -> None:
         plan(shop, unreachable)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared WebShop files are not beside the project")
-def test_the_fallback_for_title_nouns_makes_no_goal_of_real_products_unreachable() -> None:
-    files = find_files(SHARED, "small")
+@pytest.mark.parametrize("folder", recordings("webshop"), ids=origin)
+def test_the_fallback_for_title_nouns_makes_no_goal_unreachable(folder: Path) -> None:
+    files = find_files(folder, "small")
     with_nouns = Shop.open(load_catalogue(files))
     without = Shop.open(load_catalogue(type(files)(files.products, files.annotations, files.human, None)))
     goals = with_nouns.goals(human=False).goals
