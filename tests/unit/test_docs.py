@@ -10,6 +10,8 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from serl.config.renamed import CHANGED
+
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _ROOMS = ("serl", "envs", "tools", "tests", "experiments")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
@@ -115,3 +117,9 @@ def test_pre_commit_downloads_nothing() -> None:
     config = yaml.safe_load((_REPOSITORY / ".pre-commit-config.yaml").read_text())
     assert {repository["repo"] for repository in config["repos"]} == {"local"}
     assert {hook["language"] for repository in config["repos"] for hook in repository["hooks"]} == {"system"}
+
+
+def test_the_changelog_names_every_changed_key() -> None:
+    changelog = (_REPOSITORY / ".github" / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert CHANGED
+    assert [key for key in CHANGED if f"| `{key}` |" not in changelog] == []
