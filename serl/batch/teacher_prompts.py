@@ -49,7 +49,10 @@ class ContextCounts:
         self.anchor_sizes += other.anchor_sizes
 
     def metrics(self, sources: Sequence[str]) -> dict[str, float]:
-        """The counts, ``evidence_share/SOURCE`` and ``evidence_share/any`` (of rows), and anchor sizes."""
+        """The counts, ``evidence_share/SOURCE`` and ``evidence_share/any`` (of rows), and anchor sizes.
+
+        ``sources`` are named as in the config; metrics have their short names, without a module.
+        """
         counts = {
             "num_rows_without_action": self.num_rows_without_action,
             "num_teacher_prompts": self.num_teacher_prompts,
@@ -59,7 +62,7 @@ class ContextCounts:
         }
         shares = {
             f"evidence_share/{source}": self.num_rows_with[source] / max(self.num_rows, 1)
-            for source in ("any", *sources)
+            for source in ("any", *(name.rpartition(":")[2] for name in sources))
         }
         sizes = anchor_size_metrics(self.anchor_sizes, "evidence")
         return {name: float(count) for name, count in counts.items()} | shares | sizes

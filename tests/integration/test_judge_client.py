@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,15 +43,16 @@ def ask(
     base_url = endpoint if isinstance(endpoint, str) else endpoint.base_url
     settings = JudgeSection.model_validate(judge_settings(base_url, **changes))
 
-    async def ask_all() -> list[Judgement]:
-        client = JudgeClient(settings, key, AnswerCache(None), retry_delay_s)
+    async def ask_all(cache_file: Path) -> list[Judgement]:
+        client = JudgeClient(settings, key, AnswerCache(cache_file), retry_delay_s)
         try:
             messages = [[{"role": "user", "content": question}] for question in questions] or [ASKED]
             return await asyncio.gather(*(client.ask(asked) for asked in messages))
         finally:
             await client.close()
 
-    return asyncio.run(ask_all())
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(ask_all(Path(folder) / "answers.jsonl"))
 
 
 def in_turn(*answers: int | str) -> Respond:
@@ -116,7 +119,7 @@ def test_an_endpoint_that_hangs_is_given_up_after_the_timeout():
     assert (judgement.text, judgement.reason) == (None, "timeout")
 
 
-def test_an_endpoint_that_sends_a_little_at_a_time_is_given_up_too():
+def test_an_endpoint_that_sends_a_little_at_a_time_is_given_up_too(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(10)
 
@@ -133,7 +136,8 @@ def test_an_endpoint_that_sends_a_little_at_a_time_is_given_up_too():
 
         async def both() -> Judgement:
             settings = judge_settings(f"http://127.0.0.1:{server.getsockname()[1]}/v1", timeout_s=0.5)
-            client = JudgeClient(JudgeSection.model_validate(settings), None, AnswerCache(None))
+            cache = AnswerCache(tmp_path / "answers.jsonl")
+            client = JudgeClient(JudgeSection.model_validate(settings), None, cache)
             task = asyncio.create_task(trickle())
             judgement = await client.ask(ASKED)
             await client.close()

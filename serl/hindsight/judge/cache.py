@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from serl.config import JudgeSection
 
@@ -29,35 +28,31 @@ def answer_key(messages: Sequence[dict[str, str]], settings: JudgeSection) -> st
 
 
 class AnswerCache:
-    """Answers in memory, and in ``file`` if that is given.
+    """Answers in memory and in ``file``.
 
     Not a ``*.jsonl`` directly in the run directory: those lose the lines of later iterations at a resume.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path) -> None:
         self._texts: dict[str, str] = {}
-        self._log: TextIO | None = None
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._log = file.open("a+", encoding="utf-8", errors="replace")
-            self._read(self._log, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._log = file.open("a+", encoding="utf-8", errors="replace")
+        self._read(file)
 
     def get(self, key: str) -> str | None:
         return self._texts.get(key)
 
     def add(self, key: str, text: str) -> None:
         self._texts[key] = text
-        if self._log is not None:
-            self._log.write(json.dumps({"key": key, "text": text}) + "\n")
-            self._log.flush()
+        self._log.write(json.dumps({"key": key, "text": text}) + "\n")
+        self._log.flush()
 
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
+        self._log.close()
 
-    def _read(self, log: TextIO, file: Path) -> None:
-        log.seek(0)
-        content = log.read()
+    def _read(self, file: Path) -> None:
+        self._log.seek(0)
+        content = self._log.read()
         num_unreadable = 0
         for line in content.splitlines():
             try:
@@ -68,4 +63,4 @@ class AnswerCache:
         if num_unreadable:
             logger.warning("%s: %d lines are no answer (a run that was killed?)", file, num_unreadable)
         if content and not content.endswith("\n"):
-            log.write("\n")
+            self._log.write("\n")

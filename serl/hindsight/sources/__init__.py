@@ -4,9 +4,7 @@ A source is a function ``(Attempt, GroupView, *, its options) -> Evidence | None
 One of your own needs no change here:
 
     @register_source("recovery", title="How the attempt recovered", attempts=CandidateAttempts.BEST_AND_WORST)
-    def recovery(
-        attempt: Attempt, group: GroupView, *, max_steps: Annotated[int, Field(ge=1)] = 2
-    ) -> Evidence | None:
+    def recovery(attempt: Attempt, group: GroupView, *, max_steps: PositiveInt = 2) -> Evidence | None:
         ...
 
 In an experiment, if that is ``my_package/my_module.py``:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from serl.hindsight.evidence import Attempt, Evidence, GroupView
 from serl.hindsight.quoting import quote_steps
@@ -17,7 +15,7 @@ from serl.hindsight.sources import CandidateAttempts, register_source
     attempts=CandidateAttempts.BEST_SUCCESS_AND_WORST_FAILURE,
 )
 def future_trajectory(
-    attempt: Attempt, group: GroupView, *, max_steps: Annotated[int, Field(ge=0)] = 0
+    attempt: Attempt, group: GroupView, *, max_steps: NonNegativeInt = 0
 ) -> Evidence | None:
     """The steps after the attempt, the first ``max_steps`` of them (0: all); None after a last step."""
     later = quote_steps(attempt.trajectory.steps, attempt.step_index + 1, max_steps, group.settings)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from serl.hindsight.evidence import Attempt, Evidence, GroupView
 from serl.hindsight.quoting import quote_steps
@@ -20,7 +18,7 @@ def successful_sample(
     attempt: Attempt,
     group: GroupView,
     *,
-    max_steps: Annotated[int, Field(ge=0)] = 0,
+    max_steps: NonNegativeInt = 0,
     exclude_own: bool = True,
 ) -> Evidence | None:
     """The group's first successful trajectory in sampling order; None where none succeeded.
