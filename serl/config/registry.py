@@ -72,14 +72,17 @@ class Registry:
     def register(self, name: str, **traits: Any) -> Callable[[F], F]:
         """Makes the decorated function known as ``name``.
 
-        Raises NameTakenError if another function has the name; the same one may be registered again, as when
-        its module is loaded anew. Raises TypeError for an option without annotation.
+        Raises NameTakenError if another function has the name, registered or built in; the same one may be
+        registered again, as when its module is loaded anew. Raises TypeError for an option without
+        annotation.
         """
 
         def add(function: F) -> F:
             known = self._entries.get(name)
             if known is not None and _origin(known.function) != _origin(function):
                 raise NameTakenError(f"the {self.noun} {name!r} exists already: {_origin(known.function)}")
+            if name in self.built_in() and not function.__module__.startswith(f"{self._package}."):
+                raise NameTakenError(f"the {self.noun} {name!r} exists already: it is built in")
             self._entries[name] = Entry(name, function, _options_of(function), traits)
             return function
 

@@ -84,9 +84,9 @@ def translate(values: dict[str, Any], origin: str) -> None:
 
 
 def _says_something(values: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether the estimator, loss or sources of the experiment have the option ``key``, with another default.
+    """Whether the experiment is another with ``value`` at ``key`` than without.
 
-    Older versions recorded the options of all of them, defaults included.
+    Older versions recorded the options of every estimator, loss and source, defaults included.
     """
     match key.split("."):
         case ["advantage", "args", option]:
@@ -97,6 +97,8 @@ def _says_something(values: Mapping[str, Any], key: str, value: Any) -> bool:
             if source not in values["hindsight"].get("sources", HindsightSection().sources):
                 return False
             entry = SOURCES.get(source)
+        case ["serving", "engine_args", "enable_prefix_caching"]:
+            return value is False
         case _:
             return True
     field = entry.options.model_fields.get(option)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
+from serl.config import ExperimentConfig, JudgeSection
 from serl.config.errors import ConfigError
-from serl.config.load import load_experiment
+from serl.config.load import load_experiment, parse_override
+from serl.config.renamed import CHANGED
+from serl.config.section import Section
+from serl.config.wording import config_keys
 from serl.run.run_dir import config_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +26,8 @@ JUDGED = (
     "hindsight.judge.model=judge",
     "hindsight.judge.base_url=https://localhost/v1",
 )
+ALL_SECTIONS = {field.annotation for field in ExperimentConfig.model_fields.values()} | {JudgeSection}
+RECORDED = ROOT / "tests" / "fixtures" / "config" / "recorded_by_0.1.yaml"
 MINIMAL = "name: test\nmodel:\n  path: embedded:tiny_alfworld\n"
 
 
@@ -130,10 +139,23 @@ def test_a_problem_names_the_file_that_the_key_is_from(tmp_path: Path):
         ),
         ("training.filter_groups=yes", "training.filter_groups = 'yes' on the command line: must be true or"),
         ("learner.lr=.nan", "nan is not a finite number"),
-        ("rollout.top_p=1.5", "rollout.top_p = 1.5 on the command line: must be 1 or less"),
+        ("serving.gpu_memory_utilization=2", "utilization = 2 on the command line: must be 1 or less"),
         ("model.dtype=float23", "must be one of 'float32' or 'bfloat16'; did you mean 'float32'?"),
         ("rollout.stop=x", "rollout.stop = 'x' on the command line: must be a list"),
-        ("learner.betas=[0.9]", "learner.betas on the command line: has too few values"),
+        ("rollout.stop=[1]", "rollout.stop.0 = 1 on the command line: must be text"),
+        ("advantage.args=3", "advantage.args = 3 on the command line: must be a mapping"),
+        (
+            "advantage.estimator=gigop",
+            "= 'gigop' on the command line: no such estimator; did you mean 'gigpo'?",
+        ),
+        (
+            "advantage.estimator=xyz",
+            "no such estimator; known: gigpo, grpo, grpo_passk, reinforce_pp_baseline",
+        ),
+        (
+            "loss.name=ppoclip",
+            "loss.name = 'ppoclip' on the command line: no such loss; did you mean 'ppo_clip'?",
+        ),
         ("learner=3", "learner = 3 on the command line: must be a mapping"),
         ("name='a b'", "name = 'a b' on the command line: must be made of letters"),
         ("model.path=null", "model.path = null on the command line: must be text"),
@@ -158,6 +180,154 @@ def test_wrong_values_are_told_with_key_value_and_what_they_must_be(
 def test_an_unknown_key_is_told_with_the_nearest_valid_one(override: str, suggestion: str, tmp_path: Path):
     text = problem_of(tmp_path, MINIMAL, override)
     assert "unknown key" in text and suggestion in text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "{estimator: gigpo, args: {gama: 0.9}}",
+            "args.gama = 0.9 in FILE: unknown key; did you mean advantage.args.gamma?",
+        ),
+        (
+            "{args: {gamma: 0.9}}",
+            "args.gamma = 0.9 in FILE: unknown key; advantage.args has across, normalize_std",
+        ),
+        ("{estimator: gigpo, args: {gamma: 1.5}}", "args.gamma = 1.5 in FILE: must be 1 or less"),
+        ("{estimator: gigpo, args: {gamma: '1'}}", "args.gamma = '1' in FILE: must be a number"),
+        ("{args: {normalize_std: 1}}", "args.normalize_std = 1 in FILE: must be true or false"),
+        (
+            "{args: {across: token}}",
+            "args.across = 'token' in FILE: must be one of 'steps' or 'trajectories'",
+        ),
+    ],
+)
+def test_options_are_checked_like_every_key(text: str, sentence: str, tmp_path: Path):
+    expected = "advantage." + sentence.replace("FILE", str(tmp_path / "x.yaml"))
+    assert expected in problem_of(tmp_path, MINIMAL + f"advantage: {text}\n")
+
+
+OWN_LOSS = """
+from serl.learner.losses import LossTokens, register_policy_loss
+
+@register_policy_loss("own_for_config", aggregation="seq-mean-token-sum")
+def own_for_config(tokens: LossTokens, *, floor: float, ceiling: float = 1.0):
+    return tokens.aggregate(tokens.logprobs), {}
+"""
+
+
+def test_a_loss_of_ones_own_is_checked_by_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_loss_for_config.py").write_text(OWN_LOSS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "loss.name=own_loss_for_config:own_for_config"
+    assert "loss.args.floor is missing on the command line: it has no default" in problem_of(
+        tmp_path, MINIMAL, own
+    )
+    text = problem_of(tmp_path, MINIMAL, own, "loss.args.floor=1", "loss.args.ceilin=2")
+    assert "loss.args.ceilin = 2 on the command line: unknown key; did you mean loss.args.ceiling?" in text
+    text = problem_of(tmp_path, MINIMAL, own, "loss.args.floor=1")
+    assert "contradicts loss.aggregation = token-mean" in text and "seq-mean-token-sum" in text
+    overrides = [own, "loss.args.floor=1", "loss.aggregation=seq-mean-token-sum"]
+    assert load_experiment(write(tmp_path, MINIMAL), overrides).loss.args == {"floor": 1}
+    text = problem_of(tmp_path, MINIMAL, "loss.name=own_loss_for_config:other")
+    assert (
+        "'own_loss_for_config:other' on the command line: own_loss_for_config registers no such loss" in text
+    )
+    text = problem_of(tmp_path, MINIMAL, "loss.name=no_such_module_at_all:loss")
+    assert "cannot be imported: No module named 'no_such_module_at_all'" in text
+
+
+@pytest.mark.parametrize("override", ["rollout.top_p=0.9", "loss.importance_cap=2", "advantage.gamma=0.9"])
+def test_a_key_of_an_older_version_is_told_what_became_of_it(override: str, tmp_path: Path):
+    key, value = parse_override(override)
+    change = CHANGED[key]
+    told = f"this key is now {change}" if isinstance(change, str) else f"this key is gone: {change.reason}"
+    assert f"{key} = {value} on the command line: {told}" in problem_of(tmp_path, MINIMAL, override)
+    section, _, name = key.partition(".")
+    text = problem_of(tmp_path, MINIMAL + f"{section}:\n  {name}: {value}\n")
+    assert f"{key} = {value} in {tmp_path / 'x.yaml'}: {told}" in text
+
+
+def test_keys_of_older_versions_have_become_keys_of_this_one():
+    keys = set(config_keys(ExperimentConfig))
+    assert not keys & CHANGED.keys()
+    for change in CHANGED.values():
+        if isinstance(change, str):
+            below_args = change.partition("args.")
+            assert below_args[0] + "args" in keys if below_args[1] else change in keys, change
+
+
+def test_a_config_that_an_older_version_recorded_is_translated():
+    experiment = load_experiment(RECORDED, ["seed=3"], recorded=True)
+    assert experiment.seed == 3
+    assert experiment.advantage.args == {"normalize_std": False, "gamma": 0.9}
+    assert experiment.advantage.negative_scale == 0.5
+    assert experiment.loss.args == {"clip_high": 0.28}
+    assert experiment.loss.truncated_importance_sampling_cap == 2.0
+    assert experiment.serving.engine_args == {"enable_prefix_caching": False}
+    assert experiment.hindsight.log_ratio_sample_rows == 32
+    assert experiment.hindsight.args == {
+        "successful_sample": {"exclude_own": False},
+        "future_trajectory": {"max_steps": 4},
+    }
+    with pytest.raises(ConfigError, match="this key is now advantage.args.gamma"):
+        load_experiment(RECORDED)
+
+
+def test_a_recorded_choice_that_no_key_makes_any_more_is_refused(tmp_path: Path):
+    text = RECORDED.read_text(encoding="utf-8").replace("  - 0.999\n", "  - 0.95\n")
+    with pytest.raises(ConfigError, match=r"learner.betas = \[0.9, 0.95\] in .*always 0.9 and 0.999"):
+        load_experiment(write(tmp_path, text), recorded=True)
+
+
+def sections(section: type[Section]) -> Iterator[type[Section]]:
+    yield section
+    for field in section.model_fields.values():
+        for model in (field.annotation, *get_args(field.annotation)):
+            if isinstance(model, type) and issubclass(model, Section):
+                yield from sections(model)
+
+
+@pytest.mark.parametrize("section", list(sections(ExperimentConfig)), ids=lambda section: section.__name__)
+def test_every_section_and_every_key_of_it_is_described(section: type[Section]):
+    assert section.__doc__
+    values = {
+        name: field for name, field in section.model_fields.items() if field.annotation not in ALL_SECTIONS
+    }
+    assert [name for name, field in values.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learner": {"lr": "1e-6"}},
+        {"training": {"group_size": 8.0}},
+        {"training": {"group_size": True}},
+        {"learner": {"lr": float("nan")}},
+        {"rollout": {"max_prompt_length": 4000}},
+        {"hindsight": {"mode": "no_such_mode"}},
+        {"hindsight": {"mode": "next_observation", "granularity": "anchor"}},
+        {"advantage": {"estimator": "gigop"}},
+        {"advantage": {"args": {"gamma": 0.9}}},
+        {"loss": {"name": "gspo"}},
+        {"loss": {"clip_low": 0.2}},
+    ],
+    ids=str,
+)
+def test_what_a_file_may_not_say_the_model_refuses_too(values: dict[str, Any]):
+    minimal = {"name": "test", "model": {"path": "embedded:tiny_alfworld"}}
+    assert ExperimentConfig.model_validate(minimal).name == "test"
+    with pytest.raises(ValidationError):
+        ExperimentConfig.model_validate(minimal | values)
+
+
+def test_an_empty_mapping_empties_what_a_file_extends(tmp_path: Path):
+    write(tmp_path, MINIMAL + "advantage: {estimator: gigpo, args: {gamma: 0.9}}\n", "base.yaml")
+    other = "extends: base.yaml\nadvantage: {estimator: rloo}\n"
+    text = problem_of(tmp_path, other)
+    assert f"advantage.args.gamma = 0.9 in {tmp_path / 'base.yaml'}: unknown key" in text
+    emptied = load_experiment(write(tmp_path, other.replace("rloo", "rloo, args: {}")))
+    assert (emptied.advantage.estimator, emptied.advantage.args) == ("rloo", {})
 
 
 def test_a_missing_key_is_named(tmp_path: Path):
@@ -221,31 +391,42 @@ def test_an_unknown_mode_or_source_is_told_with_the_nearest(tmp_path: Path):
     assert "no such source; did you mean 'next_observation'?" in text
 
 
+OWN_SOURCE = """
+from serl.hindsight.sources import CandidateAttempts, register_source
+
+@register_source("NAME", title="Echo", attempts=CandidateAttempts.BEST_AND_WORST)
+def NAME(attempt, group, *, times: int = 1):
+    return None
+"""
+
+
 def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "own_source_for_config.py").write_text(
-        "from serl.hindsight.sources import CandidateAttempts, register_source\n"
-        "@register_source('echo', title='Echo', attempts=CandidateAttempts.BEST_AND_WORST)\n"
-        "def echo(attempt, group):\n"
-        "    return None\n"
+    modules = (
+        ("own_source_for_config", "echo"),
+        ("same_name_for_config", "echo"),
+        ("built_in_for_config", "judge_current_traj"),
     )
+    for module, name in modules:
+        (tmp_path / f"{module}.py").write_text(OWN_SOURCE.replace("NAME", name), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    sources = "hindsight.sources=[own_source_for_config:echo]"
-    experiment = load_experiment(write(tmp_path, MINIMAL), [sources])
-    assert experiment.hindsight.sources == ("own_source_for_config:echo",)
-    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[own_source_for_config:discovery]")
-    assert "'own_source_for_config:discovery': no such source" in text
-    (tmp_path / "taken_source_for_config.py").write_text((tmp_path / "own_source_for_config.py").read_text())
-    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[taken_source_for_config:echo]")
-    assert "'echo' exists already" in text
-    text = problem_of(tmp_path, MINIMAL, "hindsight.sources=[no_such_module_at_all:echo]")
-    assert "No module named 'no_such_module_at_all'" in text
+    own = "own_source_for_config:echo"
+    overrides = [f"hindsight.sources=[{own}]", f"hindsight.args={{'{own}': {{times: 2}}}}"]
+    experiment = load_experiment(write(tmp_path, MINIMAL), overrides)
+    assert experiment.hindsight.sources == (own,)
+    for source, sentence in (
+        ("own_source_for_config:discovery", "own_source_for_config registers no such source"),
+        ("same_name_for_config:echo", "'echo' exists already: own_source_for_config:echo"),
+        ("built_in_for_config:judge_current_traj", "'judge_current_traj' exists already"),
+        ("no_such_module_at_all:echo", "cannot be imported: No module named 'no_such_module_at_all'"),
+    ):
+        text = problem_of(tmp_path, MINIMAL, f"hindsight.sources=[{source}]")
+        assert f"hindsight.sources.0 = {source!r} on the command line: " in text and sentence in text
 
 
 @pytest.mark.parametrize(
     ("overrides", "first", "second"),
     [
         (["rollout.max_prompt_length=4000"], "rollout.max_prompt_length", "model.max_model_len"),
-        (["rollout.top_p=0.9"], "rollout.top_p", "loss.name"),
         (
             ["serving.autoscaling.max_replicas=2", "serving.num_replicas=2"],
             "serving.num_replicas",
@@ -282,11 +463,6 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
         (["hindsight.mode=judge_current_traj"], "hindsight.judge.model", "hindsight.judge.base_url"),
         ([*JUDGED, "hindsight.judge.model=null"], "hindsight.judge.model", "hindsight.sources"),
         (
-            [*JUDGED, "hindsight.judge.max_tokens=5000"],
-            "hindsight.judge.reasoning_max_tokens",
-            "hindsight.judge.max_tokens",
-        ),
-        (
             [*JUDGED, "training.iteration_timeout_s=30"],
             "hindsight.judge.max_wait_s",
             "training.iteration_timeout_s",
@@ -312,10 +488,9 @@ def test_keys_that_contradict_each_other_are_both_named(
 
 
 def test_a_dual_clip_below_one_is_refused_and_zero_turns_it_off(tmp_path: Path):
-    assert "loss.dual_clip = 0.5: must be greater than 1" in problem_of(
-        tmp_path, MINIMAL, "loss.dual_clip=0.5"
-    )
-    assert load_experiment(write(tmp_path, MINIMAL), ["loss.dual_clip=0"]).loss.dual_clip == 0.0
+    text = problem_of(tmp_path, MINIMAL, "loss.args.dual_clip=0.5")
+    assert "loss.args.dual_clip = 0.5 on the command line: must be greater than 1" in text
+    assert load_experiment(write(tmp_path, MINIMAL), ["loss.args.dual_clip=0"]).loss.args == {"dual_clip": 0}
 
 
 def test_a_judge_needs_nothing_where_nothing_is_judged(tmp_path: Path):
