@@ -75,7 +75,10 @@ def wilson_interval(successes: int, count: int) -> SuccessRate:
     rate, z2 = successes / count, _Z_95**2
     centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z_95 / (1 + z2 / count) * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count**2))
-    return SuccessRate(successes, count, max(0.0, centre - half), min(1.0, centre + half))
+    # Rounding must not put the bounds of these two on the wrong side of the rate.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == count else centre + half
+    return SuccessRate(successes, count, low, high)
 
 
 def evaluation_result(

@@ -59,7 +59,8 @@ def draw(
         axes.errorbar(
             evaluation.weights_seq_no,
             overall.rate,
-            yerr=[[overall.rate - overall.low], [overall.high - overall.rate]],
+            # SERL 0.1 could write a lower bound of 3e-17 for a rate of 0.
+            yerr=[[max(0.0, overall.rate - overall.low)], [max(0.0, overall.high - overall.rate)]],
             fmt="D",
             capsize=4,
             color="#c1440e",

@@ -11,6 +11,7 @@ import pytest
 
 from serl.evaluation import EvaluationResult, wilson_interval
 from serl.run.evaluations import append_evaluation
+from tools.curve import main as draw_curve
 from tools.report.__main__ import main
 from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
@@ -279,6 +280,23 @@ def test_a_sweep_by_serl_0_1_gives_the_same_report(sweep: Path, tmp_path: Path):
     assert "4 finished runs of 2 arms" in text and "| serl |  |  | -0.5 | 0.75 | -0.375 | -0.125 |" in text
     for file in (tmp_path / "present").iterdir():
         assert file.read_bytes() == (tmp_path / "former" / file.name).read_bytes(), file.name
+
+
+def test_the_curve_of_a_run_is_drawn_also_where_nothing_was_solved(tmp_path: Path):
+    run_dir = write_run(tmp_path / "none_solved", "serl", 0, [0] * 6, [0] * 6)
+    file = run_dir / "evaluations.jsonl"
+    # Such a bound was written by SERL 0.1.
+    file.write_text(file.read_text().replace('"low": 0.0', '"low": 2.8e-17'))
+    file.rename(run_dir / "panels.jsonl")
+    with (run_dir / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"iteration": 2, "rollout/success": 0.5}\n')
+    assert draw_curve([str(run_dir), str(tmp_path / "curve.svg")]) == 0
+    assert ">evaluation of 6 games, 95 % interval<" in (tmp_path / "curve.svg").read_text()
+
+
+def test_a_folder_that_is_no_run_has_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert draw_curve([str(tmp_path), str(tmp_path / "curve.svg")]) == 2
+    assert "is no run directory" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_sweep_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from serl.algorithm import Progress
 from serl.evaluation import EvaluationResult, wilson_interval
+from serl.iteration import Progress
 from serl.run.console import Console, summary_table
 
 

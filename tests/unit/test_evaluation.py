@@ -70,6 +70,11 @@ def test_no_success_still_has_a_wide_interval_and_no_task_has_all_of_it() -> Non
     assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0.0, 1.0)
 
 
+def test_the_bounds_of_no_and_of_only_successes_are_exact_for_every_number_of_tasks() -> None:
+    assert {wilson_interval(0, count).low for count in range(1, 400)} == {0.0}
+    assert {wilson_interval(count, count).high for count in range(1, 400)} == {1.0}
+
+
 def test_a_task_without_an_episode_counts_as_a_failure_of_the_evaluation() -> None:
     played = [_trajectory(0, [_step(3)], True), _trajectory(1, [_step(3, valid=False)] * 3, False, "heat")]
     result = evaluation_result(played, num_tasks=4, weights_seq_no=3, seconds=2.0)
