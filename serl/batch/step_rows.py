@@ -116,12 +116,6 @@ def group_statistics(rows: StepRows, across: Across) -> ClusterStatistics:
     return cluster_statistics(rows.rewards, rows.groups, counted)
 
 
-def num_zero_variance_groups(rows: StepRows) -> int:
-    """Groups whose rows all have the same reward: an estimator that compares within groups gives them 0."""
-    with_variance = cluster_statistics(rows.rewards, rows.groups).has_variance
-    return rows.groups.unique().numel() - rows.groups[with_variance].unique().numel()
-
-
 def relative(values: Tensor, statistics: ClusterStatistics, normalize_std: bool) -> Tensor:
     """value − mean, divided by std + 1e-6 if ``normalize_std``; exactly 0 in a cluster of equal values."""
     centered = values.double() - statistics.mean

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from serl.batch.step_rows import StepRows, num_zero_variance_groups
+from serl.batch.step_rows import StepRows
 from serl.config import AdvantageSection
 from serl.config.registry import ESTIMATORS
 
@@ -36,24 +36,11 @@ def needs_batch(section: AdvantageSection) -> bool:
 
 
 def estimate_advantages(rows: StepRows, section: AdvantageSection) -> tuple[Tensor, dict[str, float]]:
-    """The advantage of every step row, float32 [rows], and metrics of ``rows``, which hold whole groups.
+    """The advantage of every step row, float32 [rows], and the estimator's own metrics.
 
-    Metrics: ``num_groups``, ``num_zero_variance_groups`` (all of the group's rows have the same reward, so it
-    teaches nothing), ``advantage_mean``, ``advantage_std`` and ``positive_fraction`` over the rows, and the
-    estimator's own. Raises ValueError without any row.
+    ``rows`` hold whole groups. Raises ValueError without any row.
     """
     if rows.rewards.numel() == 0:
         raise ValueError("advantages need at least one step row")
-    estimator = ESTIMATORS.get(section.estimator).bind(section.args)
-    advantages, metrics = estimator(rows)
-    return advantages.float(), _batch_metrics(rows, advantages.float()) | metrics
-
-
-def _batch_metrics(rows: StepRows, advantages: Tensor) -> dict[str, float]:
-    return {
-        "num_groups": float(rows.groups.unique().numel()),
-        "num_zero_variance_groups": float(num_zero_variance_groups(rows)),
-        "advantage_mean": float(advantages.mean()),
-        "advantage_std": float(advantages.std(correction=0)),
-        "positive_fraction": float((advantages > 0).float().mean()),
-    }
+    advantages, metrics = ESTIMATORS.get(section.estimator).bind(section.args)(rows)
+    return advantages.float(), metrics
