@@ -188,9 +188,10 @@ class HindsightSection(Section):
         for index, name in enumerate(self.sources):
             args = self.args.get(name, {})
             yield from SOURCES.problems(name, args, name_at=("sources", index), args_at=("args", name))
-        for name in self.args.keys() - set(self.sources):
-            sentence = f"not among hindsight.sources{name_hint(name, self.sources)}"
-            yield Problem(("args", name), self.args[name], sentence)
+        for name, args in self.args.items():
+            if name not in self.sources:
+                sentence = f"not among hindsight.sources{name_hint(name, self.sources)}"
+                yield Problem(("args", name), args, sentence)
 
     def _problems_of_judging(self) -> Iterator[Problem]:
         judged = judged_sources(self.sources)
