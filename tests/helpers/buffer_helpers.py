@@ -1,10 +1,11 @@
-"""Requests, and trajectories that could have come back for them."""
+"""Rollout requests, and trajectories that could have come back for them."""
 
 from __future__ import annotations
 
-from envs.base import Task
+from dataclasses import dataclass
+
 from serl.buffer.group_buffer import GroupBuffer
-from serl.types import RolloutRequest, Step, Trajectory, VersionSpan
+from serl.types import RolloutRequest, Step, Task, Trajectory, TrajectoryGroup, VersionSpan
 
 
 def step(weights_seq_no: int) -> Step:
@@ -47,9 +48,20 @@ def group_of(group_id: str, group_size: int = 2) -> list[RolloutRequest]:
     ]
 
 
+@dataclass(frozen=True)
+class FinishedWithoutRows:
+    """What the buffer needs of `serl.batch.group.FinishedGroup`."""
+
+    group: TrajectoryGroup
+    has_variance: bool
+
+
+Buffer = GroupBuffer[FinishedWithoutRows]
+
+
 def buffer(
     group_size: int = 2, groups_per_batch: int = 1, max_staleness: int = 1, filtered: int | None = None
-) -> GroupBuffer:
+) -> Buffer:
     return GroupBuffer(
         group_size,
         groups_per_batch,
@@ -57,3 +69,11 @@ def buffer(
         filtered is not None,
         max_filtered_groups_per_batch=filtered or 1,
     )
+
+
+def give(target: Buffer, trajectory: Trajectory) -> None:
+    """Adds ``trajectory``; a group that it completes is finished and filed at once."""
+    group = target.add(trajectory)
+    if group is not None:
+        has_variance = len({t.reward for t in group.trajectories}) > 1
+        target.file(FinishedWithoutRows(group, has_variance))

@@ -12,10 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import Task
-from serl.algorithm_config import SERLConfig
+from serl.algorithm import SERLConfig
+from serl.batch.assemble import build_rows
+from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 
 CHAT_TEMPLATE = (
@@ -73,6 +76,25 @@ def learner_config(model_dir: Path, **sections: dict[str, Any]) -> SERLConfig:
 
 def learner_group(model_dir: Path, **sections: dict[str, Any]) -> SERLLearnerGroup:
     return SERLLearnerGroup(config=learner_config(model_dir, **sections))
+
+
+def rows_of(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0, **options: Any
+) -> TrainingRows:
+    """The rows that ``group``'s update ``weights_seq_no`` trains on."""
+    encoder = PromptEncoder(byte_tokenizer())
+    return build_rows(groups, group._experiment, encoder, weights_seq_no, **options)[0]
+
+
+def started_update(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0, **options: Any
+) -> UpdateHandle:
+    """As the algorithm does it; the handle also has the metrics of the rows."""
+    encoder = PromptEncoder(byte_tokenizer())
+    rows, metrics = build_rows(groups, group._experiment, encoder, weights_seq_no, **options)
+    handle = group.start_update(rows, weights_seq_no)
+    handle.metrics.update(metrics)
+    return handle
 
 
 def finished_update(group: SERLLearnerGroup, handle: UpdateHandle, timeout_s: float = 120.0) -> UpdateResult:

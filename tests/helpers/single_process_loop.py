@@ -86,7 +86,9 @@ class SingleProcessLoop:
         section = self.config.advantage
         rows = StepRows.from_groups(groups)
         penalty = self.config.env.invalid_action_penalty
-        rows.rewards.sub_(torch.tensor([penalty * (not step.action_valid) for step in steps]).double())
+        penalties = torch.tensor([penalty * (not step.action_valid) for step in steps]).double()
+        rows.rewards.sub_(penalties)
+        rows.step_rewards.sub_(penalties)
         advantages, _ = estimate_advantages(rows, section)
         return torch.where(advantages < 0, section.negative_scale * advantages, advantages)
 

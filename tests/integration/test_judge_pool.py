@@ -25,7 +25,8 @@ from judge_helpers import (
 )
 from learner_helpers import byte_tokenizer
 
-from serl.batch.rows import build_rows
+from serl.batch.assemble import build_rows
+from serl.batch.group import finish
 from serl.config import ExperimentConfig
 from serl.hindsight.judge.endpoint import JudgeError
 from serl.hindsight.judge.pool import JudgePool
@@ -34,33 +35,60 @@ from serl.run.run_dir import RunDir
 from serl.types import TrajectoryGroup
 
 
+class Judging:
+    """A pool, driven as the training loop does it."""
+
+    def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
+        self.pool = JudgePool(experiment, run_dir)
+        self._experiment = experiment
+        self._texts: dict[str, dict[str, str]] = {}
+
+    def submit(self, group: TrajectoryGroup, earliest: int = 0) -> None:
+        if self.pool.is_asked:
+            trajectories = finish(group, self._experiment).trajectories_with_advantage
+            self.pool.submit(group, trajectories, earliest)
+
+    def wait_for(self, groups: Sequence[TrajectoryGroup]) -> None:
+        deadline = time.monotonic() + 20.0
+        while waiting := self._waiting_for(groups):
+            assert time.monotonic() < deadline, f"{self.pool.num_pending} answers are pending"
+            self.pool.wait_for(waiting)
+            time.sleep(0.01)
+
+    def take(
+        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0, held: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """A batch of ``groups`` is taken; the groups ``held`` stay."""
+        self._waiting_for(groups)
+        self.pool.end_wait(weights_seq_no, lambda group_id: group_id in held)
+        texts: dict[str, str] = {}
+        for group in groups:
+            texts |= self._texts.get(group.group_id, {})
+        return texts
+
+    def texts_of(self, groups: Sequence[TrajectoryGroup]) -> dict[str, str]:
+        for group in groups:
+            self.submit(group)
+        self.wait_for(groups)
+        return self.take(groups)
+
+    def _waiting_for(self, groups: Sequence[TrajectoryGroup]) -> list[str]:
+        self._texts |= self.pool.take_answered()
+        return [g.group_id for g in groups if self.pool.is_asked and g.group_id not in self._texts]
+
+
 @contextmanager
-def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[JudgePool]:
-    pool = JudgePool(experiment, run_dir)
+def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[Judging]:
+    judging = Judging(experiment, run_dir)
     try:
-        yield pool
+        yield judging
     finally:
-        pool.close()
+        judging.pool.close()
         assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
-def wait_for(pool: JudgePool, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0) -> None:
-    deadline = time.monotonic() + 20.0
-    while not pool.has_answers(groups, weights_seq_no):
-        assert time.monotonic() < deadline, f"{pool.num_pending} answers are pending"
-        time.sleep(0.01)
-
-
-def texts_of(pool: JudgePool, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0) -> dict[str, str]:
-    """As the training loop does it: submit, wait, take."""
-    for group in groups:
-        pool.submit(group, weights_seq_no, 0)
-    wait_for(pool, groups, weights_seq_no)
-    return pool.take(groups, weights_seq_no, lambda group_id: True)
-
-
 def asked_about(bodies: Sequence[dict[str, Any]]) -> list[str]:
-    """Group and member number of the trajectories, sorted."""
+    """Group and rollout index of the trajectories, sorted."""
     requests = [body["messages"][1]["content"] for body in bodies]
     return sorted(re.findall(r"go to drawer (\w+ \d+) 0<", request)[0] for request in requests)
 
@@ -77,9 +105,9 @@ async def nothing(body: dict[str, Any], number: int) -> web.Response:
 def test_every_trajectory_of_a_group_is_judged_and_counted(tmp_path: Path):
     group = group_to_judge("g", [10.0, 0.0, 0.0])
     with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
-        texts = texts_of(pool, [group])
-        assert pool.num_done == 3 and pool.num_pending == 0
-        metrics = pool.metrics()
+        texts = pool.texts_of([group])
+        assert pool.pool.num_done == 3 and pool.pool.num_pending == 0
+        metrics = pool.pool.metrics()
     assert set(texts) == {"g-0", "g-1", "g-2"}
     assert all(text.startswith("Look in the drawer first") for text in texts.values())
     assert asked_about(endpoint.bodies) == ["g 0", "g 1", "g 2"]
@@ -100,11 +128,11 @@ def test_what_the_judge_said_is_in_the_teachers_prompt_of_its_trajectory_only(tm
     with running(respond) as endpoint:
         experiment = judged_experiment(endpoint.base_url)
         with pool_of(experiment, tmp_path) as pool:
-            texts = texts_of(pool, [group])
-            metrics = pool.metrics()
-    samples, _ = build_rows([group], experiment, encoder, 0, texts)
-    assert [sample.teacher_prompt_ids is not None for sample in samples] == [False, False, True, True]
-    assert "The loser should open the drawer." in encoder.decode(samples[2].teacher_prompt_ids or [])
+            texts = pool.texts_of([group])
+            metrics = pool.pool.metrics()
+    rows, _ = build_rows([group], experiment, encoder, 0, texts)
+    assert rows.has_teacher_prompt.tolist() == [False, False, True, True]
+    assert "The loser should open the drawer." in encoder.decode(rows.teacher_prompt_ids[2])
     assert (metrics["judge/answers"], metrics["judge/failed_nonsense"]) == (1, 1)
 
 
@@ -115,20 +143,20 @@ def test_a_judged_source_may_stand_beside_others_and_feedback_can_be_kept_from_t
     with running() as endpoint:
         experiment = judged_experiment(endpoint.base_url, sources, include_feedback=False)
         with pool_of(experiment, tmp_path) as pool:
-            texts = texts_of(pool, [group])
+            texts = pool.texts_of([group])
     asked = [body["messages"][1]["content"] for body in endpoint.bodies]
     assert all("A successful attempt to compare with" in text for text in asked)
     assert not any("Nothing happens." in text for text in asked)
-    samples, _ = build_rows([group], experiment, encoder, 0, texts)
-    weighted = encoder.decode(samples[0].teacher_prompt_ids or [])
+    rows, _ = build_rows([group], experiment, encoder, 0, texts)
+    weighted = encoder.decode(rows.teacher_prompt_ids[0])
     assert "Look in the drawer first" in weighted and "Nothing happens." in weighted
 
 
 def test_nobody_is_asked_about_what_trains_nothing(tmp_path: Path):
     groups = [group_to_judge("same", [10.0, 10.0]), group_to_judge("empty", [10.0, 0.0], num_steps=0)]
     with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
-        assert texts_of(pool, groups) == {}
-        assert pool.metrics()["judge/requests"] == 0
+        assert pool.texts_of(groups) == {}
+        assert pool.pool.metrics()["judge/requests"] == 0
     assert endpoint.bodies == []
 
 
@@ -139,7 +167,7 @@ def test_only_trajectories_with_an_advantage_are_asked_about(tmp_path: Path):
             update={"advantage": experiment.advantage.model_copy(update={"estimator": "grpo_passk"})}
         )
         with pool_of(best_only, tmp_path) as pool:
-            texts = texts_of(pool, [group_to_judge("g", [0.0, 10.0, 5.0])])
+            texts = pool.texts_of([group_to_judge("g", [0.0, 10.0, 5.0])])
     assert list(texts) == ["g-1"] and asked_about(endpoint.bodies) == ["g 1"]
 
 
@@ -147,26 +175,19 @@ def test_an_invalid_action_alone_gives_an_advantage_and_so_a_judgement(tmp_path:
     group = group_to_judge("g", [10.0, 10.0])
     group.trajectories[0].steps[0].action_valid = False
     with running() as endpoint, pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
-        assert set(texts_of(pool, [group])) == {"g-0", "g-1"}
+        assert set(pool.texts_of([group])) == {"g-0", "g-1"}
 
 
 def test_no_request_is_made_for_an_update_in_which_lambda_is_zero(tmp_path: Path):
-    groups = [group_to_judge(name, [10.0, 0.0]) for name in "abcdef"]
+    groups = [group_to_judge(name, [10.0, 0.0]) for name in "abcd"]
     with running() as endpoint:
         experiment = judged_experiment(endpoint.base_url, hindsight={"lambda_decay_steps": 2})
         with pool_of(experiment, tmp_path) as pool:
-            pool.submit(groups[0], 0, 0)  # trained at update 0 at the earliest
-            pool.submit(groups[1], 0, 1)  # behind a batch: update 1
-            pool.submit(groups[2], 0, 2)  # update 2, where λ is 0
-            pool.submit(groups[3], 2, 0)
-            wait_for(pool, groups)
-            assert set(pool.take(groups[:1], 0, lambda group_id: True)) == {"a-0", "a-1"}
-            # While update 0 is under way, one batch further is update 2.
-            pool.submit(groups[4], 0, 1)
-            assert set(pool.take(groups[1:2], 1, lambda group_id: True)) == {"b-0", "b-1"}
-            # During update 1, the next is update 2.
-            pool.submit(groups[5], 1, 0)
-            assert pool.num_pending == 0
+            for group, earliest in zip(groups, (0, 1, 2, 3), strict=True):
+                pool.submit(group, earliest)
+            pool.wait_for(groups)
+            assert set(pool.take(groups[:1], 0, "bcd")) == {"a-0", "a-1"}
+            assert set(pool.take(groups[1:], 1)) == {"b-0", "b-1"}
     assert asked_about(endpoint.bodies) == ["a 0", "a 1", "b 0", "b 1"]
 
 
@@ -179,13 +200,13 @@ def test_pending_requests_are_given_up_when_lambda_will_be_zero(tmp_path: Path):
     with running(respond) as endpoint:
         experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, hindsight={"lambda_decay_steps": 1})
         with pool_of(experiment, tmp_path) as pool:
-            pool.submit(first, 0, 0)
-            pool.submit(second, 0, 0)
-            wait_for(pool, [first])
-            assert len(pool.take([first], 0, lambda group_id: True)) == 2
-            assert pool.num_pending == 0
-            assert pool.has_answers([second], 1) and pool.take([second], 1, lambda group_id: True) == {}
-            metrics = pool.metrics()
+            pool.submit(first)
+            pool.submit(second)
+            pool.wait_for([first])
+            assert len(pool.take([first], 0, held="b")) == 2
+            assert pool.pool.num_pending == 0
+            assert pool.take([second], 1) == {}
+            metrics = pool.pool.metrics()
     assert metrics["judge/given_up"] == 2 and "judge/failed_late" not in metrics
 
 
@@ -198,7 +219,7 @@ def test_without_a_teacher_or_a_judged_source_nothing_is_asked_or_started(
     with running() as endpoint:
         experiment = judged_experiment(endpoint.base_url, hindsight=hindsight)
         with pool_of(experiment, tmp_path) as pool:
-            assert texts_of(pool, [group_to_judge("g", [10.0, 0.0])]) == {}
+            assert pool.texts_of([group_to_judge("g", [10.0, 0.0])]) == {}
             assert "judge" not in [thread.name for thread in threading.enumerate()]
     assert endpoint.bodies == [] and not (tmp_path / "judge").exists()
 
@@ -212,32 +233,32 @@ def test_a_batch_waits_no_longer_than_it_may_and_then_goes_without(tmp_path: Pat
     with running(respond) as endpoint:
         experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, max_wait_s=0.5)
         with pool_of(experiment, tmp_path) as pool:
-            pool.submit(group, 0, 0)
+            pool.submit(group)
             deadline = time.monotonic() + 20.0
-            while pool.num_done == 0:
+            while pool.pool.num_done == 0:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             started = time.monotonic()
-            wait_for(pool, [group])
+            pool.wait_for([group])
             assert 0.5 <= time.monotonic() - started < 5
-            texts = pool.take([group], 0, lambda group_id: True)
-            metrics = pool.metrics()
+            texts = pool.take([group])
+            metrics = pool.pool.metrics()
     assert len(texts) == 1
     assert metrics["judge/failed_late"] == 1 and metrics["judge/answers"] == 1
     assert 0.5 <= metrics["judge/waited_s"] < 5 and metrics["judge/pending"] == 0
 
 
 def test_requests_about_discarded_groups_are_given_up(tmp_path: Path):
-    stale, fresh, taken = (group_to_judge(name, [10.0, 0.0]) for name in ("stale", "fresh", "taken"))
+    stale, recent, taken = (group_to_judge(name, [10.0, 0.0]) for name in ("stale", "recent", "taken"))
     with running(hang) as endpoint:
         experiment = judged_experiment(endpoint.base_url, timeout_s=30.0, max_wait_s=0.1)
         with pool_of(experiment, tmp_path) as pool:
-            for group in (stale, fresh, taken):
-                pool.submit(group, 0, 0)
-            wait_for(pool, [taken])
-            pool.take([taken], 0, lambda group_id: group_id == "fresh")
-            assert pool.num_pending == 2
-            assert pool.metrics()["judge/given_up"] == 2
+            for group in (stale, recent, taken):
+                pool.submit(group)
+            pool.wait_for([taken])
+            pool.take([taken], 0, held=["recent"])
+            assert pool.pool.num_pending == 2
+            assert pool.pool.metrics()["judge/given_up"] == 2
 
 
 def test_a_second_pool_finds_the_answers_of_the_first_in_the_run_directory(tmp_path: Path):
@@ -250,7 +271,7 @@ def test_a_second_pool_finds_the_answers_of_the_first_in_the_run_directory(tmp_p
         )
         experiment = judged_experiment(endpoint.base_url)
         with pool_of(experiment, run_dir.path) as pool:
-            first = texts_of(pool, groups)
+            first = pool.texts_of(groups)
         file = run_dir.path / "judge" / "answers.jsonl"
         with file.open("a") as log:
             log.write('{"key": "unfini')
@@ -258,16 +279,16 @@ def test_a_second_pool_finds_the_answers_of_the_first_in_the_run_directory(tmp_p
         run_dir.metrics.start(0)
         run_dir.metrics.close()
         with pool_of(experiment, run_dir.path) as pool:
-            assert texts_of(pool, groups) == first
-            metrics = pool.metrics()
+            assert pool.texts_of(groups) == first
+            metrics = pool.pool.metrics()
             assert len(endpoint.bodies) == 2
-            texts_of(pool, [group_to_judge("h", [10.0, 0.0])])
+            pool.texts_of([group_to_judge("h", [10.0, 0.0])])
         with pool_of(experiment, run_dir.path) as pool:
-            texts_of(pool, [group_to_judge("h", [10.0, 0.0])])
+            pool.texts_of([group_to_judge("h", [10.0, 0.0])])
         assert len(endpoint.bodies) == 4
         other = judged_experiment(endpoint.base_url, temperature=0.5)
         with pool_of(other, run_dir.path) as pool:
-            texts_of(pool, groups)
+            pool.texts_of(groups)
         assert len(endpoint.bodies) == 6
     assert (metrics["judge/requests"], metrics["judge/cached"], metrics["judge/answers"]) == (2, 2, 2)
     assert "judge/latency_mean_s" not in metrics
@@ -276,19 +297,13 @@ def test_a_second_pool_finds_the_answers_of_the_first_in_the_run_directory(tmp_p
     assert {json.loads(line)["text"] for line in lines[:2]} == set(first.values())
 
 
-def test_failures_are_not_cached_and_the_cache_can_be_off(tmp_path: Path):
+def test_failures_are_not_cached(tmp_path: Path):
     groups = [group_to_judge("g", [10.0, 0.0])]
     with running(nothing) as endpoint:
         for _ in range(2):
             with pool_of(judged_experiment(endpoint.base_url), tmp_path) as pool:
-                assert texts_of(pool, groups) == {}
+                assert pool.texts_of(groups) == {}
         assert len(endpoint.bodies) == 4
-    with running() as endpoint:
-        for _ in range(2):
-            with pool_of(judged_experiment(endpoint.base_url, cache=False), tmp_path / "off") as pool:
-                assert len(texts_of(pool, groups)) == 2
-        assert len(endpoint.bodies) == 4
-    assert not (tmp_path / "off").exists()
 
 
 def test_strict_fails_with_trajectory_and_reason(tmp_path: Path):
@@ -297,12 +312,12 @@ def test_strict_fails_with_trajectory_and_reason(tmp_path: Path):
         experiment = judged_experiment(endpoint.base_url, strict=True)
         with pool_of(experiment, tmp_path) as pool:
             with pytest.raises(JudgeError, match=r"strict = true: .* trajectory g-\d: nonsense: 'None'"):
-                texts_of(pool, groups)
+                pool.texts_of(groups)
     with running(hang) as endpoint:
         experiment = judged_experiment(endpoint.base_url, strict=True, timeout_s=30.0, max_wait_s=0.1)
         with pool_of(experiment, tmp_path) as pool:
             with pytest.raises(JudgeError, match=r"trajectory g-0: late: not there after 0.1 s"):
-                texts_of(pool, groups)
+                pool.texts_of(groups)
 
 
 def test_a_missing_key_stops_the_run_and_a_key_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -315,10 +330,10 @@ def test_a_missing_key_stops_the_run_and_a_key_is_in_no_file(tmp_path: Path, mon
         monkeypatch.delenv(KEY_VARIABLE, raising=False)
         with pool_of(experiment, run_dir.path) as pool:
             with pytest.raises(JudgeError, match=KEY_VARIABLE):
-                pool.submit(group, 0, 0)
+                pool.submit(group)
         monkeypatch.setenv(KEY_VARIABLE, KEY)
         with pool_of(experiment, run_dir.path) as pool:
-            assert len(texts_of(pool, [group])) == 2
+            assert len(pool.texts_of([group])) == 2
     assert set(endpoint.authorizations) == {f"Bearer {KEY}"}
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"config.yaml", "answers.jsonl"} <= {path.name for path in written}
@@ -329,7 +344,7 @@ def test_closing_gives_up_what_is_pending_at_once(tmp_path: Path):
     with running(hang) as endpoint:
         experiment = judged_experiment(endpoint.base_url, timeout_s=30.0)
         with pool_of(experiment, tmp_path) as pool:
-            pool.submit(group_to_judge("g", [10.0, 0.0]), 0, 0)
+            pool.submit(group_to_judge("g", [10.0, 0.0]))
             time.sleep(0.2)
             started = time.monotonic()
         assert time.monotonic() - started < 5

@@ -11,17 +11,19 @@ from learner_helpers import (
     learner_group,
     local_learner,
     reference_logprobs,
+    rows_of,
     sampled_groups,
     save_tiny_policy,
+    started_update,
 )
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from serl.batch.packing import plan_update
-from serl.batch.rows import build_rows
+from serl.batch.rows import TrainingRows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
 from serl.learner.parallel import named_weights
-from serl.types import TrainingRow, TrajectoryGroup
+from serl.types import TrajectoryGroup
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
@@ -39,7 +41,7 @@ def groups(model_dir: Path) -> list[TrajectoryGroup]:
 def update(
     group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
 ) -> dict[str, float]:
-    result = group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=60.0)
+    result = group.poll_update(started_update(group, groups, weights_seq_no), timeout_s=60.0)
     assert result is not None
     return result.metrics
 
@@ -49,17 +51,11 @@ def weights(group: SERLLearnerGroup) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in named_weights(policy.model).items()}
 
 
-def samples_of(
-    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
-) -> list[TrainingRow]:
-    return build_rows(groups, group._experiment, group._encoder, weights_seq_no)[0]
-
-
 def gradients(
     group: SERLLearnerGroup, groups: list[TrajectoryGroup], micro_batch_tokens: int = 512
 ) -> dict[str, Tensor]:
     (plan,) = plan_update(
-        samples_of(group, groups),
+        rows_of(group, groups),
         num_learners=1,
         num_minibatches=1,
         num_epochs=1,
@@ -76,24 +72,24 @@ def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rel
         assert error <= relative * float(tensor.abs().max()), f"{name}: {error}"
 
 
-def reference_gradients(model_dir: Path, samples: list[TrainingRow], num_tokens: int) -> dict[str, Tensor]:
+def reference_gradients(model_dir: Path, rows: TrainingRows, num_tokens: int) -> dict[str, Tensor]:
     """d/dθ of −Σ advantage · log π(token) / num_tokens, one plain forward pass a row."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    for sample in samples:
-        logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0]
-        logprobs = logits[len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
-        chosen = logprobs.gather(1, torch.tensor(sample.response_ids)[:, None])
-        (-sample.advantage * chosen.sum() / num_tokens).backward()
+    for row in rows:
+        logits = model(torch.tensor([row.prompt_ids + row.response_ids])).logits[0]
+        logprobs = logits[len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+        chosen = logprobs.gather(1, torch.tensor(row.response_ids)[:, None])
+        (-row.advantage * chosen.sum() / num_tokens).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def test_the_gradient_on_fresh_samples_is_that_of_advantage_times_logprob(
+def test_the_gradient_on_on_policy_rows_is_that_of_advantage_times_logprob(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
     group = learner_group(model_dir)
-    samples = samples_of(group, groups)
-    num_tokens = sum(len(sample.response_ids) for sample in samples)
-    expected = reference_gradients(model_dir, samples, num_tokens)
+    rows = rows_of(group, groups)
+    num_tokens = sum(len(row.response_ids) for row in rows)
+    expected = reference_gradients(model_dir, rows, num_tokens)
     assert_all_close(gradients(group, groups), expected, relative=1e-4)
 
 
@@ -125,15 +121,15 @@ def test_an_update_makes_rewarded_responses_likelier_and_others_less_likely(
     update(group, groups)
     group.save(tmp_path, timeout_s=60.0)
     change = {True: 0.0, False: 0.0}
-    for sample in samples_of(group, groups):
-        after = reference_logprobs(tmp_path / "policy", sample.prompt_ids, sample.response_ids)
-        if sample.advantage:
-            change[sample.advantage > 0] += sum(after) - sum(sample.old_logprobs)
+    for row in rows_of(group, groups):
+        after = reference_logprobs(tmp_path / "policy", row.prompt_ids, row.response_ids)
+        if row.advantage:
+            change[row.advantage > 0] += sum(after) - sum(row.old_logprobs)
     assert change[True] > 0.1
     assert change[False] < -0.1
 
 
-def test_groups_without_spread_change_nothing(model_dir: Path) -> None:
+def test_zero_variance_groups_change_nothing(model_dir: Path) -> None:
     group = learner_group(model_dir)
     before = weights(group)
     metrics = update(group, sampled_groups(model_dir, [[0.0, 0.0], [10.0, 10.0]]))
@@ -147,24 +143,26 @@ def test_rows_without_advantage_count_in_the_mean(model_dir: Path, groups: list[
     alone, with_idle = gradients(group, groups[:1]), gradients(group, groups[:2])
 
     def num_tokens(part: list[TrajectoryGroup]) -> int:
-        return sum(len(sample.response_ids) for sample in samples_of(group, part))
+        return sum(len(row.response_ids) for row in rows_of(group, part))
 
     share = num_tokens(groups[:1]) / num_tokens(groups[:2])
     assert_all_close(with_idle, {name: share * tensor for name, tensor in alone.items()}, relative=1e-4)
 
 
-def test_metrics_of_an_update_on_its_own_samples(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
+def test_metrics_of_an_update_on_its_own_rows(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
     group = learner_group(model_dir)
     metrics = update(group, groups)
     assert metrics["train_inference_mismatch_on_policy"] < 1e-5
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-5)
     assert metrics["clip_fraction"] == 0.0
-    samples = samples_of(group, groups)
-    trained = [sample for sample in samples if sample.advantage]
-    assert metrics["num_trained_tokens"] == sum(sample.num_tokens for sample in trained)
-    weighted = sum(-sample.advantage * len(sample.response_ids) for sample in samples)
-    expected_loss = weighted / sum(len(sample.response_ids) for sample in samples)
+    rows = rows_of(group, groups)
+    trained = [row for row in rows if row.advantage]
+    assert metrics["num_trained_tokens"] == sum(
+        len(row.prompt_ids) + len(row.response_ids) for row in trained
+    )
+    weighted = sum(-row.advantage * len(row.response_ids) for row in rows)
+    expected_loss = weighted / sum(len(row.response_ids) for row in rows)
     assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
     again = update(group, groups, weights_seq_no=1)
     assert again["train_inference_mismatch"] > 0.01
@@ -176,8 +174,8 @@ def test_epochs_and_minibatches_are_optimizer_steps(model_dir: Path, groups: lis
     group = learner_group(model_dir, learner={"num_epochs": 2, "num_minibatches": 3})
     metrics = update(group, groups)
     assert metrics["num_optimizer_steps"] == 6
-    samples = samples_of(group, groups)
-    assert metrics["num_trained_tokens"] == 2 * sum(s.num_tokens for s in samples if s.advantage)
+    rows = rows_of(group, groups)
+    assert metrics["num_trained_tokens"] == 2 * rows.num_tokens[rows.advantages != 0.0].sum()
 
 
 def test_the_learning_rate_warms_up(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
@@ -193,10 +191,10 @@ def test_the_teacher_scores_action_tokens_under_its_own_prompt(
     group = learner_group(model_dir, hindsight=TEACHER)
     metrics = update(group, groups)
     log_ratios = []
-    for sample in samples_of(group, groups):
-        if sample.teacher_prompt_ids is not None:
-            weighted = reference_logprobs(model_dir, sample.teacher_prompt_ids, sample.response_ids)
-            pairs = zip(weighted, sample.old_logprobs, sample.action_mask, strict=True)
+    for row in rows_of(group, groups):
+        if row.teacher_prompt_ids is not None:
+            weighted = reference_logprobs(model_dir, row.teacher_prompt_ids, row.response_ids)
+            pairs = zip(weighted, row.old_logprobs, row.action_mask, strict=True)
             log_ratios += [teacher - student for teacher, student, action in pairs if action]
     assert metrics["teacher_num_selected_tokens"] == len(log_ratios)
     assert metrics["teacher_log_ratio_mean"] == pytest.approx(sum(log_ratios) / len(log_ratios), abs=1e-4)
@@ -337,7 +335,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(
             update(group, broken)
 
 
-def test_with_an_importance_cap_stale_samples_are_weighted_instead_of_clipped(
+def test_with_an_importance_sampling_cap_stale_rows_are_weighted_instead_of_clipped(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
     stale = sampled_groups(model_dir, [[10.0, 0.0]])
@@ -382,9 +380,9 @@ def test_an_update_must_be_polled_to_its_end_before_the_next(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
     group = learner_group(model_dir)
-    handle = group.start_update(groups, 0)
+    handle = started_update(group, groups, 0)
     with pytest.raises(LearnerError, match="update 0"):
-        group.start_update(groups, 1)
+        started_update(group, groups, 1)
     assert group.poll_update(handle, 1.0) is not None
     with pytest.raises(LearnerError, match="not under way"):
         group.poll_update(handle, 1.0)

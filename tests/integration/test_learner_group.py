@@ -7,10 +7,17 @@ from typing import Any
 import pytest
 import ray
 import torch
-from learner_helpers import finished_update, learner_group, local_learner, sampled_groups, save_tiny_policy
+from learner_helpers import (
+    finished_update,
+    learner_group,
+    local_learner,
+    rows_of,
+    sampled_groups,
+    save_tiny_policy,
+    started_update,
+)
 
 from serl.batch.packing import plan_update
-from serl.batch.rows import build_rows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.learner.teacher import context_free_rows
 from serl.types import TrajectoryGroup
@@ -55,20 +62,20 @@ def finished(group: SERLLearnerGroup, handle: UpdateHandle) -> dict[str, float]:
 
 def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[dict[str, Any]]:
     num_learners = max(1, len(group))
-    samples, _ = build_rows(groups, group._experiment, group._encoder, 0)
+    rows = rows_of(group, groups)
     every_row = group._experiment.loss.trains_every_row
     plans = plan_update(
-        samples,
+        rows,
         num_learners=num_learners,
         num_minibatches=1,
         num_epochs=1,
         micro_batch_tokens=200,
         seed=(0,),
         train_every_row=every_row,
-        context_free_rows=context_free_rows(samples, group._experiment.hindsight, (), (0,)),
+        context_free_rows=context_free_rows(rows, group._experiment.hindsight, (0,)),
     )
-    owners = [{sample.group_id for sample in plan.samples} for plan in plans]
-    # The group without spread is nobody's, unless the loss has terms of its own for it.
+    owners = [set(plan.rows.group_ids) for plan in plans]
+    # The zero-variance group is nobody's, unless the loss has terms of its own for it.
     assert sum(len(owned) for owned in owners) == (4 if every_row else 3)
     if group.is_local:
         return [local_learner(group).gradients(plans[0], 0)]
@@ -120,11 +127,11 @@ def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
 
 
 def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], recorded: frozenset[str]) -> UpdateResult:
-    return finished_update(group, group.start_update(groups, 0, recorded=recorded), START_S)
+    return finished_update(group, started_update(group, groups, 0, recorded=recorded), START_S)
 
 
 def weights_in(result: UpdateResult) -> list[float]:
-    return [weight for record in result.teacher_records for weight in record.weights if weight is not None]
+    return [weight for record in result.records.values() for weight in record.weights if weight is not None]
 
 
 def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(
@@ -134,8 +141,8 @@ def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(
     model_dir: Path,
     tmp_path: Path,
 ) -> None:
-    expected = finished(local, local.start_update(groups, 0))
-    metrics = finished(two_learners, two_learners.start_update(groups, 0))
+    expected = finished(local, started_update(local, groups, 0))
+    metrics = finished(two_learners, started_update(two_learners, groups, 0))
     compared = [
         *(
             "loss",
@@ -154,13 +161,13 @@ def test_updates_and_checkpoints_do_not_depend_on_the_number_of_learners(
     two_learners.save(tmp_path, timeout_s=START_S)
     alone = learner_group(model_dir, hindsight=TEACHER)
     alone.load(tmp_path, timeout_s=START_S)
-    continued = finished(two_learners, two_learners.start_update(groups, 1))
-    resumed = finished(alone, alone.start_update(groups, 1))
+    continued = finished(two_learners, started_update(two_learners, groups, 1))
+    resumed = finished(alone, started_update(alone, groups, 1))
     for name in ("loss", "entropy", "grad_norm", "approx_kl", "teacher_weight_mean"):
         assert resumed[name] == pytest.approx(continued[name], rel=1e-3, abs=1e-5), name
 
     two_learners.load(tmp_path, timeout_s=START_S)
-    again = finished(two_learners, two_learners.start_update(groups, 1))
+    again = finished(two_learners, started_update(two_learners, groups, 1))
     assert again["grad_norm"] == pytest.approx(continued["grad_norm"], rel=1e-5)
 
 
@@ -171,7 +178,7 @@ def test_rllib_gets_no_weights_from_the_learners(two_learners: SERLLearnerGroup)
 def test_a_learner_that_dies_during_an_update_fails_it_and_is_named(
     two_learners: SERLLearnerGroup, groups: list[TrajectoryGroup]
 ) -> None:
-    handle = two_learners.start_update(groups, 2)
+    handle = started_update(two_learners, groups, 2)
     ray.kill(two_learners._workers[1])
     with pytest.raises(LearnerError, match="learner 1 failed in update 2"):
         finished(two_learners, handle)
@@ -183,10 +190,10 @@ def test_an_update_that_takes_too_long_fails_with_its_deadline(
     group = learner_group(model_dir, learner={"num_learners": 1, "update_timeout_s": 0.001})
     try:
         with pytest.raises(LearnerError, match="learner.update_timeout_s = 0.001 s"):
-            finished(group, group.start_update(groups, 0))
+            finished(group, started_update(group, groups, 0))
         ray.kill(group._workers[0])
         with pytest.raises(LearnerError, match="has not been polled"):
-            group.start_update(groups, 1)
+            started_update(group, groups, 1)
         with pytest.raises(LearnerError, match="learner 0 failed in save"):
             group.save(model_dir / "nowhere", timeout_s=START_S)
     finally:

@@ -45,14 +45,14 @@ def test_logprobs_equal_those_of_one_plain_forward_pass_per_sequence(
     prompts, responses = sequences(shared=24)
     module = build_module(model_dir)
     batch = make_token_batch(prompts, responses, None, layout=layout, share_prefix=share_prefix)
-    assert ("prefix_ids" in batch) == share_prefix
+    assert (batch.prefix_ids is not None) == share_prefix
     scored = module(batch)
     expected = [
         logprob
         for prompt, response in zip(prompts, responses, strict=True)
         for logprob in reference_logprobs(model_dir, prompt, response)
     ]
-    torch.testing.assert_close(scored["logprobs"].detach(), torch.tensor(expected), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(scored.logprobs.detach(), torch.tensor(expected), atol=2e-5, rtol=1e-5)
 
 
 def test_only_marked_tokens_are_scored(model_dir: Path) -> None:
@@ -61,13 +61,13 @@ def test_only_marked_tokens_are_scored(model_dir: Path) -> None:
     batch = make_token_batch(
         prompts, responses, [[False, True, True], [True, False]], layout="padded", share_prefix=True
     )
-    assert batch["targets"].tolist() == [11, 12, 13]
-    assert batch["row_ids"].tolist() == [0, 0, 1]
+    assert batch.targets.tolist() == [11, 12, 13]
+    assert batch.row_ids.tolist() == [0, 0, 1]
     # Rows are 6 long; a token is predicted where the one before it stands.
-    assert batch["predictor_positions"].tolist() == [3, 4, 6 + 1]
+    assert batch.predictor_positions.tolist() == [3, 4, 6 + 1]
     first, second = (reference_logprobs(model_dir, p, r) for p, r in zip(prompts, responses, strict=True))
     expected = torch.tensor([first[1], first[2], second[0]])
-    torch.testing.assert_close(module(batch)["logprobs"].detach(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(module(batch).logprobs.detach(), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_what_follows_the_last_attention_is_computed_for_predictors_only(model_dir: Path) -> None:
@@ -89,7 +89,7 @@ def test_gradients_flow_through_the_shared_prefix(model_dir: Path) -> None:
     for share_prefix in (False, True):
         module = build_module(model_dir)
         batch = make_token_batch(prompts, responses, None, layout="padded", share_prefix=share_prefix)
-        module(batch)["logprobs"].sum().backward()
+        module(batch).logprobs.sum().backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in module.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)
     assert gradients[0].abs().max() > 10.0
@@ -102,7 +102,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_dir: Path) -> None:
         module = build_module(model_dir, gradient_checkpointing=checkpointing)
         assert module.shares_prefix != checkpointing
         batch = make_token_batch(prompts, responses, None, layout="padded", share_prefix=False)
-        module(batch)["logprobs"].sum().backward()
+        module(batch).logprobs.sum().backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in module.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -110,8 +110,8 @@ def test_gradient_checkpointing_changes_no_gradient(model_dir: Path) -> None:
 def test_temperature_divides_the_logits_before_probabilities_and_entropy() -> None:
     scored = score_tokens(torch.tensor([[0.0, math.log(4.0)]]), torch.tensor([1]), temperature=2.0)
     # sqrt(4) = 2, so the probabilities are 1/3 and 2/3.
-    assert scored["logprobs"].tolist() == pytest.approx([math.log(2 / 3)])
-    assert scored["entropies"].tolist() == pytest.approx([-(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)])
+    assert scored.logprobs.tolist() == pytest.approx([math.log(2 / 3)])
+    assert scored.entropies.tolist() == pytest.approx([-(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)])
 
 
 def test_dropout_is_off_even_while_training(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_dropout_is_off_even_while_training(tmp_path: Path) -> None:
     module = build_module(tmp_path)
     assert module.model.config.attention_dropout == 0.5
     batch = make_token_batch([[1, 2, 3]], [[4, 5]], None, layout="padded", share_prefix=False)
-    assert torch.equal(module(batch)["logprobs"], module(batch)["logprobs"])
+    assert torch.equal(module(batch).logprobs, module(batch).logprobs)
 
 
 def test_prompts_share_what_all_of_them_begin_with() -> None:

@@ -10,11 +10,13 @@ import torch
 from single_process_loop import SingleProcessLoop
 
 from envs.registry import make_provider
-from serl.algorithm_config import SERLConfig
+from serl.algorithm import SERLConfig
+from serl.batch.assemble import build_rows
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.learner.parallel import named_weights
+from serl.rollout.prompt import PromptEncoder
 from serl.types import TrajectoryGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,13 +64,15 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
     """Three updates of both on what the loop plays, with its own weights of the moment."""
     torch.manual_seed(0)
     loop, group = SingleProcessLoop(of_loop, POLICY), learners(of_learners)
+    encoder = PromptEncoder.load(str(POLICY))
     start = weights_of(group)
     tasks = make_provider(of_loop.env.name, of_loop.env.args).task_set("train").tasks
     found = []
     for weights_seq_no in range(NUM_UPDATES):
         groups = loop.play(tasks[3 * weights_seq_no : 3 * weights_seq_no + 3], weights_seq_no)
         loop.update(groups, weights_seq_no)
-        group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=0.0)
+        rows, _ = build_rows(groups, of_learners, encoder, weights_seq_no)
+        group.poll_update(group.start_update(rows, weights_seq_no), timeout_s=0.0)
         expected = {name: w.detach() for name, w in named_weights(loop.policy).items()}
         own = weights_of(group)
         found.append(Trained(largest_difference(own, expected), largest_difference(own, start), groups))

@@ -15,14 +15,15 @@ import pytest
 import torch
 from learner_helpers import local_learner
 
-from serl.algorithm_config import SERLConfig
-from serl.batch.metrics import batch_metrics
+from serl.algorithm import SERLConfig
+from serl.batch.assemble import build_rows
 from serl.config import ExperimentConfig
-from serl.hindsight.modes import MODES
+from serl.config.hindsight import MODES
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.models.resolve import resolve_model
+from serl.rollout.prompt import PromptEncoder
 from serl.serving.names import ServingNames
-from serl.types import TrajectoryGroup
+from serl.types import TrajectoryGroup, staleness
 from tools.bench.cluster import local_cluster
 from tools.bench.play import Player, player_on_deployment
 
@@ -99,6 +100,7 @@ def test_two_iterations(mode: str, house: House) -> None:
     config = SERLConfig.from_experiment(experiment(mode), str(house.model_dir), str(house.model_dir))
     config.serving_names = house.names
     learners = SERLLearnerGroup(config=config)
+    encoder = PromptEncoder.load(str(house.model_dir))
     publish(learners, house)
     shares = []
     for _ in range(NUM_ITERATIONS):
@@ -106,17 +108,18 @@ def test_two_iterations(mode: str, house: House) -> None:
         recorded = frozenset(t.trajectory_id for t in groups[0].trajectories)
         judged = judge_texts(groups) if mode in JUDGED else None
         before = weights_of(learners)
-        handle = learners.start_update(groups, house.weights_seq_no, judged, recorded)
+        rows, metrics = build_rows(groups, config.experiment, encoder, house.weights_seq_no, judged, recorded)
+        handle = learners.start_update(rows, house.weights_seq_no)
         result = learners.poll_update(handle, timeout_s=0.0)
         assert result is not None
-        metrics = result.metrics | batch_metrics(groups, house.weights_seq_no)
+        metrics |= result.metrics
         assert metrics["num_optimizer_steps"] == 1
         assert (weights_of(learners) - before).abs().max() > 1e-5
         assert all(math.isfinite(value) for value in metrics.values())
         # What sampled is what is trained, so the weights of the update before have landed.
         assert metrics["train_inference_mismatch"] < 1e-3
-        assert metrics["staleness/max"] == 0.0
-        assert len(result.teacher_records) == sum(len(t.steps) for t in groups[0].trajectories)
+        assert all(staleness(group, house.weights_seq_no) == 0 for group in groups)
+        assert len(result.records) == sum(len(t.steps) for t in groups[0].trajectories)
         assert metrics["num_contexts_too_long"] == 0
         shares.append(metrics["evidence_share/any"])
         assert metrics["teacher_num_selected_tokens"] > 0 or not metrics["num_teacher_prompts"]

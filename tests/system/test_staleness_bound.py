@@ -7,11 +7,11 @@ import random
 from functools import cache
 
 import pytest
-from buffer_helpers import buffer, trajectory
+from buffer_helpers import buffer, give, trajectory
 
 from envs.base import Task, TaskSet
 from serl.buffer.task_sampler import TaskSampler
-from serl.types import RolloutRequest
+from serl.types import RolloutRequest, staleness
 
 
 class Simulation:
@@ -75,7 +75,7 @@ class Simulation:
             replacement = self.buffer.fail(request, "environment_error")
             self.waiting += [replacement] if replacement else []
         else:
-            self.buffer.add(trajectory(request, version, reward=self.random.choice([0.0, 10.0])))
+            give(self.buffer, trajectory(request, version, reward=self.random.choice([0.0, 10.0])))
 
     def take_batch(self) -> None:
         if self.learning:
@@ -83,10 +83,8 @@ class Simulation:
         batch = self.buffer.take_batch(self.version)
         if batch is not None:
             self.learning = True
-            self.trained += [group.group_id for group in batch]
-            for group in batch:
-                assert group.weights_seq_no is not None
-                self.staleness.append(self.version - group.weights_seq_no)
+            self.trained += [finished.group.group_id for finished in batch]
+            self.staleness += [staleness(finished.group, self.version) for finished in batch]
             self.schedule(self.random.expovariate(1 / self.update_seconds), "updated")
 
 

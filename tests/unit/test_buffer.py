@@ -4,29 +4,26 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from buffer_helpers import buffer, group_of, trajectory
+from buffer_helpers import Buffer, FinishedWithoutRows, buffer, give, group_of, trajectory
 
-from envs.base import Task
-from serl.buffer.group_buffer import AdmissionError, GroupBuffer
-from serl.types import RolloutRequest, TrajectoryGroup
+from serl.buffer.group_buffer import AdmissionError
+from serl.types import RolloutRequest, Task, staleness
 
 
-def admit(target: GroupBuffer, weights_seq_no: int, *group_ids: str) -> None:
+def admit(target: Buffer, weights_seq_no: int, *group_ids: str) -> None:
     assert target.num_admissible(weights_seq_no) >= len(group_ids)
     for group_id in group_ids:
         target.admit(group_of(group_id))
 
 
-def complete(
-    target: GroupBuffer, group_id: str, version: int | None = 0, rewards: tuple = (0.0, 10.0)
-) -> None:
+def complete(target: Buffer, group_id: str, version: int | None = 0, rewards: tuple = (0.0, 10.0)) -> None:
     for request, reward in zip(group_of(group_id, len(rewards)), rewards, strict=True):
-        target.add(trajectory(request, version, reward))
+        give(target, trajectory(request, version, reward))
 
 
-def taken_ids(target: GroupBuffer, weights_seq_no: int) -> list[str] | None:
+def taken_ids(target: Buffer, weights_seq_no: int) -> list[str] | None:
     batch = target.take_batch(weights_seq_no)
-    return None if batch is None else [group.group_id for group in batch]
+    return None if batch is None else [finished.group.group_id for finished in batch]
 
 
 # --- group buffer: admission and batches ----------------------------------------------------------
@@ -53,26 +50,26 @@ def test_a_group_beyond_the_bound_is_refused():
 def test_what_is_no_whole_group_is_refused(requests: list[RolloutRequest]):
     target = buffer(group_size=2)
     target.num_admissible(0)
-    with pytest.raises(AdmissionError, match="members 0 to 1"):
+    with pytest.raises(AdmissionError, match="rollouts 0 to 1"):
         target.admit(requests)
 
 
-def test_a_group_is_taken_once_when_its_last_member_is_back_with_members_in_order():
+def test_a_group_is_taken_once_when_its_last_rollout_is_back_with_rollouts_in_order():
     target = buffer(group_size=2)
     admit(target, 0, "a")
     first, second = group_of("a")
-    target.add(trajectory(second))
+    give(target, trajectory(second))
     assert target.take_batch(0) is None
-    target.add(trajectory(first))
+    give(target, trajectory(first))
     batch = target.take_batch(0)
     assert batch is not None
-    assert [t.rollout_index for t in batch[0].trajectories] == [0, 1]
-    assert batch[0].task == first.task
+    assert [t.rollout_index for t in batch[0].group.trajectories] == [0, 1]
+    assert batch[0].group.task == first.task
     assert target.take_batch(0) is None
     assert not target.owns("a")
 
 
-def test_a_batch_takes_the_oldest_complete_groups_and_passes_slow_ones_over():
+def test_a_batch_takes_the_oldest_ready_groups_and_passes_slow_ones_over():
     target = buffer(groups_per_batch=2, max_staleness=1)
     admit(target, 0, *"abcd")
     for group_id in "dcb":
@@ -84,13 +81,13 @@ def test_duplicates_and_trajectories_of_groups_that_left_are_counted_and_ignored
     target = buffer()
     admit(target, 0, "a")
     first, second = group_of("a")
-    target.add(trajectory(first, reward=1.0))
-    target.add(trajectory(first, reward=2.0))
-    target.add(trajectory(second))
+    give(target, trajectory(first, reward=1.0))
+    give(target, trajectory(first, reward=2.0))
+    give(target, trajectory(second))
     batch = target.take_batch(0)
     assert batch is not None
-    assert [t.reward for t in batch[0].trajectories] == [1.0, 0.0]
-    target.add(trajectory(second))
+    assert [t.reward for t in batch[0].group.trajectories] == [1.0, 0.0]
+    give(target, trajectory(second))
     metrics = target.metrics()
     assert metrics["trajectories_duplicate"] == 1
     assert metrics["trajectories_late"] == 1
@@ -122,11 +119,11 @@ def test_a_batch_waits_already_where_two_slow_groups_could_not_both_be_taken_lat
     assert taken_ids(target, 1) == ["slower"]
     assert target.take_batch(2) is None
     complete(target, "slow", version=0)
-    assert taken_ids(target, 2) == ["slow"]
-    assert target.metrics()["staleness_max"] == 2
+    (slow,) = target.take_batch(2) or []
+    assert slow.group.group_id == "slow" and staleness(slow.group, 2) == 2
 
 
-def test_a_group_sampled_with_older_weights_than_announced_is_discarded_and_its_task_dealt_again():
+def test_a_group_sampled_with_older_weights_than_announced_is_discarded_and_its_task_sampled_again():
     target = buffer(groups_per_batch=1, max_staleness=1)
     admit(target, 5, "lagging", "fresh")
     complete(target, "lagging", version=3)
@@ -159,14 +156,14 @@ def test_a_group_without_a_single_step_is_trained_on_like_any_other():
     target = buffer()
     admit(target, 0, "a")
     complete(target, "a", version=None)
-    assert taken_ids(target, 0) == ["a"]
-    assert target.metrics()["staleness_max"] == 0
+    (batch,) = target.take_batch(0) or []
+    assert batch.group.group_id == "a" and staleness(batch.group, 0) == 0
 
 
 # --- group buffer: failures and filtering ---------------------------------------------------------
 
 
-def test_a_failed_member_is_played_again_with_another_seed():
+def test_a_failed_rollout_is_played_again_with_another_seed():
     target = buffer()
     admit(target, 0, "a")
     first, second = group_of("a")
@@ -174,14 +171,14 @@ def test_a_failed_member_is_played_again_with_another_seed():
     assert replacement is not None
     assert (replacement.task, replacement.group_id, replacement.rollout_index) == (second.task, "a", 1)
     assert replacement.seed != second.seed
-    target.add(trajectory(first))
-    target.add(trajectory(replacement))
+    give(target, trajectory(first))
+    give(target, trajectory(replacement))
     assert taken_ids(target, 0) == ["a"]
     assert target.metrics()["failures_environment_error"] == 1
     assert target.metrics()["retries"] == 1
 
 
-def test_a_group_whose_member_fails_three_times_is_discarded_and_makes_room():
+def test_a_group_whose_rollout_fails_three_times_is_discarded_and_makes_room():
     target = buffer(groups_per_batch=1, max_staleness=0)
     admit(target, 0, "a")
     failing: RolloutRequest | None = group_of("a")[1]
@@ -192,11 +189,11 @@ def test_a_group_whose_member_fails_three_times_is_discarded_and_makes_room():
     assert not target.owns("a")
     assert target.metrics()["groups_discarded_failed"] == 1
     assert target.num_admissible(0) == 1
-    target.add(trajectory(group_of("a")[0]))
+    give(target, trajectory(group_of("a")[0]))
     assert target.metrics()["trajectories_late"] == 1
 
 
-def test_a_failure_of_a_member_that_is_already_back_changes_nothing():
+def test_a_failure_of_a_rollout_that_is_already_back_changes_nothing():
     target = buffer()
     admit(target, 0, "a")
     complete(target, "a")
@@ -204,11 +201,11 @@ def test_a_failure_of_a_member_that_is_already_back_changes_nothing():
     assert taken_ids(target, 0) == ["a"]
 
 
-def test_groups_without_reward_spread_are_filtered_and_others_take_their_place():
+def test_zero_variance_groups_are_filtered_and_others_take_their_place():
     target = buffer(groups_per_batch=1, max_staleness=0, filtered=4)
     admit(target, 0, "all lost")
     for request, num_steps in zip(group_of("all lost"), (3, 7), strict=True):
-        target.add(trajectory(request, reward=0.0, num_steps=num_steps))
+        give(target, trajectory(request, reward=0.0, num_steps=num_steps))
     assert target.take_batch(0) is None
     admit(target, 0, "all won")
     complete(target, "all won", rewards=(10.0, 10.0))
@@ -225,19 +222,10 @@ def test_filtering_tells_the_length_of_episodes_removed_and_kept():
     for group_id, rewards, lengths in (("lost", (0.0, 0.0), (9, 9)), ("mixed", (0.0, 10.0), (5, 2))):
         admit(target, 0, group_id)
         for request, reward, num_steps in zip(group_of(group_id), rewards, lengths, strict=True):
-            target.add(trajectory(request, reward=reward, num_steps=num_steps))
+            give(target, trajectory(request, reward=reward, num_steps=num_steps))
     assert taken_ids(target, 0) == ["mixed"]
     metrics = target.metrics()
     assert (metrics["filtered_mean_steps"], metrics["kept_mean_steps"]) == (9.0, 3.5)
-
-
-def test_rewards_by_length_have_spread_where_successes_differ_in_length():
-    for normalize_by_length, kept in ((False, False), (True, True)):
-        target = GroupBuffer(2, 1, 0, True, 4, normalize_by_length=normalize_by_length)
-        admit(target, 0, "won")
-        for request, num_steps in zip(group_of("won"), (3, 7), strict=True):
-            target.add(trajectory(request, reward=10.0, num_steps=num_steps))
-        assert target.owns("won") == kept
 
 
 def test_filtering_never_starves_the_learners():
@@ -252,7 +240,7 @@ def test_filtering_never_starves_the_learners():
     assert not target.owns("g5")
 
 
-def test_without_filtering_groups_without_spread_are_kept():
+def test_without_filtering_zero_variance_groups_are_kept():
     target = buffer()
     admit(target, 0, "a")
     complete(target, "a", rewards=(0.0, 0.0))
@@ -266,7 +254,7 @@ def test_metrics_count_what_is_ready_and_what_is_in_flight():
     target = buffer(group_size=2, groups_per_batch=3)
     admit(target, 0, *"abc")
     complete(target, "a")
-    target.add(trajectory(group_of("b")[1]))
+    give(target, trajectory(group_of("b")[1]))
     metrics = target.metrics()
     assert metrics["groups_ready"] == 1
     assert metrics["groups_in_flight"] == 2
@@ -287,20 +275,33 @@ def test_a_restored_buffer_hands_out_the_tasks_that_no_learner_had_and_admits_a_
     assert restored.metrics()["groups_taken"] == 1
 
 
-def test_a_trajectory_that_completes_a_group_that_stays_returns_the_group():
-    groups = buffer(groups_per_batch=2, max_staleness=0, filtered=1)
-    admit(groups, 0, "a", "b")
+def test_a_trajectory_that_completes_a_group_returns_it_to_be_finished_and_filed():
+    groups = buffer(groups_per_batch=1, max_staleness=0, filtered=1)
+    admit(groups, 0, "a")
     first, second = group_of("a")
-    assert groups.add(trajectory(first, reward=10.0)) is None
-    group = groups.add(trajectory(second))
+    assert groups.add(trajectory(second)) is None
+    group = groups.add(trajectory(first, reward=10.0))
     assert group is not None and [t.rollout_index for t in group.trajectories] == [0, 1]
     assert groups.add(trajectory(second)) is None
-    first, second = group_of("b")
+    assert groups.take_batch(0) is None and groups.ready_group("a") is None
+    assert groups.file(FinishedWithoutRows(group, has_variance=True))
+    again = FinishedWithoutRows(group, has_variance=False)
+    assert groups.file(again), "a group that was filed once is replaced, never filtered"
+    assert groups.ready_group("a") is again
+    assert groups.take_batch(0) == [again]
+    assert not groups.file(again), "it has left"
+
+
+def test_a_zero_variance_group_is_not_kept_when_it_is_filed():
+    groups = buffer(groups_per_batch=1, max_staleness=0, filtered=1)
+    admit(groups, 0, "a")
+    first, second = group_of("a")
     groups.add(trajectory(first))
-    assert groups.add(trajectory(second)) is None, "filtered for lack of spread"
+    group = groups.add(trajectory(second))
+    assert group is not None and not groups.file(FinishedWithoutRows(group, has_variance=False))
 
 
-def test_complete_groups_are_taken_in_batches_in_the_order_of_admission():
+def test_ready_groups_are_taken_in_batches_in_the_order_of_admission():
     groups = buffer(groups_per_batch=2, max_staleness=1)
     admit(groups, 0, *"abcd")
     for name in "dcab":
@@ -310,17 +311,17 @@ def test_complete_groups_are_taken_in_batches_in_the_order_of_admission():
     assert [groups.num_batches_before(name) for name in "abcd"] == [0, 0, 1, 1]
 
 
-def test_a_batch_that_is_not_ready_stays_in_the_buffer():
+def test_a_batch_that_may_not_be_taken_stays_in_the_buffer():
     groups = buffer()
     admit(groups, 0, "a")
     complete(groups, "a")
     offered: list[str] = []
 
-    def is_ready(batch: Sequence[TrajectoryGroup]) -> bool:
-        offered.extend(group.group_id for group in batch)
+    def is_judged(batch: Sequence[FinishedWithoutRows]) -> bool:
+        offered.extend(finished.group.group_id for finished in batch)
         return len(offered) == 2
 
-    assert groups.take_batch(0, is_ready) is None
+    assert groups.take_batch(0, is_judged) is None
     assert groups.owns("a")
-    assert [group.group_id for group in groups.take_batch(0, is_ready) or []] == ["a"]
+    assert [finished.group.group_id for finished in groups.take_batch(0, is_judged) or []] == ["a"]
     assert offered == ["a", "a"] and not groups.owns("a")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy
+from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy, started_update
 
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.learner.parallel import named_weights
@@ -36,7 +36,7 @@ def idle_groups(model_dir: Path) -> list[TrajectoryGroup]:
 def update(
     group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
 ) -> dict[str, float]:
-    result = group.poll_update(group.start_update(groups, weights_seq_no), timeout_s=60.0)
+    result = group.poll_update(started_update(group, groups, weights_seq_no), timeout_s=60.0)
     assert result is not None
     return result.metrics
 
@@ -126,10 +126,10 @@ def test_scoring_in_pieces_changes_neither_values_nor_gradients(entropy_gradient
     for size in (10**6, 4 * 11):  # at once; four tokens a piece
         own = logits.clone().requires_grad_()
         scored = score_tokens(own, targets, 0.7, entropy_gradient=entropy_gradient, max_piece_elements=size)
-        assert scored["entropies"].requires_grad == entropy_gradient
-        (scored["logprobs"] * torch.arange(23)).sum().add(
-            (scored["entropies"] * torch.arange(23)).sum() if entropy_gradient else 0.0
+        assert scored.entropies.requires_grad == entropy_gradient
+        (scored.logprobs * torch.arange(23)).sum().add(
+            (scored.entropies * torch.arange(23)).sum() if entropy_gradient else 0.0
         ).backward()
-        results.append((scored["logprobs"].detach(), scored["entropies"].detach(), own.grad))
+        results.append((scored.logprobs.detach(), scored.entropies.detach(), own.grad))
     for whole, pieces in zip(*results, strict=True):
         torch.testing.assert_close(pieces, whole)

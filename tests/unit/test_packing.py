@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from serl.batch.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
+from serl.batch.rows import TrainingRows
 from serl.types import TrainingRow
 
 
-def sample(
+def training_row(
     group: str,
     row: int,
     advantage: float = 1.0,
@@ -31,19 +32,19 @@ def sample(
     )
 
 
-def plan(samples: list[TrainingRow], num_learners: int = 1, **options: Any) -> list[LearnerPlan]:
+def plan(rows: list[TrainingRow], num_learners: int = 1, **options: Any) -> list[LearnerPlan]:
     settings: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "micro_batch_tokens": 40} | options
-    return plan_update(samples, num_learners=num_learners, seed=(7, 0), **settings)
+    return plan_update(TrainingRows.of(rows), num_learners=num_learners, seed=(7, 0), **settings)
 
 
 def trained_rows(learner: LearnerPlan, minibatch: Minibatch) -> list[str]:
-    return [learner.samples[row].trajectory_id for part in minibatch.micro_batches for row in part]
+    return [learner.rows.trajectory_ids[row] for part in minibatch.micro_batches for row in part]
 
 
 def mixed_batch() -> list[TrainingRow]:
     draw = random.Random(0)
     return [
-        sample(
+        training_row(
             f"g{group}",
             row,
             advantage=0.0 if group == 2 else 1.0,
@@ -59,24 +60,24 @@ def test_a_group_is_never_split_over_learners():
     plans = plan(mixed_batch(), num_learners=3)
     owners = {}
     for learner, part in enumerate(plans):
-        for row in part.samples:
+        for row in part.rows:
             assert owners.setdefault(row.group_id, learner) == learner
     assert set(owners) == {"g0", "g1", "g3", "g4"}
 
 
 def test_shards_are_balanced_by_tokens():
-    heavy = [sample("heavy", row) for row in range(10)]
-    light = [sample("light", row) for row in range(6)]
-    lighter = [sample("lighter", row) for row in range(5)]
+    heavy = [training_row("heavy", row) for row in range(10)]
+    light = [training_row("light", row) for row in range(6)]
+    lighter = [training_row("lighter", row) for row in range(5)]
     one, two = plan([*light, *heavy, *lighter], num_learners=2)
-    assert {row.group_id for row in one.samples} == {"heavy"}
-    assert {row.group_id for row in two.samples} == {"light", "lighter"}
+    assert {row.group_id for row in one.rows} == {"heavy"}
+    assert {row.group_id for row in two.rows} == {"light", "lighter"}
 
 
 def test_every_row_with_an_advantage_is_trained_once_an_epoch_and_no_other():
-    samples = mixed_batch()
-    wanted = sorted(row.trajectory_id for row in samples if row.advantage != 0.0)
-    plans = plan(samples, num_learners=2, num_minibatches=4, num_epochs=2)
+    rows = mixed_batch()
+    wanted = sorted(row.trajectory_id for row in rows if row.advantage != 0.0)
+    plans = plan(rows, num_learners=2, num_minibatches=4, num_epochs=2)
     assert [len(learner.minibatches) for learner in plans] == [8, 8]
     for epoch in (0, 1):
         rows = [
@@ -89,9 +90,9 @@ def test_every_row_with_an_advantage_is_trained_once_an_epoch_and_no_other():
 
 
 def test_minibatches_and_denominators_do_not_depend_on_the_number_of_learners():
-    samples = mixed_batch()
-    (alone,) = plan(samples, num_learners=1, num_minibatches=3)
-    several = plan(samples, num_learners=3, num_minibatches=3)
+    rows = mixed_batch()
+    (alone,) = plan(rows, num_learners=1, num_minibatches=3)
+    several = plan(rows, num_learners=3, num_minibatches=3)
     for index, minibatch in enumerate(alone.minibatches):
         together = [row for learner in several for row in trained_rows(learner, learner.minibatches[index])]
         assert sorted(together) == sorted(trained_rows(alone, minibatch))
@@ -103,27 +104,31 @@ def test_minibatches_and_denominators_do_not_depend_on_the_number_of_learners():
 
 
 def test_rows_without_advantage_count_in_the_denominators_only():
-    samples = [sample("a", 0), sample("a", 1, advantage=0.0, response=5), sample("a", 2, response=3)]
-    (minibatch,) = plan(samples)[0].minibatches
+    rows = [
+        training_row("a", 0),
+        training_row("a", 1, advantage=0.0, response=5),
+        training_row("a", 2, response=3),
+    ]
+    (minibatch,) = plan(rows)[0].minibatches
     assert minibatch.num_loss_tokens == 2 + 5 + 3
     assert minibatch.num_rows == 3
     assert minibatch.num_trained_tokens == 2 + 3
 
 
 def test_a_batch_without_any_advantage_has_no_minibatch():
-    (learner,) = plan([sample("a", 0, advantage=0.0), sample("b", 0, advantage=0.0)])
-    assert learner.samples == []
+    (learner,) = plan([training_row("a", 0, advantage=0.0), training_row("b", 0, advantage=0.0)])
+    assert len(learner.rows) == 0
     assert learner.minibatches == ()
 
 
 def test_a_row_without_response_tokens_is_not_trained():
-    (learner,) = plan([sample("a", 0, response=0), sample("a", 1)])
-    assert [row.trajectory_id for row in learner.samples] == ["a-1"]
+    (learner,) = plan([training_row("a", 0, response=0), training_row("a", 1)])
+    assert [row.trajectory_id for row in learner.rows] == ["a-1"]
 
 
 def test_all_learners_make_the_same_number_of_forward_passes():
-    big = [sample("big", row, teacher_prompt=18) for row in range(9)]
-    small = [sample("small", row) for row in range(2)]
+    big = [training_row("big", row, teacher_prompt=18) for row in range(9)]
+    small = [training_row("small", row) for row in range(2)]
     one, two = plan([*big, *small], num_learners=2, num_minibatches=2)
     assert len(one.teacher_micro_batches) == len(two.teacher_micro_batches) == 5
     assert two.teacher_micro_batches == ((),) * 5
@@ -133,25 +138,29 @@ def test_all_learners_make_the_same_number_of_forward_passes():
 
 
 def test_only_rows_with_a_teacher_prompt_are_scored_by_the_teacher():
-    samples = [sample("a", row, teacher_prompt=9 if row in (1, 2) else None) for row in range(4)]
-    (learner,) = plan(samples)
+    rows = [training_row("a", row, teacher_prompt=9 if row in (1, 2) else None) for row in range(4)]
+    (learner,) = plan(rows)
     assert sorted(row for part in learner.teacher_micro_batches for row in part) == [1, 2]
 
 
 def test_a_loss_with_terms_for_every_row_has_all_rows_computed():
-    samples = [sample("a", 0), sample("a", 1, advantage=0.0, response=5), sample("a", 2, response=0)]
-    (learner,) = plan(samples, train_every_row=True)
-    assert [row.trajectory_id for row in learner.samples] == ["a-0", "a-1"]
+    rows = [
+        training_row("a", 0),
+        training_row("a", 1, advantage=0.0, response=5),
+        training_row("a", 2, response=0),
+    ]
+    (learner,) = plan(rows, train_every_row=True)
+    assert [row.trajectory_id for row in learner.rows] == ["a-0", "a-1"]
     (minibatch,) = learner.minibatches
     assert minibatch.num_trained_tokens == minibatch.num_loss_tokens == 2 + 5
-    assert plan([sample("b", 0, advantage=0.0)], train_every_row=True)[0].minibatches
+    assert plan([training_row("b", 0, advantage=0.0)], train_every_row=True)[0].minibatches
 
 
 def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
-    samples = [sample(f"g{row}", row, teacher_prompt=9 if row < 4 else None) for row in range(6)]
-    plans = plan(samples, num_learners=2, context_free_rows=[1, 2, 5])
+    rows = [training_row(f"g{row}", row, teacher_prompt=9 if row < 4 else None) for row in range(6)]
+    plans = plan(rows, num_learners=2, context_free_rows=[1, 2, 5])
     compared = [
-        learner.samples[row].trajectory_id
+        learner.rows.trajectory_ids[row]
         for learner in plans
         for part in learner.context_free_micro_batches
         for row in part
@@ -161,14 +170,14 @@ def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
 
 
 def test_rows_of_one_prompt_come_together_where_it_saves_enough():
-    samples = [sample("a", row, teacher_prompt=8) for row in range(7)]
+    rows = [training_row("a", row, teacher_prompt=8) for row in range(7)]
     for row in (1, 3, 6):
-        samples[row].prompt_ids = [9] * 8
-    samples[5].prompt_ids = [3] * 8
-    (learner,) = plan(samples, micro_batch_tokens=40)
+        rows[row].prompt_ids = [9] * 8
+    rows[5].prompt_ids = [3] * 8
+    (learner,) = plan(rows, micro_batch_tokens=40)
     assert learner.teacher_micro_batches == ((0, 2, 4), (1, 3, 6), (5,))
     assert all(len(part) * (8 + 2) <= 40 for part in learner.teacher_micro_batches)
-    (learner,) = plan(samples, micro_batch_tokens=1000)  # 16 tokens saved are less than an eighth
+    (learner,) = plan(rows, micro_batch_tokens=1000)  # 16 tokens saved are less than an eighth
     assert learner.teacher_micro_batches == (tuple(range(7)),)
 
 
@@ -199,4 +208,4 @@ def test_random_minibatches_come_from_the_seed_and_have_nearly_equal_sizes():
 
 def test_a_plan_needs_a_learner():
     with pytest.raises(ValueError, match="num_learners"):
-        plan([sample("a", 0)], num_learners=0)
+        plan([training_row("a", 0)], num_learners=0)
