@@ -1,4 +1,4 @@
-"""tools/quickstart and tools/check: what they install, when they install nothing, how they fail.
+"""tools/quickstart and tools/check: what they install, when they install nothing, what they run, how they fail.
 
 A stand-in for Python writes down how pip was called, so that nothing is downloaded here.
 """
@@ -9,14 +9,13 @@ import os
 import shutil
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL_TOOLS = (
-    "bash cat cut cp date df dirname env flock grep mkdir readlink rm sha256sum tail tee touch uname awk"
-)
+SHELL_TOOLS = "bash cat cut cp date df dirname env flock grep mkdir mktemp readlink rm sha256sum sleep tail tee touch uname awk"
 
 PYTHON = """\
     #!/bin/bash
@@ -33,6 +32,19 @@ PYTHON = """\
     """
 
 
+CHECKS = ("ruff check", "ruff format", "lint-imports", "pyright", "pytest")
+CHECKER = """\
+    #!/bin/bash
+    [ "$1" != -c ] || exit 0
+    command="${0##*/} $*"
+    command="${command#python -m }"
+    echo "$command" >> '%s'
+    case "$command" in pyright*) sleep 0.2 ;; esac
+    echo "summary of $command"
+    for failing in %s; do case "$command" in "${failing/_/ }"*) exit 3 ;; esac; done
+    """
+
+
 class Checkout:
     """A copy of the scripts beside a stand-in for Python, alone on the PATH with the shell's tools."""
 
@@ -42,7 +54,7 @@ class Checkout:
         self.bin = folder / "bin"
         (self.root / "tools").mkdir(parents=True)
         (self.root / "experiments").mkdir()
-        for name in ("quickstart", "environment.sh", "pins-cpu.txt"):
+        for name in ("quickstart", "check", "environment.sh", "browser.sh", "pins-cpu.txt", "pins-check.txt"):
             shutil.copy(ROOT / "tools" / name, self.root / "tools" / name)
         (self.root / "pyproject.toml").write_text("[project]\nname = 'serl'\n")
         self.bin.mkdir()
@@ -66,9 +78,21 @@ class Checkout:
         serl_run = self.root / ".venv" / "bin" / "serl-run"
         if serl_run.parent.is_dir():
             self.executable(serl_run, '#!/bin/bash\necho "serl-run $*"\n')
+        return self.run("quickstart", *arguments)
+
+    def run(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PATH": str(self.bin)}
-        command = [str(self.root / "tools" / "quickstart"), *arguments]
+        command = [str(self.root / "tools" / tool), *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=60)
+
+    def check(self, *arguments: str, failing: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """tools/check in an environment where all is installed, with stand-ins for what it runs."""
+        self.run("check")
+        self.forget()
+        text = textwrap.dedent(CHECKER % (self.calls, " ".join(name.replace(" ", "_") for name in failing)))
+        for name in ("python", "ruff", "lint-imports", "pyright"):
+            self.executable(self.root / ".venv" / "bin" / name, text)
+        return self.run("check", *arguments)
 
     def installed(self) -> subprocess.CompletedProcess[str]:
         """The first call has no serl-run to start at its end, as the stand-in installs none."""
@@ -173,6 +197,42 @@ def test_a_failed_install_ends_in_one_sentence(words: str, sentence: str, checko
     run = checkout.quickstart()
     assert run.returncode == 1
     assert len(run.stderr.splitlines()) == 1 and run.stderr.startswith(sentence)
+
+
+def test_a_check_runs_everything_and_closes_with_the_summary_of_the_tests(checkout: Checkout):
+    run = checkout.check("-k", "some name")
+    calls = checkout.calls.read_text().splitlines()
+    assert sorted(calls) == [
+        "lint-imports --no-logo",
+        "pyright ",
+        "pytest -q --durations=15 --cov -k some name",
+        "ruff check",
+        "ruff format --check",
+    ]
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[-2:] == [
+        "summary of pyright ",
+        "summary of pytest -q --durations=15 --cov -k some name",
+    ]
+
+
+def test_a_fast_check_takes_the_unit_tier_and_looks_for_no_browser(checkout: Checkout):
+    assert "tools.inspect" in checkout.check().stdout
+    run = checkout.check("--fast", "-x")
+    assert run.returncode == 0 and "tools.inspect" not in run.stdout
+    assert run.stdout.splitlines()[-1] == "summary of pytest -q --durations=15 --cov -m unit -x"
+
+
+@pytest.mark.parametrize("failing", CHECKS)
+@pytest.mark.parametrize("arguments", [(), ("--fast",)])
+def test_whatever_fails_fails_the_check_and_is_named(
+    failing: str, arguments: tuple[str, ...], checkout: Checkout
+):
+    run = checkout.check(*arguments, failing=[failing])
+    assert run.returncode == 1
+    assert len(checkout.calls.read_text().splitlines()) == len(CHECKS)
+    *_, failed, summary = run.stdout.splitlines()
+    assert failed == f"FAILED: {failing.replace(' ', '-')}" and summary.startswith("summary of pytest")
 
 
 def test_every_pin_is_exact():
