@@ -1,4 +1,4 @@
-"""tools/quickstart and tools/check: what they install, when they install nothing, what they run, how they fail.
+"""tools/quickstart and tools/check: what they install, when they install nothing, how they fail.
 
 A stand-in for Python writes down how pip was called, so that nothing is downloaded here.
 """
@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL_TOOLS = "bash cat cut cp date df dirname env flock grep mkdir mktemp readlink rm sha256sum sleep tail tee touch uname awk"
+SHELL_TOOLS = (
+    *("awk", "bash", "cat", "cp", "cut", "date", "df", "dirname", "env", "flock", "grep", "mkdir", "mktemp"),
+    *("readlink", "rm", "sha256sum", "sleep", "tail", "tee", "touch", "uname"),
+)
 
 PYTHON = """\
     #!/bin/bash
@@ -58,7 +61,7 @@ class Checkout:
             shutil.copy(ROOT / "tools" / name, self.root / "tools" / name)
         (self.root / "pyproject.toml").write_text("[project]\nname = 'serl'\n")
         self.bin.mkdir()
-        for tool in SHELL_TOOLS.split():
+        for tool in SHELL_TOOLS:
             found = shutil.which(tool)
             assert found is not None, tool
             (self.bin / tool).symlink_to(found)
