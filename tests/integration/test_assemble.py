@@ -159,7 +159,6 @@ def test_a_long_quotation_is_shortened_to_the_limit(model_dir: Path) -> None:
     groups = sampled_groups(model_dir, [[10.0, 0.0]], steps_per_trajectory=12)
     config = experiment(
         model_dir,
-        rollout={"max_prompt_length": 400},
         hindsight=TEACHER_ON | {"sources": ["successful_sample"], "max_context_length": 500},
         rollout={"max_prompt_length": 500},
     )
