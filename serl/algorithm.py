@@ -42,6 +42,7 @@ from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
+from serl.private.rllib import set_iteration, turn_env_runner_state_sync_off
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.rollout.episode import Policy
 from serl.rollout.prompt import PromptEncoder
@@ -109,7 +110,7 @@ class SERLConfig(AlgorithmConfig):
             delay_between_env_runner_restarts_s=5.0,
         )
         config.debugging(seed=experiment.seed)
-        config._dont_auto_sync_env_runner_states = True
+        turn_env_runner_state_sync_off(config)
         config.merge_env_runner_states = False
         config.broadcast_env_runner_states = False
         return config
@@ -300,7 +301,8 @@ class SERL(Algorithm):
                 f"{self.train_tasks.content_hash[:12]}…"
             )
         self._learners.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
-        self._iteration = self._weights_seq_no = state["weights_seq_no"]
+        self._weights_seq_no = state["weights_seq_no"]
+        set_iteration(self, self._weights_seq_no)
         self._collector.set_state(state)
         self._totals = Counter(state["totals"])
         if self._weights_seq_no > 0:

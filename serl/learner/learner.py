@@ -50,6 +50,7 @@ from serl.learner.teacher import (
 )
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
+from serl.private.rllib import forget_registered_parameters, learner_index
 from serl.serving.weights import BroadcastStats, WeightPublisher
 
 
@@ -97,14 +98,7 @@ class SERLLearner(TorchLearner):
                 if module is not None:
                     shard_module(module, self._compute_dtype)
             # Sharding made new parameters; those that RLlib knows belong to nothing any more.
-            for registered in (
-                self._params,
-                self._optimizer_parameters,
-                self._named_optimizers,
-                self._module_optimizers,
-                self._optimizer_name_to_module,
-            ):
-                registered.clear()
+            forget_registered_parameters(self)
             self.configure_optimizers()
 
     def ping(self) -> bool:
@@ -153,7 +147,7 @@ class SERLLearner(TorchLearner):
         """Gathers the weights on all learners; the first one sends them to the deployment and reports."""
         tensors = self._published_tensors()
         try:
-            if self._learner_index == 0:
+            if learner_index(self) == 0:
                 return self._weight_publisher().publish(tensors, weights_seq_no)
             return None
         finally:
@@ -163,7 +157,7 @@ class SERLLearner(TorchLearner):
 
     def save(self, directory: str) -> None:
         """Writes the learner's part of a checkpoint (see `serl.learner.state`)."""
-        save_state(Path(directory), self._state(), is_writer=self._learner_index == 0)
+        save_state(Path(directory), self._state(), is_writer=learner_index(self) == 0)
 
     def load(self, directory: str) -> None:
         """Goes on from a checkpoint; raises LearnerStateError if it does not fit the policy."""

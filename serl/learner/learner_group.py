@@ -21,10 +21,10 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
-from serl.learner.learner import SERLLearner
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows
+from serl.private.rllib import local_learner, remote_learners
 from serl.serving.weights import BroadcastStats
 from serl.types import TeacherRecords
 
@@ -67,9 +67,6 @@ class SERLLearnerGroup(LearnerGroup):
 
     What a learner raises becomes a `LearnerError`; a local learner's errors come as they are.
     """
-
-    _learner: SERLLearner
-    _workers: list[Any]
 
     def __init__(self, *, config: Any, module_spec: Any = None, placement_group: Any = None) -> None:
         super().__init__(config=config, module_spec=module_spec, placement_group=placement_group)
@@ -178,9 +175,10 @@ class SERLLearnerGroup(LearnerGroup):
 
     def _start(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self.is_local:
-            return [getattr(self._learner, method)(*arguments[0])]
+            return [getattr(local_learner(self), method)(*arguments[0])]
         return [
-            getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)
+            getattr(learner, method).remote(*own)
+            for learner, own in zip(remote_learners(self), arguments, strict=True)
         ]
 
     def _gathered(self, answers: list[Any], timeout_s: float, what: str) -> list[Any] | None:

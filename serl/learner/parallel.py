@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from serl.learner.rl_module import CausalLMModule
+from serl.private.transformers import decoder_layer_names
 
 
 def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
@@ -22,7 +23,7 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
     mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
     param_dtype = None if compute_dtype == torch.float32 else compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    unit_names = set(module.model._no_split_modules or ())
+    unit_names = decoder_layer_names(module.model)
     for layer in list(module.model.modules()):
         if type(layer).__name__ in unit_names:
             fully_shard(layer, mesh=mesh, mp_policy=policy)

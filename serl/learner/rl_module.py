@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from serl.learner.token_batch import Layout, TokenBatch
 from serl.learner.token_scores import TokenScores, score_tokens
+from serl.private.transformers import remembers_whole_prompts
 
 
 class CausalLMModule(TorchRLModule):
@@ -40,7 +41,7 @@ class CausalLMModule(TorchRLModule):
         if config["gradient_checkpointing"]:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.layout: Layout = "packed" if config["attention"] == "flash_attention_2" else "padded"
-        self.shares_prefix = self.layout == "padded" and _can_share_prefix(self.model)
+        self.shares_prefix = self.layout == "padded" and remembers_whole_prompts(self.model)
         self._predictor_positions: Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predictors)
         last_mlp = _last_dense_mlp(self.model)
@@ -126,17 +127,3 @@ def _turn_dropout_off(model: Any) -> None:
         for rate in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
             if isinstance(getattr(module, rate, None), float):
                 setattr(module, rate, 0.0)
-
-
-def _can_share_prefix(model: Any) -> bool:
-    """Every layer remembers all keys and values, and remembering is not switched off."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    layers = DynamicCache(config=model.config).layers
-    return (
-        bool(layers)
-        and all(type(layer) is DynamicLayer for layer in layers)
-        and not model._is_stateful
-        and not model.is_gradient_checkpointing
-    )
