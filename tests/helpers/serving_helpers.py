@@ -136,7 +136,7 @@ def experiment(**serving: Any) -> ExperimentConfig:
     return ExperimentConfig(
         name="serving-test",
         model=ModelSection(path="unused", max_model_len=MAX_MODEL_LEN),
-        rollout=RolloutSection(stop=()),
+        rollout=RolloutSection(stop=(), max_prompt_length=128, max_response_length=128),
         serving=ServingSection(
             kv_cache_gib=0.1, max_num_seqs=64, max_num_batched_tokens=512, num_cpus_per_replica=0, **serving
         ),

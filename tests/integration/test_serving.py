@@ -303,12 +303,6 @@ def test_a_transfer_between_gpus_needs_a_gpu(transfer: Any) -> None:
         make_sender(transfer, "serl-nowhere")
 
 
-def test_more_workers_than_gpus_are_refused(model_dir: Path, tmp_path: Path) -> None:
-    wrong = experiment(num_gpus_per_replica=1, tensor_parallel_size=2)
-    with pytest.raises(ValueError, match="serving.tensor_parallel_size=2 needs as many GPUs"):
-        start_serving(wrong, str(model_dir), str(tmp_path), "refused")
-
-
 def test_waiting_for_a_deployment_that_does_not_come_has_a_deadline(deployment: Deployment) -> None:
     missing = dataclasses.replace(deployment.names, application="serl-missing")
     with pytest.raises(TimeoutError, match="'serl-missing' was not ready within 0.2 s"):
