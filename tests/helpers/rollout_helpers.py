@@ -42,7 +42,7 @@ class Corridor(TextEnv):
         if self.kind == "broken":
             raise OSError("the floor gave way")
         if self.blocking:
-            self.gate.wait(timeout=2.0)
+            self.gate.wait(timeout=60.0)
         valid = action in ("forward", "jump", "long", "leave")
         self.position += action == "forward"
         solved = self.position == self.length
@@ -144,7 +144,7 @@ SETTINGS = EpisodeSettings(
     max_steps=5,
     history_length=2,
     max_prompt_length=400,
-    request_timeout_s=5.0,
+    request_timeout_s=60.0,
     sampling=SAMPLING,
     seeded_requests=False,
 )
@@ -161,7 +161,7 @@ async def episode(
     counters: Counter[str],
     env_threads: Executor,
 ) -> Trajectory:
-    env = EnvCalls(Corridor(), request.task, env_threads, timeout_s=2.0, counters=counters)
+    env = EnvCalls(Corridor(), request.task, env_threads, timeout_s=60.0, counters=counters)
     return await run_episode(
         request, env, CorridorProvider().messages, client.encoder, client, settings, counters
     )

@@ -59,7 +59,7 @@ def runner(config: RunnerConfig, policy: ScriptedClient) -> Iterator[SERLEnvRunn
 
 def finish(runner: SERLEnvRunner, num_trajectories: int) -> list[Trajectory]:
     trajectories: list[Trajectory] = []
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while len(trajectories) < num_trajectories:
         assert time.monotonic() < deadline
         trajectories += runner.exchange([], wait_s=1.0).trajectories

@@ -37,7 +37,7 @@ def pool_of(
     )
 
 
-async def until_finished(pool: EpisodePool, num_trajectories: int, deadline_s: float = 10.0) -> RolloutReport:
+async def until_finished(pool: EpisodePool, num_trajectories: int, deadline_s: float = 60.0) -> RolloutReport:
     """Exchanges until so many trajectories are back; everything reported meanwhile, added up."""
     total = RolloutReport()
     started = time.monotonic()
@@ -106,16 +106,14 @@ def test_a_blocking_environment_does_not_hold_up_the_others(
 def test_a_report_comes_with_the_first_finished_episode_or_when_the_wait_is_over(
     encoder: PromptEncoder, env_threads: ThreadPoolExecutor
 ):
-    client = ScriptedClient(encoder, delay=lambda session_id: 0.3 if session_id.endswith("-0") else 30.0)
+    client = ScriptedClient(encoder, delay=lambda session_id: 0.3 if session_id.endswith("-0") else 3600.0)
 
     async def run() -> None:
         pool = pool_of(client, env_threads, 2)
-        clock = time.monotonic()
         report = await pool.exchange(
-            [assign("corridor 1", rollout_index=0), assign(rollout_index=1)], wait_s=20.0
+            [assign("corridor 1", rollout_index=0), assign(rollout_index=1)], wait_s=3600.0
         )
         assert [t.rollout_index for t in report.trajectories] == [0]
-        assert 0.3 <= time.monotonic() - clock < 10.0
         clock = time.monotonic()
         report = await pool.exchange([], wait_s=0.2)
         assert (report.trajectories, report.num_unfinished) == ([], 1)

@@ -180,7 +180,7 @@ def test_the_members_of_a_group_meet_the_same_world(encoder: PromptEncoder, env_
 
     async def play_all() -> None:
         for world, request in zip(worlds, requests, strict=True):
-            env = EnvCalls(world, request.task, env_threads, timeout_s=1.0, counters=Counter())
+            env = EnvCalls(world, request.task, env_threads, timeout_s=60.0, counters=Counter())
             client = ScriptedClient(encoder)
             await run_episode(request, env, CorridorProvider().messages, encoder, client, SETTINGS, Counter())
 
@@ -216,7 +216,7 @@ def test_closing_a_blocking_environment_waits_for_nobody_and_logs_what_goes_wron
 ):
     async def reset_and_close(task_id: str, executor: ThreadPoolExecutor) -> Corridor:
         world = Corridor()
-        env = EnvCalls(world, Task(task_id), executor, timeout_s=1.0, counters=Counter())
+        env = EnvCalls(world, Task(task_id), executor, timeout_s=60.0, counters=Counter())
         await env.reset(0)
         env.close()
         return world
@@ -241,10 +241,14 @@ def test_a_blocking_environment_that_hangs_fails_its_episode(
     encoder: PromptEncoder, env_threads: ThreadPoolExecutor
 ):
     async def hang() -> None:
-        env = EnvCalls(Corridor(), Task("blocking 1"), env_threads, timeout_s=0.1, counters=Counter())
+        env = EnvCalls(Corridor(), Task("blocking 1"), env_threads, timeout_s=0.5, counters=Counter())
         await env.reset(0)
         await env.step("forward")
 
-    with pytest.raises(EpisodeFailure, match="task 'blocking 1': step took longer than 0.1 s") as failure:
-        asyncio.run(hang())
+    try:
+        with pytest.raises(EpisodeFailure, match="task 'blocking 1': step took longer than 0.5 s") as failure:
+            asyncio.run(hang())
+    finally:
+        Corridor.gate.set()
+        Corridor.gate.clear()
     assert failure.value.reason == "environment_timeout"
