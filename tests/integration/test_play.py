@@ -75,7 +75,7 @@ def test_it_plays_in_a_process_of_its_own_with_piped_input(environment: str) -> 
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{environment}, task ") and "Step 1" in done.stdout

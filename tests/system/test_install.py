@@ -86,7 +86,7 @@ class Checkout:
     def run(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PATH": str(self.bin)}
         command = [str(self.root / "tools" / tool), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=300)
 
     def check(self, *arguments: str, failing: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """tools/check in an environment where all is installed, with stand-ins for what it runs."""
