@@ -126,7 +126,7 @@ function drawSuccess(summary) {
 function drawWeights(summary) {
   const { edges, positive, negative, first_label, last_label } = summary.histogram;
   const most = Math.max(0, ...positive, ...negative);
-  if (!most) return noChart("weight-chart", "No token of these trajectories was weighed.");
+  if (!most) return noChart("weight-chart", "No token of these trajectories was weighted.");
   const ticks = niceTicks(edges[0], edges.at(-1), 4);
   const { svg, x, y } = frame(
     "Histogram of teacher weights", [edges[0], edges.at(-1)], [0, most], ticks, niceTicks(0, most, 3),

@@ -134,15 +134,15 @@ function bar(className, value, reach) {
   return node;
 }
 
-/** Every weighed token with its log-ratio Δ, the two parts it is made of, and its weight. */
+/** Every weighted token with its log-ratio Δ, the two parts it is made of, and its weight. */
 function splitPart(step, bounds) {
   const { teacher } = step;
-  const weighed = (teacher?.weights ?? []).flatMap((weight, position) => (weight === null ? [] : [position]));
-  if (!weighed.length) return null;
+  const weighted = (teacher?.weights ?? []).flatMap((weight, position) => (weight === null ? [] : [position]));
+  if (!weighted.length) return null;
   const whole = teacher.context_effects === null || teacher.log_ratios_without_context === null;
   const lists = whole ? [teacher.log_ratios] : [teacher.log_ratios, teacher.context_effects, teacher.log_ratios_without_context];
-  const reach = Math.max(0.1, ...lists.flatMap((list) => weighed.map((i) => Math.abs(list[i] ?? 0))));
-  const cells = weighed.map((i) => {
+  const reach = Math.max(0.1, ...lists.flatMap((list) => weighted.map((i) => Math.abs(list[i] ?? 0))));
+  const cells = weighted.map((i) => {
     const bars = whole ? [bar("whole", teacher.log_ratios[i] ?? 0, reach)]
       : [bar("context-effect", teacher.context_effects[i] ?? 0, reach), bar("without-context", teacher.log_ratios_without_context[i] ?? 0, reach)];
     const weight = { class: isClipped(teacher.weights[i], bounds) ? "bound" : "dim" };
@@ -156,10 +156,10 @@ function splitPart(step, bounds) {
   });
   const key = element("span", { class: "key" });
   if (whole) {
-    key.append("Log-ratio Δ of each weighed token (the teacher was not scored without the context)");
+    key.append("Log-ratio Δ of each weighted token (the teacher was not scored without the context)");
   } else {
     key.append(
-      element("span", {}, "Log-ratio Δ of each weighed token:"),
+      element("span", {}, "Log-ratio Δ of each weighted token:"),
       element("span", {}, element("i", { class: "context-effect" }), "context effect"),
       element("span", {}, element("i", { class: "without-context" }), "log-ratio without context"),
       element("span", {}, `bars reach from −${plain(reach)} to +${plain(reach)}`),
