@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from learner_helpers import byte_tokenizer, experiment, sampled_groups, save_tiny_policy
+from learner_helpers import byte_tokenizer, experiment, sampled_groups
 
 from serl.batch.assemble import assemble, build_rows, trajectories_to_record
 from serl.batch.group import add_evidence, finish
@@ -11,12 +11,6 @@ from serl.batch.rewards import has_variance
 from serl.config import LoggingSection
 from serl.hindsight.context import with_context
 from serl.rollout.prompt import PromptEncoder
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
-
 
 ENCODER = PromptEncoder(byte_tokenizer())
 TEACHER_ON = {"enabled": True, "lambda_decay_steps": 10}

@@ -29,11 +29,6 @@ TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
 def groups(model_dir: Path) -> list[TrajectoryGroup]:
     return sampled_groups(model_dir, [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0]])
 

@@ -13,11 +13,6 @@ from serl.learner.token_batch import Layout, make_token_batch, shared_prefix
 from serl.learner.token_scores import score_tokens
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
 def build_module(model_dir: Path, **learner: bool) -> CausalLMModule:
     spec = learner_config(model_dir, learner=learner).get_default_rl_module_spec()
     spec.inference_only = False

@@ -30,11 +30,6 @@ EVERYTHING = frozenset(f"g{group}-{rollout_index}" for group in range(3) for rol
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrajectoryGroup]:
     """Sampled by another policy than the learner's, so that teacher and student differ without a context."""
     return sampled_groups(save_tiny_policy(tmp_path_factory.mktemp("student"), seed=1), REWARDS)

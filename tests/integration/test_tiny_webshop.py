@@ -56,9 +56,8 @@ def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> No
     assert all(encoder.num_tokens(phrase) == 1 for phrase in provider.prompt_phrases())
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, provider) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     policy = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
     settings = EvaluationSettings(
@@ -67,6 +66,5 @@ def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, prov
         max_response_length=EXPERIMENT.rollout.max_response_length,
     )
     result = play_evaluation(policy, tokenizer, provider, tasks, settings, seed=0)
-    torch.set_num_threads(threads)
     assert 0.1 <= result.success_rate <= 0.5, result
     assert result.response_tokens <= 20

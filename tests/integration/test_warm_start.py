@@ -32,12 +32,7 @@ TINY_POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -42,14 +42,8 @@ from serl.serving.weight_store import create_weight_store, find_weight_store, li
 from serl.serving.weights import WeightLoadError, WeightPublisher
 from serl.types import Completion, RequestRefused
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of torch that wait would take the cores from the replica."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+# Threads of torch that wait would take the cores from the replica.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +55,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def deployment(
-    cluster: None, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     run_dir = tmp_path_factory.mktemp("run")
     names = start_serving(experiment(), str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
@@ -280,7 +267,7 @@ def test_weights_that_no_replica_can_load_are_reported_and_survived(deployment: 
     assert largest_gap(deployment.policy, PROMPT, completion) < 1e-3
 
 
-def test_a_replica_that_does_not_load_in_time_is_named(cluster: None) -> None:
+def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> None:
     names = ServingNames("serl-silent", "policy", "serl-weights-silent", "serl")
     store = create_weight_store(names)
     # The name of an actor that lives and never loads anything: the store itself.
@@ -309,7 +296,7 @@ def test_waiting_for_a_deployment_that_does_not_come_has_a_deadline(deployment: 
         wait_until_ready(missing, 0.2)
 
 
-def test_an_unknown_engine_argument_is_named(cluster: None, model_dir: Path, tmp_path: Path) -> None:
+def test_an_unknown_engine_argument_is_named(ray_cluster: None, model_dir: Path, tmp_path: Path) -> None:
     wrong = experiment(engine_args={"swap_spice": 4})
     names = start_serving(wrong, str(model_dir), str(tmp_path), uuid.uuid4().hex[:8])
     try:

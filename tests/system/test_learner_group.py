@@ -26,16 +26,7 @@ START_S = 120.0
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=7, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,7 @@ def local(model_dir: Path) -> SERLLearnerGroup:
 
 
 @pytest.fixture(scope="module")
-def two_learners(model_dir: Path, cluster: None) -> Iterator[SERLLearnerGroup]:
+def two_learners(model_dir: Path, ray_cluster: None) -> Iterator[SERLLearnerGroup]:
     group = learner_group(model_dir, hindsight=TEACHER, learner={"num_learners": 2})
     yield group
     group.shutdown()

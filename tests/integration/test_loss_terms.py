@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import learner_group, local_learner, sampled_groups, save_tiny_policy, started_update
+from learner_helpers import learner_group, local_learner, sampled_groups, started_update
 
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.learner.parallel import named_weights
@@ -15,11 +15,6 @@ from serl.learner.token_scores import score_tokens
 from serl.types import TrajectoryGroup
 
 SLOW = {"lr": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
