@@ -22,6 +22,7 @@ from serl.config.hindsight import MODES
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
+from serl.run.metrics_reference import undescribed
 from serl.serving.names import ServingNames
 from serl.types import TrajectoryGroup, staleness
 from tools.bench.cluster import local_cluster
@@ -116,6 +117,7 @@ def test_two_iterations(mode: str, house: House) -> None:
         assert metrics["num_optimizer_steps"] == 1
         assert (weights_of(learners) - before).abs().max() > 1e-5
         assert all(math.isfinite(value) for value in metrics.values())
+        assert undescribed(f"learner/{name}" for name in metrics) == []
         # What sampled is what is trained, so the weights of the update before have landed.
         assert metrics["train_inference_mismatch"] < 1e-3
         assert all(staleness(group, house.weights_seq_no) == 0 for group in groups)
