@@ -12,7 +12,7 @@ from tqdm import tqdm
 from serl.evaluation import EvaluationResult, SuccessRate
 
 if TYPE_CHECKING:
-    from serl.algorithm import Progress
+    from serl.iteration import Progress
 
 # Column of the line after an iteration, the metric it shows, and how.
 _COLUMNS = (
