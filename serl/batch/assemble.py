@@ -29,9 +29,8 @@ def assemble(
     `serl.batch.packing`). A row without an advantage has no teacher prompt, and none has one once λ is 0.
     Rows of the trajectories ``recorded`` are marked, and only they keep the text of their context.
 
-    Metrics: ``num_groups``, ``num_zero_variance_groups``, ``num_rows``, ``num_rows_with_advantage``,
-    ``advantage_mean``, ``advantage_std`` and ``positive_fraction`` over the rows, the estimator's own, and
-    while λ is positive those of `ContextCounts`.
+    Metrics: ``num_rows``, ``num_rows_with_advantage``, ``advantage_mean``, ``advantage_std`` and
+    ``positive_fraction`` over the rows, the estimator's own, and while λ is positive those of `ContextCounts`.
     """
     rows = TrainingRows.joined([group.rows for group in finished])
     estimator_metrics = _means_over_groups(finished)
@@ -44,7 +43,7 @@ def assemble(
         rows = _without_other_teacher_prompts(rows, kept)
     marked = np.fromiter((name in recorded for name in rows.trajectory_ids), np.bool_, len(rows))
     shown = {index: text for index, text in rows.contexts.items() if marked[index]}
-    metrics = estimator_metrics | _metrics(finished, rows.advantages)
+    metrics = estimator_metrics | _metrics(rows.advantages)
     if teaches:
         counts = ContextCounts()
         for group in finished:
@@ -107,10 +106,8 @@ def _without_other_teacher_prompts(rows: TrainingRows, kept: Array) -> TrainingR
     )
 
 
-def _metrics(finished: Sequence[FinishedGroup], advantages: Array) -> dict[str, float]:
+def _metrics(advantages: Array) -> dict[str, float]:
     metrics = {
-        "num_groups": float(len(finished)),
-        "num_zero_variance_groups": float(sum(not group.has_variance for group in finished)),
         "num_rows": float(len(advantages)),
         "num_rows_with_advantage": float(np.count_nonzero(advantages)),
     }

@@ -56,7 +56,7 @@ class TaskSampler:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from `get_state`. Raises ValueError if the state belongs to another task set or seed."""
+        """Resumes from `get_state`. Raises ValueError if the state belongs to another task set or seed."""
         for name, own in (("content_hash", self._task_set.content_hash), ("seed", self._seed)):
             if state[name] != own:
                 raise ValueError(

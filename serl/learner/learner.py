@@ -160,7 +160,7 @@ class SERLLearner(TorchLearner):
         save_state(Path(directory), self._state(), is_writer=learner_index(self) == 0)
 
     def load(self, directory: str) -> None:
-        """Goes on from a checkpoint; raises LearnerStateError if it does not fit the policy."""
+        """Resumes from a checkpoint; raises LearnerStateError if it does not fit the policy."""
         if not load_state(Path(directory), self._state()):
             self._teacher = None
 

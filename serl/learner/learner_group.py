@@ -148,7 +148,7 @@ class SERLLearnerGroup(LearnerGroup):
         self._call("save", str(directory.resolve()), timeout_s=timeout_s)
 
     def load(self, directory: Path, timeout_s: float) -> None:
-        """Goes on from `save`, with any number of learners; raises LearnerError if that fails."""
+        """Resumes from `save`, with any number of learners; raises LearnerError if that fails."""
         self._call("load", str(directory.resolve()), timeout_s=timeout_s)
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:

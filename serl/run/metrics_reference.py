@@ -96,8 +96,6 @@ GROUPS: Mapping[str, MetricGroup] = {
     "learner": MetricGroup(
         "advantages, teacher and update",
         {
-            "num_groups": "Groups of the batch.",
-            "num_zero_variance_groups": "Groups of the batch whose trajectories all have the same reward.",
             "num_rows": "Rows of the batch: one for each environment step.",
             "num_rows_with_advantage": "Rows whose advantage is not 0.",
             "advantage_mean": "Mean advantage of all rows.",

@@ -40,7 +40,7 @@ def test_a_zero_variance_group_has_no_advantage_and_no_teacher_prompt(model_dir:
     rows, metrics = build_rows(groups, experiment(model_dir, hindsight=TEACHER_ON), ENCODER, 0)
     assert [row.advantage != 0.0 for row in rows] == [False] * 4 + [True] * 4
     assert [row.teacher_prompt_ids is not None for row in rows] == [False] * 4 + [True] * 4
-    assert metrics["num_zero_variance_groups"] == 1
+    assert metrics["num_rows_with_advantage"] == 4
     assert metrics["num_teacher_prompts"] == 4
 
 
@@ -170,7 +170,7 @@ def test_a_long_quotation_is_shortened_to_the_limit(model_dir: Path) -> None:
 def test_groups_without_any_step_make_no_row(model_dir: Path) -> None:
     groups = sampled_groups(model_dir, [[0.0, 0.0]], steps_per_trajectory=0)
     rows, metrics = build_rows(groups, experiment(model_dir), ENCODER, 0)
-    assert len(rows) == 0 and metrics["num_groups"] == 1
+    assert len(rows) == 0 and metrics["num_rows"] == 0
 
 
 def test_an_estimator_that_needs_the_batch_is_given_the_whole_batch(model_dir: Path) -> None:

@@ -299,3 +299,10 @@ def test_the_parts_of_two_learners_add_up_to_the_gradient_of_one(
     for name, whole in alone.items():
         error = float((together[0][name] + together[1][name] - whole).abs().max())
         assert error <= 1e-5 * float(whole.abs().max()), name
+
+
+def test_an_update_without_any_row_that_has_an_advantage_changes_nothing(model_dir: Path) -> None:
+    group = hindsight_group(model_dir)
+    metrics = update(group, sampled_groups(model_dir, [[0.0, 0.0], [10.0, 10.0]])).metrics
+    assert (metrics["num_rows_with_advantage"], metrics["num_optimizer_steps"]) == (0, 0)
+    assert metrics["teacher_num_selected_tokens"] == 0
