@@ -30,7 +30,7 @@ def assemble(
     Rows of the trajectories ``recorded`` are marked, and only they keep the text of their context.
 
     Metrics: ``num_rows``, ``num_rows_with_advantage``, ``advantage_mean``, ``advantage_std`` and
-    ``positive_fraction`` over the rows, the estimator's own, and while λ is positive those of `ContextCounts`.
+    ``positive_fraction`` over the rows, the estimator's own, while λ is positive those of `ContextCounts`.
     """
     rows = TrainingRows.joined([group.rows for group in finished])
     estimator_metrics = _means_over_groups(finished)
