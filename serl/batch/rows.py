@@ -62,9 +62,10 @@ class Ragged:
 class TrainingRows:
     """R rows, of whole groups one after another; `row` shows one as a `TrainingRow`.
 
-    ``prompt_ids``, ``response_ids``, ``teacher_prompt_ids`` (int32; empty without one), ``old_logprobs``
-    (float32) and ``action_mask`` (bool) are ragged; ``advantages`` [R] (float32), ``weights_seq_nos`` [R] (int64)
-    and ``recorded`` [R] (bool) are arrays. ``contexts`` holds texts by row, in a batch of recorded rows only.
+    Ragged: ``prompt_ids``, ``response_ids`` and ``teacher_prompt_ids`` (int32; empty without one),
+    ``old_logprobs`` (float32), ``action_mask`` (bool). Arrays [R]: ``advantages`` (float32),
+    ``weights_seq_nos`` (int64), ``recorded`` (bool). ``contexts`` holds texts by row, in an assembled batch
+    those of recorded rows only.
     """
 
     group_ids: list[str]
