@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from serl.private.transformers import forget_quantization
+
 
 def convert_gguf(gguf: Path, target: Path) -> None:
     """Writes model and tokenizer of ``gguf`` to the folder ``target``, which appears complete or not at all.
@@ -22,9 +24,7 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     try:
         folder, name = str(gguf.parent), gguf.name
         model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-        # The weights are plain float32 by now; transformers still counts the model as quantised.
-        del model.config.quantization_config
-        model.hf_quantizer = None
+        forget_quantization(model)
         model.save_pretrained(unfinished)
         AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(unfinished)
         _put_in_place(unfinished, target)

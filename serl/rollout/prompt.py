@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from envs.base import PromptParts
-
-_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+from serl.private.transformers import load_tokenizer
 
 
 class ChatTemplateMissingError(ValueError):
@@ -34,13 +31,7 @@ class PromptEncoder:
     @classmethod
     def load(cls, model_dir: str) -> PromptEncoder:
         """The encoder of the policy in the local Hugging Face folder ``model_dir``."""
-        declared = Path(model_dir, "tokenizer_config.json")
-        if declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _GENERIC_CLASSES:
-            # What `AutoTokenizer` would choose, without the seconds that its import takes.
-            from transformers import PreTrainedTokenizerFast as tokenizer_class
-        else:
-            from transformers import AutoTokenizer as tokenizer_class
-        return cls(tokenizer_class.from_pretrained(model_dir, local_files_only=True))
+        return cls(load_tokenizer(model_dir))
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Prompt ids of a conversation, ending where the policy's answer begins."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ray.exceptions import RayTaskError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from serl.private.rllib import worker_manager
 from serl.rollout.report import FailedRollout, RolloutReport
 from serl.types import RolloutRequest, Trajectory
 
@@ -38,7 +39,7 @@ class EnvRunnerPool:
 
     def __init__(self, group: EnvRunnerGroup, max_concurrent_episodes: int, exchange_wait_s: float = 0.2):
         self._group = group
-        self._actors = group._worker_manager
+        self._actors = worker_manager(group)
         self._capacity = max_concurrent_episodes
         self._exchange_wait_s = exchange_wait_s
         self._queue: deque[RolloutRequest] = deque()

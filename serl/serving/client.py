@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serl.private.ray_serve import route_on_callers_loop
 from serl.serving.lane import Lane, ReplicaLost
 from serl.serving.messages import Answer, completion
 from serl.serving.names import ServingNames
@@ -78,8 +79,7 @@ class PolicyClient:
         if self._handle is None:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             handle = serve.get_deployment_handle(self._names.deployment, self._names.application)
-            # On the caller's loop: a thread of its own for the router doubles the cost of a call.
-            handle._init(_run_router_in_separate_loop=False)
+            route_on_callers_loop(handle)
             self._lanes = [Lane(handle, str(lane)) for lane in range(self._names.num_session_lanes)]
             self._handle = handle
         return self._handle

@@ -17,11 +17,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from serl.private import vllm as private_vllm
 from serl.serving.messages import Answer, Request, refused
 
 if TYPE_CHECKING:
-    from vllm.outputs import RequestOutput
-    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm import LLMEngine, RequestOutput
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class EngineThread:
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start, the numbers of running and waiting requests, the weights' version."""
-        scheduler = self._core.scheduler
+        num_running, num_waiting = private_vllm.num_requests(self._engine)
         return {
             "prompt_tokens": self._counters["prompt_tokens"],
             "cached_tokens": self._counters["cached_tokens"],
@@ -111,15 +111,14 @@ class EngineThread:
             "refused_requests": self._counters["refused_requests"],
             "aborted_requests": self._counters["aborted_requests"],
             "engine_steps": self._counters["engine_steps"],
-            "running_requests": len(scheduler.running),
-            "waiting_requests": len(scheduler.waiting),
+            "running_requests": num_running,
+            "waiting_requests": num_waiting,
             "weights_seq_no": self.weights_seq_no,
         }
 
     def _run(self) -> None:
         try:
             self._engine = self._build()
-            self._core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
             self._engine.set_weight_version(str(self.weights_seq_no))
         except BaseException as error:
             self._built.set_exception(error)
@@ -167,11 +166,7 @@ class EngineThread:
             except (VLLMClientError, ValueError) as error:
                 refusals.append(refused(request, str(error)))
                 continue
-            # Nobody reads the texts of the tokens; decoding each beside its log-probability takes a
-            # sixth of a small model's time.
-            state = self._engine.output_processor.request_states[internal_name]
-            assert state.logprobs_processor is not None
-            state.logprobs_processor.tokenizer = None
+            private_vllm.leave_token_texts_out(self._engine, internal_name)
             self._pending[name] = _Pending(request.key, deliver)
         if refusals:
             self._counters["refused_requests"] += len(refusals)
@@ -209,7 +204,7 @@ class EngineThread:
 
     def _load_weights(self, update: dict[str, Any], weights_seq_no: int) -> LoadReport:
         paused = time.perf_counter()
-        self._pause()
+        private_vllm.pause(self._engine, self._deliver)
         started = time.perf_counter()
         try:
             self._transfer(update)
@@ -221,18 +216,8 @@ class EngineThread:
         self._engine.set_weight_version(str(weights_seq_no))
         self.weights_seq_no = weights_seq_no
         # Reached only if the load succeeded: generating with half-loaded weights is worse than dying.
-        self._core.resume_scheduler()
+        private_vllm.resume(self._engine)
         return LoadReport(weights_seq_no, seconds_load, time.perf_counter() - paused)
-
-    def _pause(self) -> None:
-        from vllm.v1.core.sched.interface import PauseState
-
-        self._core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
-        while self._core.batch_queue:
-            # Steps that an asynchronous scheduler has already sent to the device.
-            self._deliver(self._engine.step())
-        # Without clearing, later tokens would attend to keys and values of the old weights.
-        self._core.pause_scheduler(mode="keep", clear_cache=True)
 
     def _transfer(self, update: dict[str, Any]) -> None:
         self._engine.collective_rpc("start_weight_update")

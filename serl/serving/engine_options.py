@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serl.config import ExperimentConfig, ServingSection
+from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP
+from serl.private.vllm import load_model_class
 
 if TYPE_CHECKING:
-    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm import LLMEngine
 
 # KV-cache blocks of 128 tokens, vLLM's choice on CPU, would never share the head of a short prompt.
 CPU_BLOCK_SIZE = 32
@@ -62,7 +64,7 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        **CODE_ON_REPLICAS_OWN_LOOP,
     }
     if not runs_on_gpu(serving):
         environment["TORCH_COMPILE_DISABLE"] = "1"
@@ -105,8 +107,7 @@ def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) ->
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:
     """Raises EngineArgumentError for a key that is not the user's to set in ``serving.engine_args``."""
-    from vllm import __version__
-    from vllm.engine.arg_utils import EngineArgs
+    from vllm import EngineArgs, __version__
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     for key in engine_args:
@@ -125,31 +126,17 @@ def build_engine(experiment: ExperimentConfig, model_dir: str, seed: int) -> LLM
 
     Raises EngineArgumentError for wrong ``serving.engine_args`` and what vLLM raises for wrong values.
     """
+    from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
 
     from serl.serving.transfer.receiver import BACKEND
 
     engine_args = experiment.serving.engine_args
     check_engine_args(engine_args)
-    register_model_classes(model_dir)
+    config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
+    for architecture in config.get("architectures", ()):
+        load_model_class(architecture)
     arguments = engine_arguments(experiment, model_dir, seed) | engine_args
     return LLMEngine.from_engine_args(
         EngineArgs(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
     )
-
-
-def register_model_classes(model_dir: str) -> None:
-    """Lets vLLM inspect the model's class in this process.
-
-    Otherwise the first start on a machine does that in a second process that imports vLLM all over
-    again (10 s).
-    """
-    from vllm.model_executor.models.registry import ModelRegistry
-
-    config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
-    for architecture in config.get("architectures", ()):
-        if architecture in ModelRegistry.models:
-            model_class = ModelRegistry.models[architecture].load_model_cls()
-            ModelRegistry.register_model(architecture, model_class)

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serl.private.ray_serve import session_stream
 from serl.serving.messages import Answer, Request, make_request
 from serl.types import Sampling
 
@@ -54,9 +55,7 @@ class Lane:
     """
 
     def __init__(self, handle: DeploymentHandle[Any], session_id: str) -> None:
-        self._stream = handle.options(
-            method_name="generate", stream=True, session_id=session_id, _by_reference=False
-        )
+        self._stream = session_stream(handle, "generate", session_id)
         self._client_id = f"{uuid.uuid4().hex}-{session_id}"
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}

@@ -12,9 +12,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from serl.config import ExperimentConfig, ServingSection
+from serl.private.ray_serve import SESSION_ROUTER
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
-from serl.serving.engine_options import replica_environment, runs_on_gpu
+from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
 from serl.serving.transfer.shared_memory import claim_folder, release_folder
 from serl.serving.weight_store import create_weight_store
@@ -25,7 +26,6 @@ DEPLOYMENT = "policy"
 NAMESPACE = "serl"
 LANES_PER_REPLICA = 8
 
-_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _POLL_INTERVAL_S = 0.1
 # A call that waits in a replica costs nothing; the engine has its own queue.
 _MAX_ONGOING_CALLS = 100_000
@@ -42,15 +42,9 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     """Deploys the policy in ``model_dir`` (weights_seq_no 0) and returns without waiting for it.
 
     Ray must be initialised. ``instance`` tells deployments of one cluster and host apart. The engines' logs
-    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running and ValueError for
-    fewer GPUs a replica than ``serving.tensor_parallel_size``.
+    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running.
     """
     serving = experiment.serving
-    if runs_on_gpu(serving) and serving.num_gpus_per_replica < serving.tensor_parallel_size:
-        raise ValueError(
-            f"serving.tensor_parallel_size={serving.tensor_parallel_size} needs as many GPUs a replica; "
-            f"serving.num_gpus_per_replica is {serving.num_gpus_per_replica:g}"
-        )
     names = ServingNames(
         application=f"serl-{instance}",
         deployment=DEPLOYMENT,
@@ -142,7 +136,7 @@ def _deployment(serving: ServingSection) -> serve.Deployment:
             "num_gpus": serving.num_gpus_per_replica,
             "runtime_env": {"env_vars": replica_environment(serving)},
         },
-        request_router_config={"request_router_class": _ROUTER},
+        request_router_config={"request_router_class": SESSION_ROUTER},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         health_check_period_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,

@@ -2,7 +2,7 @@
 
 The NCCL group is fixed: it is made anew when replicas have come or gone since the last broadcast. A
 replica that dies during a broadcast leaves the learner waiting in it; the deadline ends that with an error,
-and the run goes on from its checkpoint.
+and the run resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -13,21 +13,10 @@ from typing import Any
 
 import ray
 import torch
-from vllm.distributed.weight_transfer.nccl_common import trainer_init
-from vllm.distributed.weight_transfer.packed_tensor import (
-    DEFAULT_PACKED_BUFFER_SIZE_BYTES,
-    DEFAULT_PACKED_NUM_BUFFERS,
-    packed_nccl_broadcast_producer,
-)
 
+from serl.private import vllm as private_vllm
 from serl.serving.transfer.sender import NamedTensors, describe
 from serl.serving.transfer.shared_memory import SharedMemorySender
-
-_WIRE = {
-    "packed": True,
-    "packed_buffer_size_bytes": DEFAULT_PACKED_BUFFER_SIZE_BYTES,
-    "packed_num_buffers": DEFAULT_PACKED_NUM_BUFFERS,
-}
 
 
 class NCCLSender:
@@ -104,15 +93,8 @@ class NCCLSender:
         try:
             torch.cuda.set_device(device)
             if self._group is None:
-                self._group = trainer_init(self._rendezvous)
-            packed_nccl_broadcast_producer(
-                iterator=iter(self._tensors),
-                group=self._group,
-                src=0,
-                post_iter_func=lambda named: named[1],
-                buffer_size_bytes=DEFAULT_PACKED_BUFFER_SIZE_BYTES,
-                num_buffers=DEFAULT_PACKED_NUM_BUFFERS,
-            )
+                self._group = private_vllm.join_nccl_group(self._rendezvous)
+            private_vllm.broadcast_packed(self._tensors, self._group)
             torch.cuda.current_stream().synchronize()
         except BaseException as error:
             errors.append(error)
@@ -126,5 +108,5 @@ def worker_init_info(group: dict[str, Any], replica: str) -> dict[str, Any]:
         "master_port": group["master_port"],
         "world_size": group["world_size"],
         "rank_offset": group["rank_offsets"][replica],
-        **_WIRE,
+        **private_vllm.nccl_wire_format(),
     }

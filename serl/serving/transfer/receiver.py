@@ -16,12 +16,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
 
+from serl.private import vllm as private_vllm
 from serl.serving.transfer.shared_memory import read_weights
 
 if TYPE_CHECKING:
@@ -60,11 +56,11 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
     def start_weight_update(self) -> None:
         if self._reloading:
             # Layers that the broken update had begun would mix its tensors with the new ones.
-            finalize_layerwise_reload(self.model, self.model_config)
+            private_vllm.finish_reload(self.model, self.model_config)
         self._reloading = True
         # Before they are set aside: a tied output layer has no parameter of its own yet.
         self._parameter_names = {name for name, _ in self.model.named_parameters()}
-        initialize_layerwise_reload(self.model)
+        private_vllm.begin_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         kind = update_info["kind"]
@@ -76,9 +72,10 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
             self._engine(kind).update_weights(update_info["info"])
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        private_vllm.finish_reload(self.model, self.model_config)
         self._reloading = False
-        self._pack_tied_head()
+        if self.device.type == "cpu":
+            private_vllm.pack_tied_heads(self.model)
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
         return init_dict
@@ -113,14 +110,5 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
         if missing:
             raise ValueError(f"the update lacks weights for {', '.join(sorted(missing))}")
 
-    def _pack_tied_head(self) -> None:
-        """On CPU a tied output layer holds a packed copy of the embeddings, which no reload renews."""
-        if self.device.type != "cpu":
-            return
-        for layer in self.model.modules():
-            if isinstance(layer, ParallelLMHead):
-                layer.quant_method.process_weights_after_loading(layer)
 
-
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightReceiver)
+WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightReceiver)

@@ -1,0 +1,79 @@
+"""Private parts of RLlib's new API stack, as seen in Ray 2.60.0.
+
+Beside these, `SERLLearner` overrides `TorchLearner._make_modules_ddp_if_necessary`, which RLlib marks as one
+to override: the last thing that `build` calls, and the place to shard modules instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.core.learner.learner import Learner
+    from ray.rllib.core.learner.learner_group import LearnerGroup
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+SEEN_IN = "2.60.0"
+
+
+def worker_manager(group: EnvRunnerGroup) -> FaultTolerantActorManager:
+    """What knows which env runners live, and which call of which has an answer.
+
+    `EnvRunnerGroup.fetch_ready_async_reqs` leaves out calls that failed, and whose they were.
+    """
+    return group._worker_manager
+
+
+def turn_env_runner_state_sync_off(config: AlgorithmConfig) -> None:
+    """Lets `Algorithm.training_step` alone decide what env runners are sent.
+
+    Otherwise RLlib brings the states of learners and connectors to them after every iteration. Its own IMPALA
+    sets the same attribute; no method of the config does.
+    """
+    config._dont_auto_sync_env_runner_states = True
+
+
+def set_iteration(algorithm: Algorithm, iteration: int) -> None:
+    """Makes ``algorithm`` count its iterations on from ``iteration``.
+
+    RLlib sets the counter only where it restores a checkpoint of its own format.
+    """
+    algorithm._iteration = iteration
+
+
+def local_learner(group: LearnerGroup) -> Any:
+    """The learner in this process of a group without remote ones; `LearnerGroup` has no accessor for it."""
+    return group._learner
+
+
+def remote_learners(group: LearnerGroup) -> list[Any]:
+    """The handles of the learners' actors, in the order of their ranks; none for a group with a local learner.
+
+    `LearnerGroup.foreach_learner` can leave out calls to busy learners, and errors.
+    """
+    return group._workers or []
+
+
+def learner_index(learner: Learner) -> int:
+    """The rank of ``learner`` in its group, 0 if it is alone; RLlib tells it to the learner only."""
+    return learner._learner_index
+
+
+def forget_registered_parameters(learner: Learner) -> None:
+    """Undoes `Learner.register_optimizer`, for parameters that sharding has replaced.
+
+    RLlib registers them before its hook for wrapping modules runs, and in public forgets them only with their
+    module (`remove_module`).
+    """
+    for registered in (
+        learner._params,
+        learner._optimizer_parameters,
+        learner._named_optimizers,
+        learner._module_optimizers,
+        learner._optimizer_name_to_module,
+        learner._optimizer_lr_schedules,
+    ):
+        registered.clear()

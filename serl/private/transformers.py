@@ -1,0 +1,60 @@
+"""Private parts of Hugging Face transformers, as seen in version 5.19.0."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SEEN_IN = "5.19.0"
+
+# The names under which tokenizers are saved that are nothing but their tokenizer.json.
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def load_tokenizer(model_dir: str) -> Any:
+    """What `AutoTokenizer` loads from the local folder ``model_dir``.
+
+    For a generic tokenizer without `AutoTokenizer`, whose import takes seconds.
+    """
+    declared = Path(model_dir, "tokenizer_config.json")
+    if declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _GENERIC_TOKENIZERS:
+        from transformers import PreTrainedTokenizerFast as tokenizer_class
+    else:
+        from transformers import AutoTokenizer as tokenizer_class
+    return tokenizer_class.from_pretrained(model_dir, local_files_only=True)
+
+
+def decoder_layer_names(model: Any) -> set[str]:
+    """The names of the classes of ``model``'s decoder layers, which are to stay in one piece.
+
+    transformers keeps them for its own placement on devices; there is no accessor.
+    """
+    return set(model._no_split_modules or ())
+
+
+def remembers_whole_prompts(model: Any) -> bool:
+    """Whether a `DynamicCache` of ``model`` holds all that a prompt leaves behind.
+
+    Not so with sliding windows, recurrent states or gradient checkpointing. Which layers forget shows only in
+    the types of the cache's layers, and whether a model has states of other kinds in a private attribute.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and not model._is_stateful
+        and not model.is_gradient_checkpointing
+    )
+
+
+def forget_quantization(model: Any) -> None:
+    """Lets a dequantised ``model`` be saved as the plain float32 model that it is.
+
+    transformers goes on counting a model that was loaded from GGUF as quantised.
+    """
+    del model.config.quantization_config
+    model.hf_quantizer = None

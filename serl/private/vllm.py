@@ -1,0 +1,124 @@
+"""Private parts of vLLM, as seen in version 0.32.0: of an engine that lives in this process.
+
+`AsyncLLM` has public ways to pause and to update weights, but steps in a process or loop of its own. ``vllm``
+is imported inside functions: drivers and env runners read modules of this project that lead here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import LLMEngine
+
+SEEN_IN = "0.32.0"
+
+
+def num_requests(engine: LLMEngine) -> tuple[int, int]:
+    """How many requests run and how many wait; `get_num_unfinished_requests` does not tell them apart."""
+    scheduler = _core(engine).scheduler
+    return len(scheduler.running), len(scheduler.waiting)
+
+
+def leave_token_texts_out(engine: LLMEngine, request_name: str) -> None:
+    """The answer of a request just added will have log-probabilities without the texts of their tokens.
+
+    Decoding each token takes a sixth of a small model's time, and `SamplingParams` cannot switch it off.
+    ``request_name`` is what `LLMEngine.add_request` returned.
+    """
+    state = engine.output_processor.request_states[request_name]
+    assert state.logprobs_processor is not None
+    state.logprobs_processor.tokenizer = None
+
+
+def pause(engine: LLMEngine, deliver: Callable[[list[Any]], None]) -> None:
+    """Keeps all requests where they are until `resume`, and forgets the prefix cache.
+
+    ``deliver`` gets the outputs of steps that an asynchronous scheduler has already sent to the device.
+    """
+    from vllm.v1.core.sched.interface import PauseState
+
+    core = _core(engine)
+    core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    while core.batch_queue:
+        deliver(engine.step())
+    # Without clearing, later tokens would attend to keys and values of the old weights.
+    core.pause_scheduler(mode="keep", clear_cache=True)
+
+
+def resume(engine: LLMEngine) -> None:
+    """Goes on with all requests after `pause`."""
+    _core(engine).resume_scheduler()
+
+
+def load_model_class(architecture: str) -> None:
+    """Lets vLLM inspect the class of ``architecture`` in this process, if it is one of its own.
+
+    Otherwise the first start on a machine does that in a second process that imports vLLM all over again
+    (10 s).
+    """
+    from vllm import ModelRegistry
+
+    if architecture in ModelRegistry.models:
+        ModelRegistry.register_model(architecture, ModelRegistry.models[architecture].load_model_cls())
+
+
+def begin_reload(model: torch.nn.Module) -> None:
+    """From now on ``model.load_weights`` replaces weights layer by layer, in place."""
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+    initialize_layerwise_reload(model)
+
+
+def finish_reload(model: torch.nn.Module, model_config: Any) -> None:
+    """Ends `begin_reload`, complete or not: layers that have begun are put together."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    finalize_layerwise_reload(model, model_config)
+
+
+def pack_tied_heads(model: torch.nn.Module) -> None:
+    """Renews the packed copy of the embeddings that a tied output layer holds on CPU; no reload does."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+def join_nccl_group(rendezvous: dict[str, Any]) -> Any:
+    """The learner's end, rank 0, of an NCCL group with vLLM's workers; returns when all have joined.
+
+    ``rendezvous`` has ``master_address``, ``master_port`` and ``world_size``. vLLM's public trainer engine
+    wants to lead the whole update, through a client of its own.
+    """
+    from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+    return trainer_init(rendezvous)
+
+
+def nccl_wire_format() -> dict[str, Any]:
+    """What workers must be told to read `broadcast_packed`."""
+    from vllm.distributed.weight_transfer import packed_tensor
+
+    return {
+        "packed": True,
+        "packed_buffer_size_bytes": packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES,
+        "packed_num_buffers": packed_tensor.DEFAULT_PACKED_NUM_BUFFERS,
+    }
+
+
+def broadcast_packed(named_tensors: Iterable[tuple[str, torch.Tensor]], group: Any) -> None:
+    """Sends tensors from rank 0 of an NCCL ``group`` in the `nccl_wire_format`."""
+    from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+    packed_nccl_broadcast_producer(
+        iterator=iter(named_tensors), group=group, src=0, post_iter_func=lambda named: named[1]
+    )
+
+
+def _core(engine: LLMEngine) -> Any:
+    """The scheduler's end of the engine; behind a client where the engine core has no process of its own."""
+    return engine.engine_core.engine_core  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+"""That the private parts of transformers still are what `serl.private.transformers` takes them for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+)
+
+from serl.private.transformers import (
+    SEEN_IN,
+    decoder_layer_names,
+    forget_quantization,
+    load_tokenizer,
+    remembers_whole_prompts,
+)
+
+CONTRACT = f"seen in transformers {SEEN_IN}, this is {transformers.__version__}"
+POLICY = str(Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld")
+TEXT = "<think>find mug</think><action>go to shelf 1</action> é"
+TINY: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+LLAMA = LlamaConfig(**TINY)
+SLIDING = MistralConfig(**TINY, sliding_window=4)
+RECURRENT = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2)
+
+
+def test_a_generic_tokenizer_is_the_one_that_auto_tokenizer_loads() -> None:
+    own, theirs = load_tokenizer(POLICY), AutoTokenizer.from_pretrained(POLICY)
+    assert type(own) is type(theirs), CONTRACT
+    assert own.encode(TEXT) == theirs.encode(TEXT) and own.chat_template == theirs.chat_template, CONTRACT
+
+
+def test_any_other_tokenizer_is_left_to_auto_tokenizer(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    GPT2Config().save_pretrained(tmp_path)
+    assert type(load_tokenizer(str(tmp_path))) is type(AutoTokenizer.from_pretrained(tmp_path)), CONTRACT
+    assert type(load_tokenizer(str(tmp_path))) is not type(tokenizer), CONTRACT
+
+
+@pytest.mark.parametrize(("config", "name"), [(LLAMA, "LlamaDecoderLayer"), (SLIDING, "MistralDecoderLayer")])
+def test_a_model_names_its_decoder_layers(config, name: str) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    assert decoder_layer_names(model) == {name}, CONTRACT
+    layers = [module for module in model.modules() if type(module).__name__ == name]
+    assert len(layers) == 2, CONTRACT
+
+
+@pytest.mark.parametrize(("config", "remembers"), [(LLAMA, True), (SLIDING, False), (RECURRENT, False)])
+def test_only_full_attention_remembers_whole_prompts(config, remembers: bool) -> None:
+    assert remembers_whole_prompts(AutoModelForCausalLM.from_config(config)) == remembers, CONTRACT
+
+
+def test_a_checkpointed_model_remembers_nothing() -> None:
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    model.gradient_checkpointing_enable()
+    assert not remembers_whole_prompts(model), CONTRACT
+
+
+def test_a_model_that_forgot_its_quantization_is_saved_as_a_plain_one(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    model.config.quantization_config = {"quant_method": "gguf"}
+    model.hf_quantizer = object()
+    with pytest.raises(AttributeError):
+        model.save_pretrained(tmp_path / "quantised")
+    forget_quantization(model)
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text(), CONTRACT
