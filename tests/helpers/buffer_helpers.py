@@ -4,41 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trajectories import make_step, make_trajectory
+
 from serl.buffer.group_buffer import GroupBuffer
-from serl.types import RolloutRequest, Step, Task, Trajectory, TrajectoryGroup, VersionSpan
-
-
-def step(weights_seq_no: int) -> Step:
-    return Step(
-        prompt_ids=[1, 2],
-        response_ids=[3],
-        old_logprobs=[-0.5],
-        action_mask=[True],
-        version_spans=(VersionSpan(0, 1, weights_seq_no),),
-        finish_reason="stop",
-        messages=({"role": "user", "content": "look"},),
-        response_text="x",
-        anchor="a room",
-        action="x",
-        action_valid=True,
-        feedback=None,
-        next_observation="a room",
-    )
+from serl.types import RolloutRequest, Task, Trajectory, TrajectoryGroup
 
 
 def trajectory(
     request: RolloutRequest, version: int | None = 0, reward: float = 0.0, num_steps: int = 1
 ) -> Trajectory:
-    return Trajectory(
-        trajectory_id=f"{request.group_id}-{request.rollout_index}",
-        group_id=request.group_id,
-        rollout_index=request.rollout_index,
-        task=request.task,
-        steps=[] if version is None else [step(version) for _ in range(num_steps)],
-        reward=reward,
-        success=reward > 0,
-        end_reason="max_steps",
-    )
+    steps = [] if version is None else [make_step(weights_seq_no=version) for _ in range(num_steps)]
+    return make_trajectory(steps, reward, request.group_id, request.rollout_index, task=request.task)
 
 
 def group_of(group_id: str, group_size: int = 2) -> list[RolloutRequest]:

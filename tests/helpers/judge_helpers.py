@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from trajectories import make_step, make_trajectory
 
-from envs.base import Task
 from serl.config import ExperimentConfig
-from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+from serl.types import Step, TrajectoryGroup
 
 KEY_VARIABLE = "SERL_TEST_JUDGE_KEY"
 KEY = "sk-test-3f9c51d2e8"
@@ -124,36 +124,19 @@ def judged_experiment(
 
 def group_to_judge(group_id: str, rewards: Sequence[float], num_steps: int = 2) -> TrajectoryGroup:
     """One trajectory per reward; every response is different."""
-    task = Task(f"task of {group_id}")
-    trajectories = [
-        Trajectory(
-            trajectory_id=f"{group_id}-{rollout_index}",
-            group_id=group_id,
-            rollout_index=rollout_index,
-            task=task,
-            steps=[_step(f"{group_id} {rollout_index} {index}") for index in range(num_steps)],
-            reward=reward,
-            success=reward > 0,
-            end_reason="success" if reward > 0 else "max_steps",
-        )
-        for rollout_index, reward in enumerate(rewards)
-    ]
-    return TrajectoryGroup(group_id, task, trajectories)
+    trajectories = []
+    for rollout_index, reward in enumerate(rewards):
+        steps = [_step(f"{group_id} {rollout_index} {index}") for index in range(num_steps)]
+        trajectories.append(make_trajectory(steps, reward, group_id, rollout_index))
+    return TrajectoryGroup(group_id, trajectories[0].task, trajectories)
 
 
 def _step(name: str) -> Step:
-    return Step(
-        prompt_ids=[1, 2],
-        response_ids=[3],
-        old_logprobs=[-0.5],
-        action_mask=[True],
-        version_spans=(VersionSpan(0, 1, 0),),
-        finish_reason="stop",
+    return make_step(
         messages=({"role": "user", "content": "You are in a kitchen. Find the mug."},),
         response_text=f"<action>go to drawer {name}</action>",
         anchor="a kitchen",
         action=f"go to drawer {name}",
-        action_valid=True,
         feedback="Nothing happens.",
         next_observation="The drawer is empty.",
     )

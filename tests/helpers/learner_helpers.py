@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from trajectories import make_step, make_trajectory
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import Task
@@ -19,7 +20,7 @@ from serl.config import ExperimentConfig
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.rollout.prompt import PromptEncoder
-from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+from serl.types import Step, TrajectoryGroup
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -106,6 +107,13 @@ def finished_update(group: SERLLearnerGroup, handle: UpdateHandle, timeout_s: fl
     raise TimeoutError("the update did not finish")
 
 
+def update(
+    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
+) -> dict[str, float]:
+    """What a learner in this process reports of an update."""
+    return finished_update(group, started_update(group, groups, weights_seq_no)).metrics
+
+
 def local_learner(group: SERLLearnerGroup) -> SERLLearner:
     return group._learner
 
@@ -149,18 +157,7 @@ def sampled_groups(
                 _step(tokenizer, model, draw, f"room {group_index} {index}", feedback, weights_seq_no)
                 for index in range(steps_per_trajectory)
             ]
-            trajectories.append(
-                Trajectory(
-                    trajectory_id=f"g{group_index}-{rollout_index}",
-                    group_id=f"g{group_index}",
-                    rollout_index=rollout_index,
-                    task=task,
-                    steps=steps,
-                    reward=reward,
-                    success=reward > 0,
-                    end_reason="success" if reward > 0 else "max_steps",
-                )
-            )
+            trajectories.append(make_trajectory(steps, reward, f"g{group_index}", rollout_index, task=task))
         groups.append(TrajectoryGroup(f"g{group_index}", task, trajectories))
     return groups
 
@@ -178,18 +175,16 @@ def _step(
     response = f"<action>{action}</action>"
     response_ids = tokenizer.encode(response, add_special_tokens=False)
     start = response.index(action)
-    return Step(
+    return make_step(
+        response_ids,
+        weights_seq_no,
         prompt_ids=prompt_ids,
-        response_ids=response_ids,
         old_logprobs=_scores(model, prompt_ids, response_ids),
         action_mask=[start <= index < start + len(action) for index in range(len(response_ids))],
-        version_spans=(VersionSpan(0, len(response_ids), weights_seq_no),),
-        finish_reason="stop",
         messages=messages,
         response_text=response,
         anchor=seen,
         action=action,
-        action_valid=True,
         feedback=feedback,
         next_observation=f"{seen} after",
     )

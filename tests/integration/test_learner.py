@@ -15,6 +15,7 @@ from learner_helpers import (
     sampled_groups,
     save_tiny_policy,
     started_update,
+    update,
 )
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -31,14 +32,6 @@ TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 @pytest.fixture(scope="module")
 def groups(model_dir: Path) -> list[TrajectoryGroup]:
     return sampled_groups(model_dir, [[10.0, 0.0, 0.0], [0.0, 0.0, 0.0], [10.0, 10.0, 0.0]])
-
-
-def update(
-    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
-) -> dict[str, float]:
-    result = group.poll_update(started_update(group, groups, weights_seq_no), timeout_s=60.0)
-    assert result is not None
-    return result.metrics
 
 
 def weights(group: SERLLearnerGroup) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import learner_group, local_learner, sampled_groups, started_update
+from learner_helpers import learner_group, local_learner, sampled_groups, update
 
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.learner.parallel import named_weights
@@ -26,14 +26,6 @@ def groups(model_dir: Path) -> list[TrajectoryGroup]:
 def idle_groups(model_dir: Path) -> list[TrajectoryGroup]:
     """No row has an advantage."""
     return sampled_groups(model_dir, [[0.0, 0.0, 0.0], [10.0, 10.0, 10.0]])
-
-
-def update(
-    group: SERLLearnerGroup, groups: list[TrajectoryGroup], weights_seq_no: int = 0
-) -> dict[str, float]:
-    result = group.poll_update(started_update(group, groups, weights_seq_no), timeout_s=60.0)
-    assert result is not None
-    return result.metrics
 
 
 def flat_weights(group: SERLLearnerGroup) -> torch.Tensor:

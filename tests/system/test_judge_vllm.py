@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from judge_helpers import KEY, KEY_VARIABLE, judged_experiment
+from trajectories import make_step, make_trajectory
 
 from envs.base import PromptParts
 from envs.registry import make_provider
@@ -92,25 +93,17 @@ def played_group() -> TrajectoryGroup:
             seen = observation
             observation, _, _, _, info = env.step(action)
             steps.append(
-                Step(
-                    prompt_ids=[1],
-                    response_ids=[2],
-                    old_logprobs=[-0.5],
-                    action_mask=[True],
-                    version_spans=(),
-                    finish_reason="stop",
+                make_step(
                     messages=provider.messages(parts),
                     response_text=f"<action>{action}</action>",
                     anchor=seen,
                     action=action,
-                    action_valid=True,
                     feedback=info["feedback"],
                     next_observation=observation,
                 )
             )
-        reward = 10.0 * rollout_index
         trajectories.append(
-            Trajectory(f"g-{rollout_index}", "g", rollout_index, task, steps, reward, reward > 0, "max_steps")
+            make_trajectory(steps, reward=10.0 * rollout_index, rollout_index=rollout_index, task=task)
         )
     return TrajectoryGroup("g", task, trajectories)
 

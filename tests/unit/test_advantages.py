@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from trajectories import make_step, make_trajectory
 
 from envs.base import Task
 from serl.batch.advantages import StepRows, estimate_advantages, needs_batch
 from serl.batch.step_rows import cluster_statistics, discounted_returns
 from serl.config import AdvantageSection
 from serl.config.registry import ESTIMATORS
-from serl.types import Step, Trajectory, TrajectoryGroup
+from serl.types import Trajectory, TrajectoryGroup
 
 GRPO = {"across": "trajectories"}
 
@@ -155,10 +156,8 @@ def test_the_order_of_trajectories_does_not_matter():
 
 def test_rows_come_from_trajectories_as_the_environment_rewarded_them():
     def trajectory(rollout_index: int, rewards: list[float], total: float) -> Trajectory:
-        steps = [make_step(f"anchor {i}", reward, num_tokens=i + 1) for i, reward in enumerate(rewards)]
-        return Trajectory(
-            f"t{rollout_index}", "g", rollout_index, Task("task"), steps, total, total > 0, "success"
-        )
+        steps = [make_step(range(i + 1), reward=reward) for i, reward in enumerate(rewards)]
+        return make_trajectory(steps, total, rollout_index=rollout_index)
 
     group = TrajectoryGroup("g", Task("task"), [trajectory(0, [0.0, -1.0, 8.0], 8.0), trajectory(1, [], 0.0)])
     other = TrajectoryGroup("h", Task("task"), [trajectory(2, [2.0], 2.0)])
@@ -180,25 +179,6 @@ def test_a_cluster_has_variance_where_values_that_count_differ():
     assert cluster_statistics(values, clusters).has_variance.tolist() == [False] * 3 + [True] * 2
     first_only = torch.tensor([True, False, False, True, False])
     assert not cluster_statistics(values, clusters, first_only).has_variance.any()
-
-
-def make_step(anchor: str, reward: float, num_tokens: int) -> Step:
-    return Step(
-        prompt_ids=[],
-        response_ids=list(range(num_tokens)),
-        old_logprobs=[],
-        action_mask=[],
-        version_spans=(),
-        finish_reason="stop",
-        messages=(),
-        response_text="",
-        anchor=anchor,
-        action=None,
-        action_valid=True,
-        feedback=None,
-        next_observation=None,
-        reward=reward,
-    )
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.built_in())

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from trajectories import make_step, make_trajectory
 
 from envs.base import Task
 from serl.algorithm_state import CheckpointError, read_algorithm_state, write_algorithm_state
@@ -19,39 +20,28 @@ from serl.run.checkpoint import (
     remove_old_checkpoints,
 )
 from serl.run.evaluations import append_evaluation, read_evaluations, rename_former_file
-from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
+from serl.types import Step, Trajectory, TrajectoryGroup
 from tools.curve import moving_mean
 
 
 def _step(version: int, valid: bool = True) -> Step:
-    return Step(
+    return make_step(
+        [5, 6],
+        version,
         prompt_ids=[1, 2, 3, 4],
-        response_ids=[5, 6],
-        old_logprobs=[-0.1, -0.2],
         action_mask=[False, True],
-        version_spans=(VersionSpan(0, 2, version),),
-        finish_reason="stop",
-        messages=({"role": "user", "content": "look"},),
-        response_text="<action>look</action>",
-        anchor="a room",
-        action="look",
         action_valid=valid,
-        feedback=None,
-        next_observation="a room",
         num_cached_tokens=1,
     )
 
 
 def _trajectory(rollout_index: int, steps: list[Step], success: bool, task_type: str = "find") -> Trajectory:
-    return Trajectory(
-        trajectory_id=f"g0-{rollout_index}",
-        group_id="g0",
-        rollout_index=rollout_index,
+    return make_trajectory(
+        steps,
+        10.0 if success else 0.0,
+        "g0",
+        rollout_index,
         task=Task(f"t{rollout_index}", task_type),
-        steps=steps,
-        reward=10.0 if success else 0.0,
-        success=success,
-        end_reason="success" if success else "max_steps",
         metrics={"task_score": float(rollout_index)},
     )
 

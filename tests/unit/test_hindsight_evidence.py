@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trajectories
 
-from envs.base import Task
 from serl.config import HindsightSection
 from serl.config.hindsight_modes import MODES
 from serl.config.registry import SOURCES, NameTakenError, UnknownEntryError
@@ -21,7 +21,7 @@ from serl.hindsight.evidence import Attempt, Evidence, GroupView, Outcome, Quote
 from serl.hindsight.judge_request import judge_mode, judge_request
 from serl.hindsight.quoting import without_thinking
 from serl.hindsight.sources import CandidateAttempts, register_source
-from serl.types import Step, Trajectory
+from serl.types import Step
 
 
 def settings_of(mode: str | None = None, **keys: Any) -> HindsightSection:
@@ -32,31 +32,30 @@ def settings_of(mode: str | None = None, **keys: Any) -> HindsightSection:
 SUCCESS_ONLY = settings_of(sources=["successful_sample"])
 
 
-def make_step(action: str, anchor: str = "room", feedback: str | None = None, **fields: Any) -> Step:
-    return Step(
-        prompt_ids=[],
-        response_ids=[],
-        old_logprobs=[],
-        action_mask=[],
-        version_spans=(),
-        finish_reason="stop",
-        messages=({"role": "user", "content": fields.pop("prompt", f"You are at {anchor}.")},),
+def make_step(
+    action: str,
+    anchor: str = "room",
+    feedback: str | None = None,
+    prompt: str | None = None,
+    next_observation: str | None = None,
+) -> Step:
+    return trajectories.make_step(
+        messages=({"role": "user", "content": prompt or f"You are at {anchor}."},),
         response_text=f"<think>hm {action}</think><action>{action}</action>",
         anchor=anchor,
         action=action,
-        action_valid=True,
         feedback=feedback,
-        next_observation=fields.pop("next_observation", None),
+        next_observation=next_observation,
     )
 
 
 def make_group(*episodes: tuple[float, Sequence[Step]]) -> GroupView:
     """Trajectories t0, t1, … of ``(reward, steps)``; a positive reward is a success."""
-    trajectories = [
-        Trajectory(f"t{index}", "g", index, Task("task"), list(steps), reward, reward > 0, "end")
+    played = [
+        trajectories.make_trajectory(steps, reward, rollout_index=index, trajectory_id=f"t{index}")
         for index, (reward, steps) in enumerate(episodes)
     ]
-    return GroupView(trajectories, settings_of())
+    return GroupView(played, settings_of())
 
 
 def quoted(evidence: Evidence) -> list[str]:

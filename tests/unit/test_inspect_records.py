@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from trajectories import make_step, make_trajectory
 
 from envs.base import Task
 from serl.rollout.prompt import PromptEncoder
@@ -20,7 +21,7 @@ from serl.run.records import (
     TrajectoryWriter,
     trajectory_record,
 )
-from serl.types import Step, TeacherRecord, Trajectory, VersionSpan
+from serl.types import TeacherRecord, Trajectory, VersionSpan
 
 _POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
 
@@ -32,25 +33,19 @@ def tokenizer() -> Any:
 
 def trajectory(tokenizer: Any, response: str, group: str = "g", rollout_index: int = 0, reward: float = 10.0):
     ids = tokenizer.encode(response, add_special_tokens=False) + [tokenizer.eos_token_id]
-    step = Step(
+    step = make_step(
+        ids,
         prompt_ids=[1, 2, 3],
-        response_ids=ids,
         old_logprobs=[-0.12345678] * (len(ids) - 1) + [-math.inf],
         action_mask=[False, True] + [False] * (len(ids) - 2),
         version_spans=(VersionSpan(0, 1, 6), VersionSpan(1, len(ids), 7)),
-        finish_reason="stop",
         messages=({"role": "system", "content": "Play."}, {"role": "user", "content": "Where is the mug?"}),
         response_text=response,
-        anchor="a room",
-        action="look",
-        action_valid=True,
-        feedback=None,
         next_observation="a shelf",
     )
     task = Task("t/1", "look_at_obj")
-    name = f"{group}-{rollout_index}"
-    return Trajectory(
-        name, group, rollout_index, task, [step], reward, reward > 0, "success", seconds=1.23456
+    return make_trajectory(
+        [step], reward, group, rollout_index, task=task, end_reason="success", seconds=1.23456
     )
 
 
