@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from serl.rollout.prompt import PromptEncoder
 
 TESTS = Path(__file__).parent
 TIERS = ("unit", "integration", "system")
@@ -28,6 +33,23 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from learner_helpers import save_tiny_policy
 
     return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def encoder() -> PromptEncoder:
+    """Prompts in a tokenizer of one id per byte."""
+    from rollout_helpers import byte_tokenizer
+
+    from serl.rollout.prompt import PromptEncoder
+
+    return PromptEncoder(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def env_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for environments that block."""
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from envs.webshop.catalogue import InMemoryCatalogue
 from envs.webshop.goals import Goal, make_goal
 from envs.webshop.nouns import TitleNouns
 from envs.webshop.products import Product, read_product
+from envs.webshop.provider import WebshopProvider
 from envs.webshop.shop import Shop
+from serl.types import Task
 
 
 def record(asin: str, **changes: Any) -> dict[str, Any]:
@@ -48,6 +50,16 @@ def shirt_shop() -> Shop:
         for number in range(13)
     ]
     return shop_of([product("SHIRT00001"), *mugs])
+
+
+def task_with_two_options(provider: WebshopProvider, split: str) -> Task:
+    """The first task of the split that asks for two options and can be met in full."""
+    unreachable = provider.unreachable_goals(split)
+    return next(
+        task
+        for task in provider.task_set(split).tasks
+        if task.task_id not in unreachable and len(provider.goal(task.task_id).options) == 2
+    )
 
 
 def shirt_goal(**changes: Any) -> Goal:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from webshop_helpers import task_with_two_options
 
 from envs.webshop.oracle import plan
 from envs.webshop.provider import make_provider
@@ -27,12 +28,7 @@ def test_a_plan_typed_in_buys_the_product(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provider = make_provider({})
-    unreachable = provider.unreachable_goals("valid")
-    task = next(
-        task
-        for task in provider.task_set("valid").tasks
-        if task.task_id not in unreachable and len(provider.goal(task.task_id).options) == 2
-    )
+    task = task_with_two_options(provider, "valid")
     goal = provider.goal(task.task_id)
     actions = plan(provider.shop, goal)
     shown = played(monkeypatch, capsys, list(actions), "webshop", "--split", "valid", "--task", task.task_id)

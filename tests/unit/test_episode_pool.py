@@ -4,28 +4,16 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from rollout_helpers import SETTINGS, Corridor, ScriptedClient, assign, byte_tokenizer, episode
+from rollout_helpers import SETTINGS, Corridor, ScriptedClient, assign, episode
 
 from serl.rollout.episode_pool import EpisodePool, TooManyRequestsError
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
 from serl.types import RolloutRequest, Trajectory
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PromptEncoder:
-    return PromptEncoder(byte_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def env_threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as executor:
-        yield executor
 
 
 def pool_of(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +14,6 @@ from rollout_helpers import (
     CorridorProvider,
     ScriptedClient,
     assign,
-    byte_tokenizer,
     episode,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,17 +24,6 @@ from serl.rollout.env_calls import EnvCalls, EpisodeFailure
 from serl.rollout.episode import EpisodeSettings, run_episode, sampling_seed
 from serl.rollout.prompt import PromptEncoder
 from serl.types import RequestRefused, Trajectory, VersionSpan
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PromptEncoder:
-    return PromptEncoder(byte_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def env_threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as executor:
-        yield executor
 
 
 @pytest.fixture

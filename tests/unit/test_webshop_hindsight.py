@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rollout_helpers import byte_tokenizer
+from webshop_helpers import task_with_two_options
 
 from envs.base import Task
 from envs.webshop.oracle import plan
@@ -73,12 +74,7 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
 def group() -> list[Trajectory]:
     """A full score, the same product without its options, and another product after a mistake."""
     provider = make_provider({})
-    unreachable = provider.unreachable_goals("train")
-    task = next(
-        task
-        for task in provider.task_set("train").tasks
-        if task.task_id not in unreachable and len(provider.goal(task.task_id).options) == 2
-    )
+    task = task_with_two_options(provider, "train")
     good = plan(provider.shop, provider.goal(task.task_id))
     hasty = [action for action in good if action.startswith(("search", "click[B"))] + ["click[Buy Now]"]
     other = [good[0], "dance", "click[features]", "search[pillow]", "click[next >]", "click[< prev]"]
