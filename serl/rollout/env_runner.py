@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,13 +84,17 @@ class SERLEnvRunner(EnvRunner):
     def exchange(self, requests: Sequence[RolloutRequest], wait_s: float) -> RolloutReport:
         """Takes on ``requests``; returns what ended since the last call, by value.
 
-        Waits up to ``wait_s`` seconds for the first episode to end, and a little longer for others.
-        Raises TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were
-        unfinished, and whatever an episode raised beyond the failures that are reported.
+        Waits up to ``wait_s`` seconds for the first episode to end, and a little longer for others. Raises
+        nothing: whatever an episode raised beyond the failures that are reported is the report's ``error``,
+        and so is TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were
+        unfinished.
         """
-        if self._policy is None and requests:
-            self._policy = self._make_policy()
-        return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
+        try:
+            if self._policy is None and requests:
+                self._policy = self._make_policy()
+            return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
+        except Exception:  # RLlib ends the process of a runner that raises, and the driver is not told why
+            return RolloutReport(error=traceback.format_exc())
 
     def sample(
         self, *, requests: Sequence[RolloutRequest] = (), wait_s: float = 0.0, **kwargs: Any

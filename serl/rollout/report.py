@@ -36,9 +36,11 @@ class RolloutReport:
     ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``request_retries``,
     ``environment_seconds`` and ``generation_seconds``. The seconds add up over episodes that run at the
     same time, so they can exceed wall time; failed episodes count in what they did before they failed.
+    ``error`` is the traceback of an error that is no failure of one episode ("": there was none).
     """
 
     trajectories: list[Trajectory] = field(default_factory=list)
     failures: list[FailedRollout] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     num_unfinished: int = 0
+    error: str = ""

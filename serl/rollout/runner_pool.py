@@ -1,8 +1,7 @@
-"""Deals requests to env runner actors and collects what they finished.
+"""Hands requests out to env runner actors and collects what they finished.
 
-One `exchange` call is open per runner: it carries new requests there and finished trajectories
-back. A runner that dies loses its episodes; they come back as failed requests, are counted, and
-the buffer deals them again.
+One `exchange` call is open per runner: it carries new requests there and finished trajectories back. A runner
+that dies loses its episodes; they come back as failed requests, are counted, and are played again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ray.exceptions import RayTaskError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from serl.private.rllib import worker_manager
@@ -23,6 +21,10 @@ from serl.types import RolloutRequest, Trajectory
 logger = logging.getLogger(__name__)
 
 _EXCHANGE = "exchange"
+
+
+class EnvRunnerError(RuntimeError):
+    """An env runner met an error that is no failure of one episode; the text ends with its traceback."""
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class EnvRunnerPool:
         return len(self._queue)
 
     def submit(self, requests: Iterable[RolloutRequest], urgent: bool = False) -> None:
-        """Queues requests; ``urgent`` ones go first (a member that must be played again)."""
+        """Queues requests; ``urgent`` ones go first (a rollout that must be played again)."""
         if urgent:
             self._queue.extendleft(reversed(list(requests)))
         else:
@@ -69,7 +71,10 @@ class EnvRunnerPool:
         return withdrawn
 
     def poll(self, timeout_s: float) -> PoolReport:
-        """Hands out queued requests and waits up to ``timeout_s`` for finished episodes."""
+        """Hands out queued requests and waits up to ``timeout_s`` for finished episodes.
+
+        Raises EnvRunnerError.
+        """
         self._restore_runners()
         self._hand_out()
         report = PoolReport()
@@ -81,8 +86,6 @@ class EnvRunnerPool:
             answer = result.get()
             if isinstance(answer, RolloutReport):
                 self._take(result.actor_id, answer, report)
-            elif isinstance(answer, RayTaskError):
-                raise answer
             else:
                 self._lose_runner(result.actor_id, str(answer), report)
         return report
@@ -111,6 +114,8 @@ class EnvRunnerPool:
             )
 
     def _take(self, runner: int, reply: RolloutReport, report: PoolReport) -> None:
+        if reply.error:
+            raise EnvRunnerError(f"env runner {runner}: {reply.error}")
         report.trajectories += reply.trajectories
         report.failures += reply.failures
         report.counters.update(reply.counters)

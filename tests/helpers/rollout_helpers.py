@@ -24,7 +24,8 @@ FORWARD = "<action>forward</action>"
 class Corridor(TextEnv):
     """Task ``corridor N`` is solved by N times "forward"; "jump" ends it unsolved, "long" fills the screen.
 
-    ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``.
+    ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``;
+    of ``speechless`` no messages can be made.
     """
 
     gate = threading.Event()
@@ -65,7 +66,7 @@ class Corridor(TextEnv):
     def _info(self, valid: bool, success: bool = False, feedback: str | None = None) -> dict[str, Any]:
         return {
             "admissible_actions": ["forward", "jump"],
-            "task_description": "walk to the end",
+            "task_description": "" if self.kind == "speechless" else "walk to the end",
             "task_type": "corridor",
             "success": success,
             "action_valid": valid,
@@ -81,6 +82,8 @@ class CorridorProvider:
         return Corridor()
 
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        if not parts.task_description:
+            raise LookupError("no words for the speechless")
         history = "".join(f"{turn.observation} > {turn.action}\n" for turn in parts.history)
         return (
             {"role": "system", "content": parts.task_description},

@@ -2,51 +2,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import gymnasium
 import pytest
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from rollout_helpers import ScriptedClient, assign, byte_tokenizer
+from rollout_helpers import ScriptedClient, assign
+from runner_helpers import RunnerConfig, runner_config, scripted_policy
 
-from serl.config import EnvSection, ExperimentConfig, ModelSection, RolloutSection
 from serl.rollout.env_runner import SERLEnvRunner
-from serl.rollout.episode import Policy
-from serl.rollout.prompt import PromptEncoder
 from serl.types import Trajectory
-
-
-class RunnerConfig(AlgorithmConfig):
-    """The least that an env runner is content with."""
-
-    def __init__(self, experiment: ExperimentConfig, model_dir: str):
-        super().__init__()
-        text = gymnasium.spaces.Text(max_length=100)
-        self.environment(observation_space=text, action_space=text)
-        self.experiment, self.model_dir = experiment, model_dir
-        self.make_policy: Callable[[], Policy] | None = None
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunnerConfig:
-    byte_tokenizer().save_pretrained(tmp_path)
-    experiment = ExperimentConfig(
-        name="scripted",
-        model=ModelSection(path=str(tmp_path)),
-        env=EnvSection(name="rollout_helpers:make_provider", max_steps=5),
-        rollout=RolloutSection(max_concurrent_episodes=8, temperature=0.9, max_response_length=33),
-    )
-    return RunnerConfig(experiment, model_dir=str(tmp_path))
+    return runner_config(tmp_path)
 
 
 @pytest.fixture
 def policy(config: RunnerConfig) -> ScriptedClient:
-    """Rollout 9 of a group never gets an answer."""
-    return ScriptedClient(
-        PromptEncoder.load(config.model_dir),
-        delay=lambda session_id: 3600.0 if session_id.endswith("-9") else 0.01,
-    )
+    return scripted_policy(config.model_dir)
 
 
 @pytest.fixture
@@ -120,6 +94,5 @@ def test_rllib_finds_the_spaces_and_an_empty_state(runner: SERLEnvRunner):
 
 def test_an_env_runner_without_policy_deployment_says_so(config: RunnerConfig):
     runner = SERLEnvRunner(config=config, worker_index=1)
-    with pytest.raises(ValueError, match="start the policy deployment first"):
-        runner.exchange([assign()], wait_s=0.0)
+    assert "start the policy deployment first" in runner.exchange([assign()], wait_s=0.0).error
     runner.stop()
