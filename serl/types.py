@@ -7,6 +7,7 @@ contexts, never for finding a token again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,14 @@ class TrajectoryGroup:
         return min(known, default=None)
 
 
-def staleness(sampled: Trajectory | TrajectoryGroup, weights_seq_no: int) -> int:
+class Sampled(Protocol):
+    """What knows the oldest weights that sampled it: a trajectory, a group."""
+
+    @property
+    def weights_seq_no(self) -> int | None: ...
+
+
+def staleness(sampled: Sampled, weights_seq_no: int) -> int:
     """How many updates the oldest weights that sampled it are behind ``weights_seq_no``; 0 without a step."""
     oldest = sampled.weights_seq_no
     return 0 if oldest is None else weights_seq_no - oldest

@@ -52,7 +52,10 @@ class AdmissionError(RuntimeError):
 
 @dataclass(slots=True)
 class _OpenGroup(Generic[FinishedT]):
-    """A group in the buffer, in flight until ``trajectories`` has every rollout, ready once ``finished``."""
+    """A group in the buffer, in flight until ``trajectories`` has every rollout, ready once ``finished``.
+
+    ``weights_seq_no`` is that of the ready group, kept because finding it walks through all steps.
+    """
 
     group_id: str
     task: Task
@@ -60,6 +63,7 @@ class _OpenGroup(Generic[FinishedT]):
     num_attempts: list[int]
     trajectories: dict[int, Trajectory] = field(default_factory=dict)
     finished: FinishedT | None = None
+    weights_seq_no: int | None = None
 
 
 class GroupBuffer(Generic[FinishedT]):
@@ -155,7 +159,7 @@ class GroupBuffer(Generic[FinishedT]):
         if group is None:
             return False
         is_new = group.finished is None
-        group.finished = finished
+        group.finished, group.weights_seq_no = finished, finished.group.weights_seq_no
         if is_new and self._filter_groups and not finished.has_variance:
             self._filter(group, finished)
         return self.owns(group.group_id)
@@ -279,10 +283,10 @@ class GroupBuffer(Generic[FinishedT]):
         return False
 
     def _discard_stale(self) -> None:
-        for finished in self._ready_groups():
-            if staleness(finished.group, self._weights_seq_no) > self._max_staleness:
-                self._discard(self._groups[finished.group.group_id], "stale")
-                self._discarded_tasks.append(finished.group.task)
+        for group in list(self._groups.values()):
+            if staleness(group, self._weights_seq_no) > self._max_staleness:
+                self._discard(group, "stale")
+                self._discarded_tasks.append(group.task)
 
     def _filter(self, group: _OpenGroup[FinishedT], finished: FinishedT) -> None:
         if len(self._filtered_lengths) == self._max_filtered_groups_per_batch:
