@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+
+from serl.config.nearest import name_hint
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
 
@@ -20,19 +20,12 @@ def parse_arguments(model: type[Arguments], values: dict[str, Any]) -> Arguments
     raise ValueError("; ".join(problems))
 
 
-def nearest_name(word: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` if one of ``names`` is close to ``word``, else the names."""
-    known = list(names)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
 def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"env.args.{key}: unknown key{nearest_name(str(problem['loc'][-1]), model.model_fields)}"
+        return f"env.args.{key}: unknown key{name_hint(str(problem['loc'][-1]), model.model_fields)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         options = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        message += nearest_name(str(problem["input"]), options)
+        message += name_hint(str(problem["input"]), options)
     return f"env.args.{key}: {problem['input']!r}: {message}"

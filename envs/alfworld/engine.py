@@ -11,11 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from envs.alfworld.actions import GroundAction
-from envs.alfworld.facts import EVERYWHERE, Fact
 from envs.alfworld.game import Game
-from envs.alfworld.matching import evaluate
-from envs.alfworld.pddl import Condition
 
 NOTHING_HAPPENS = "Nothing happens."
 
@@ -92,58 +88,3 @@ class Engine:
     def _list_commands(self) -> None:
         self._commands = {command: ground for found in self._found for command, ground in found}
         self._admissible = sorted(self._commands)
-
-    @property
-    def won(self) -> bool:
-        return self._won
-
-    @property
-    def admissible_actions(self) -> dict[str, GroundAction]:
-        """The action behind each admissible command; not to be changed."""
-        return self._commands
-
-    def facts(self, predicate: str, position: int = EVERYWHERE, value: str = "") -> tuple[Fact, ...]:
-        """The sorted facts of `predicate` (lower case) that hold.
-
-        With `position` and `value`: those whose argument at `position`, counted from 1, is the id `value`;
-        only for predicates of two or more arguments.
-        """
-        fluent = predicate in self.game.world.domain.fluents
-        source = self._facts if fluent else self.game.world.static
-        return source.matching(predicate, position, value)
-
-    def holds(self, predicate: str, *args: str) -> bool:
-        """Whether the fact holds; names are in lower case."""
-        fact = (predicate, *args)
-        return fact in self._facts.present or fact in self.game.world.static.present
-
-    def satisfies(self, condition: Condition) -> bool:
-        """Whether `condition`, such as the game's goal or a part of it, holds."""
-        return evaluate(condition, {}, self.game.world, self._facts)
-
-    @property
-    def location(self) -> str:
-        """The id of the agent's location."""
-        return self._facts.matching("atlocation")[0][2]
-
-    @property
-    def held_object(self) -> str | None:
-        """The id of the object in the agent's hand."""
-        held = self._facts.matching("holds")
-        return held[0][2] if held else None
-
-    def receptacles_at(self, location: str) -> list[str]:
-        """Ids of the receptacles at a location."""
-        return [fact[1] for fact in self.facts("receptacleatlocation", 2, location)]
-
-    def contents(self, receptacle: str) -> list[str]:
-        """Ids of the objects in a receptacle, seen or not."""
-        return [fact[1] for fact in self.facts("inreceptacle", 2, receptacle)]
-
-    def is_closed(self, receptacle: str) -> bool:
-        """Whether the receptacle must be opened before its contents can be taken."""
-        return self.holds("openable", receptacle) and not self.holds("opened", receptacle)
-
-    def name(self, object_id: str) -> str:
-        """The name of an object, receptacle or location in the texts."""
-        return self.game.entities[object_id].name

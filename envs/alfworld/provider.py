@@ -19,8 +19,9 @@ from envs.alfworld.game_sources import SPLITS, GameRecord, Scan, open_source
 from envs.alfworld.one_thread import OneThreadEngine
 from envs.alfworld.tasks import TASK_TYPES
 from envs.alfworld.textworld_engine import TextWorldEngine
-from envs.arguments import nearest_name, parse_arguments
+from envs.arguments import parse_arguments
 from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
+from serl.config.nearest import name_hint
 
 _CACHED_GAMES = 128
 
@@ -53,7 +54,7 @@ class AlfworldArguments(BaseModel):
     def _known_task_types(cls, task_types: tuple[str, ...]) -> tuple[str, ...]:
         for task_type in task_types:
             if task_type not in TASK_TYPES:
-                raise ValueError(f"{task_type!r} is not a task type{nearest_name(task_type, TASK_TYPES)}")
+                raise ValueError(f"{task_type!r} is not a task type{name_hint(task_type, TASK_TYPES)}")
         if not task_types:
             raise ValueError("at least one task type is needed")
         return task_types
@@ -77,7 +78,7 @@ class AlfworldProvider:
         and, if ``strict``, for damaged games; FileNotFoundError without data.
         """
         if split not in SPLITS:
-            raise ValueError(f"env: unknown split {split!r}{nearest_name(split, SPLITS)}")
+            raise ValueError(f"env: unknown split {split!r}{name_hint(split, SPLITS)}")
         scan = self._scan(split)
         if self.arguments.strict and scan.damaged:
             raise ValueError(f"{len(scan.damaged)} damaged games in split {split!r}: {scan.damaged[0]}")

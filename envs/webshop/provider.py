@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
-from envs.arguments import nearest_name, parse_arguments
+from envs.arguments import parse_arguments
 from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 from envs.webshop import prompt
 from envs.webshop.catalogue import Catalogue
@@ -24,6 +24,7 @@ from envs.webshop.packed import PackedCatalogue, find_pack
 from envs.webshop.reachability import reachable_on_own_product
 from envs.webshop.shop import PRICE_SEED, Shop
 from envs.webshop.splits import TRAIN, Protocol, split_goals
+from serl.config.nearest import name_hint
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class WebshopProvider:
         if split not in splits:
             raise ValueError(
                 f"env: unknown split {split!r} with env.args.protocol {self.arguments.protocol}"
-                f"{nearest_name(split, sorted(splits))}"
+                f"{name_hint(split, sorted(splits))}"
             )
         goals = splits[split]
         if self.arguments.drop_unreachable and split == TRAIN:

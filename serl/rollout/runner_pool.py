@@ -46,7 +46,7 @@ class EnvRunnerPool:
         self._exchange_wait_s = exchange_wait_s
         self._queue: deque[RolloutRequest] = deque()
         self._running: dict[int, dict[tuple[str, int], RolloutRequest]] = {}
-        self._sent_at: dict[int, float] = {}
+        self._called: set[int] = set()
         self._probed_at = time.monotonic()
 
     @property
@@ -82,7 +82,7 @@ class EnvRunnerPool:
             tags=_EXCHANGE, timeout_seconds=timeout_s, mark_healthy=False
         )
         for result in results.result_or_errors:
-            self._sent_at.pop(result.actor_id, None)
+            self._called.discard(result.actor_id)
             answer = result.get()
             if isinstance(answer, RolloutReport):
                 self._take(result.actor_id, answer, report)
@@ -91,7 +91,7 @@ class EnvRunnerPool:
         return report
 
     def _hand_out(self) -> None:
-        idle = [runner for runner in self._actors.healthy_actor_ids() if runner not in self._sent_at]
+        idle = [runner for runner in self._actors.healthy_actor_ids() if runner not in self._called]
         for runner in idle:
             self._running.setdefault(runner, {})
         share: dict[int, list[RolloutRequest]] = {runner: [] for runner in idle}
@@ -105,7 +105,7 @@ class EnvRunnerPool:
         for runner in idle:
             if not self._running[runner]:
                 continue
-            self._sent_at[runner] = time.monotonic()
+            self._called.add(runner)
             self._actors.foreach_actor_async(
                 _EXCHANGE,
                 tag=_EXCHANGE,

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serl.config import ExperimentConfig, ServingSection
+from serl.config.nearest import nearest
 from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP
 from serl.private.vllm import load_model_class
 
@@ -114,8 +114,8 @@ def check_engine_args(engine_args: dict[str, Any]) -> None:
         if key in DECIDED_ELSEWHERE:
             raise EngineArgumentError(f"serving.engine_args.{key}: decided by {DECIDED_ELSEWHERE[key]}")
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            close = nearest(key, known)
+            hint = "" if close is None else f"; did you mean {close!r}?"
             raise EngineArgumentError(
                 f"serving.engine_args.{key}: vLLM {__version__} has no such engine argument{hint}"
             )

@@ -98,7 +98,6 @@ def test_one_hand_holds_one_object() -> None:
     assert engine.step("inventory").observation == "You are carrying: a mug 1."
     assert not any(command.startswith("take") for command in frame.admissible_commands)
     assert {"move mug 1 to shelf 1", "move mug 1 to shelf 2"} <= set(frame.admissible_commands)
-    assert engine.held_object == "mug_bar__plus_01"
     assert said("inventory") == "You are not carrying anything."
 
 
@@ -120,7 +119,6 @@ def test_heating_cooling_and_cleaning_need_the_place_but_no_open_door() -> None:
         == "You clean the apple 2 using the sinkbasin 1."
     )
     assert engine.step("examine apple 2").observation == "This is a hot and clean apple 2."
-    assert engine.holds("ishot", "apple_bar__minus_01") and not engine.holds("iscool", "apple_bar__minus_01")
 
 
 def test_slicing_needs_a_knife_in_hand_and_the_object_at_ones_place() -> None:
@@ -155,7 +153,6 @@ def test_an_object_in_two_receptacles_is_taken_from_one() -> None:
     play(engine, "go to shelf 1", "take mug 1 from shelf 1")
     on_sink = "You arrive at sinkbasin 1. On the sinkbasin 1, you see a mug 1."
     assert engine.step("go to sinkbasin 1").observation == on_sink
-    assert engine.contents("sink_bar__plus_01_bar_sinkbasin") == ["mug_bar__plus_01"]
 
 
 def test_the_game_goes_on_after_a_win_and_taking_the_object_back_undoes_it() -> None:
@@ -192,7 +189,6 @@ def test_a_goal_can_ask_for_every_receptacle_to_be_closed() -> None:
     assert not play(engine, *TAKE_COLD_APPLE, "go to desk 1", "move apple 2 to desk 1").won
     engine.step("go to fridge 1")
     assert engine.step("close fridge 1").won
-    assert engine.satisfies(engine.game.goal)
 
 
 def test_a_copy_goes_its_own_way() -> None:
@@ -200,9 +196,13 @@ def test_a_copy_goes_its_own_way() -> None:
     play(engine, "go to shelf 1")
     copy = engine.copy()
     copy.step("take mug 1 from shelf 1")
-    assert (copy.held_object, engine.held_object) == ("mug_bar__plus_01", None)
-    assert "take mug 1 from shelf 1" in engine.admissible_actions
-    assert "take mug 1 from shelf 1" not in copy.admissible_actions
+    original, copied = engine.step("inventory"), copy.step("inventory")
+    assert (original.observation, copied.observation) == (
+        "You are not carrying anything.",
+        "You are carrying: a mug 1.",
+    )
+    assert "take mug 1 from shelf 1" in original.admissible_commands
+    assert "take mug 1 from shelf 1" not in copied.admissible_commands
 
 
 def test_episodes_of_one_game_in_many_threads_give_the_same_answers_as_alone() -> None:
@@ -217,8 +217,9 @@ def test_an_episode_takes_less_than_a_megabyte() -> None:
     walk(game, 0)
     tracemalloc.start()
     engine = Engine(game)
+    frame = engine.reset()
     for seed in range(200):
-        engine.step(random.Random(seed).choice(list(engine.admissible_actions)))
+        frame = engine.step(random.Random(seed).choice(frame.admissible_commands))
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size < 1 << 20
