@@ -51,11 +51,12 @@ class Ragged:
         return self.values[self.starts[index] : self.starts[index + 1]]
 
     def take(self, indices: Sequence[int]) -> Ragged:
-        """The lists at ``indices``, in that order."""
-        lengths = self.lengths[indices] if len(indices) else np.zeros(0, dtype=np.int64)
-        starts = np.concatenate(([0], np.cumsum(lengths)))
-        values = np.concatenate([self.values[:0], *(self[index] for index in indices)])
-        return Ragged(values, starts)
+        """The lists at ``indices``, in that order; neighbours are copied together."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(self.lengths[chosen])))
+        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(chosen) else []
+        parts = [self.values[self.starts[run[0]] : self.starts[run[-1] + 1]] for run in runs]
+        return Ragged(np.concatenate([self.values[:0], *parts]), starts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serl.batch.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
-from serl.batch.rows import TrainingRows
+from serl.batch.rows import Ragged, TrainingRows
 from serl.types import TrainingRow
 
 
@@ -209,3 +210,11 @@ def test_random_minibatches_come_from_the_seed_and_have_nearly_equal_sizes():
 def test_a_plan_needs_a_learner():
     with pytest.raises(ValueError, match="num_learners"):
         plan([training_row("a", 0)], num_learners=0)
+
+
+def test_ragged_lists_are_taken_in_the_order_asked_for():
+    lists = Ragged.of([[1], [2, 3], [], [4, 5, 6]], np.int32)
+    taken = lists.take([2, 3, 0, 1, 1])
+    assert [taken[index].tolist() for index in range(len(taken))] == [[], [4, 5, 6], [1], [2, 3], [2, 3]]
+    assert taken.values.dtype == np.int32
+    assert len(lists.take([])) == 0
