@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from envs.base import PromptParts, Turn
 from envs.registry import make_provider
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
+from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
-from tools.warm_start.evaluation import EvaluationSettings, play_evaluation
+from tools.warm_start.playing import PlaySettings, play_tasks
 
 EXPERIMENT = load_experiment(
     Path(__file__).resolve().parents[2] / "experiments" / "webshop_quickstart.yaml", []
@@ -43,15 +43,12 @@ def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> No
     lengths = []
     for task in provider.task_set("valid").tasks[:20]:
         env = provider.make_env()
-        observation, info = env.reset(options={"task_id": task.task_id})
-        history = ()
-        for number, action in enumerate((f"search[{info['task_description']}]", "click[next >]")):
-            seen = observation
-            observation, _, _, _, info = env.step(action)
-            history = (Turn(seen, action),)
-            parts = PromptParts(info["task_description"], history, number + 1, observation, ())
-            lengths.append(len(encoder.encode(provider.messages(parts))))
-    assert encoder.num_tokens(provider.messages(parts)[0]["content"]) == 1
+        state = EpisodeState(*env.reset(options={"task_id": task.task_id}))
+        for action in (f"search[{state.info['task_description']}]", "click[next >]"):
+            state.advance(action, env.step(action))
+            messages = provider.messages(state.prompt_parts(1))
+            lengths.append(len(encoder.encode(messages)))
+    assert encoder.num_tokens(messages[0]["content"]) == 1
     assert max(lengths) <= 260 and sum(lengths) / len(lengths) <= 180
     assert all(encoder.num_tokens(phrase) == 1 for phrase in provider.prompt_phrases())
 
@@ -60,11 +57,11 @@ def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> No
 def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, provider) -> None:
     policy = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
-    settings = EvaluationSettings(
+    settings = PlaySettings(
         max_steps=EXPERIMENT.env.max_steps,
         history_length=EXPERIMENT.env.history_length,
         max_response_length=EXPERIMENT.rollout.max_response_length,
     )
-    result = play_evaluation(policy, tokenizer, provider, tasks, settings, seed=0)
+    result = play_tasks(policy, tokenizer, provider, tasks, settings, seed=0)
     assert 0.1 <= result.success_rate <= 0.5, result
     assert result.response_tokens <= 20

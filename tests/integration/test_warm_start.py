@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from envs.alfworld.engine import Engine
 from envs.alfworld.oracle import plan
 from envs.alfworld.provider import AlfworldProvider, make_provider
-from envs.base import PromptParts, Turn
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, StepEvidence
 from serl.rollout.actions import action_token_mask, parse_action
+from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.behaviour_cloning import (
     CloningSettings,
@@ -23,12 +25,13 @@ from tools.warm_start.behaviour_cloning import (
     token_losses,
 )
 from tools.warm_start.demonstrations import DemonstrationSettings, demonstrate
-from tools.warm_start.evaluation import EvaluationSettings, play_evaluation, sample_responses
 from tools.warm_start.model import PolicyShape, build_policy
-from tools.warm_start.run import WarmStartSettings, encode, evaluate, save, save_report, warm_start
+from tools.warm_start.playing import PlaySettings, play_tasks, sample_responses
+from tools.warm_start.run import WarmStartSettings, encode, play_held_out, save, save_report, warm_start
 from tools.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_headings, policy_phrases, token_id
 
-TINY_POLICY = Path(__file__).resolve().parents[2] / "serl" / "policies" / "tiny_alfworld"
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY_POLICY = REPOSITORY / "serl" / "policies" / "tiny_alfworld"
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
 
 
@@ -195,7 +198,7 @@ def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:
     prompts = [
         encoder.encode([{"role": "user", "content": text}]) for text in ("Task: put", "You see: a mug 1.")
     ]
-    settings = EvaluationSettings(temperature=1e-4, max_response_length=8)
+    settings = PlaySettings(temperature=1e-4, max_response_length=8)
     together = sample_responses(policy, tokenizer, prompts, settings, torch.Generator().manual_seed(0))
     alone = [
         sample_responses(policy, tokenizer, [prompt], settings, torch.Generator().manual_seed(0))[0]
@@ -212,14 +215,27 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
         cloning=CloningSettings(batch_size=8),
     )
     start = warm_start(provider, "train", settings)
-    evaluation = evaluate(start, provider, "valid_seen", 4, EvaluationSettings(max_steps=3))
+    held_out = play_held_out(start, provider, "valid_seen", 4, PlaySettings(max_steps=3))
     save(start, tmp_path / "policy")
-    save_report(start, settings, evaluation, tmp_path / "policy")
+    save_report(start, settings, held_out, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     ids = torch.tensor([PromptEncoder(tokenizer).encode([{"role": "user", "content": "Task: put"}])])
     assert torch.equal(loaded(ids).logits, start.policy.eval()(ids).logits)
     assert (tmp_path / "policy" / "warm_start.json").exists()
+
+
+def test_the_command_explains_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.warm_start", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: python -m tools.warm_start")
+    assert "behaviour cloning of an environment's demonstrator" in done.stdout
 
 
 def test_the_shipped_policy_is_small_and_in_safetensors() -> None:
@@ -235,28 +251,22 @@ def test_the_shipped_tokenizer_knows_the_words_of_the_prompts(tiny, provider: Al
     env = provider.make_env()
     lengths = []
     for task in provider.task_set("valid_seen").tasks[:20]:
-        observation, info = env.reset(options={"task_id": task.task_id})
-        action = random.Random(0).choice([name for name in info["admissible_actions"] if name != "help"])
-        parts = PromptParts(info["task_description"], (), 0, observation, tuple(info["admissible_actions"]))
-        lengths.append(len(encoder.encode(provider.messages(parts))))
-        second, _, _, _, info = env.step(action)
-        parts = PromptParts(
-            info["task_description"],
-            (Turn(observation, action),),
-            1,
-            second,
-            tuple(info["admissible_actions"]),
-        )
-        lengths.append(len(encoder.encode(provider.messages(parts))))
+        state = EpisodeState(*env.reset(options={"task_id": task.task_id}))
+        actions = [name for name in state.info["admissible_actions"] if name != "help"]
+        lengths.append(len(encoder.encode(provider.messages(state.prompt_parts(1)))))
+        action = random.Random(0).choice(actions)
+        state.advance(action, env.step(action))
+        messages = provider.messages(state.prompt_parts(1))
+        lengths.append(len(encoder.encode(messages)))
     assert max(lengths) <= 120 and sum(lengths) / len(lengths) <= 75
-    assert encoder.num_tokens(provider.messages(parts)[0]["content"]) == 1
+    assert encoder.num_tokens(messages[0]["content"]) == 1
     assert [encoder.num_tokens(heading) for heading in hindsight_headings()] == [1, 1, 1, 1]
 
 
 def test_the_shipped_policy_solves_some_held_out_games(tiny, provider: AlfworldProvider) -> None:
     policy, tokenizer = tiny
     tasks = provider.task_set("valid_seen").tasks[::8]
-    result = play_evaluation(policy, tokenizer, provider, tasks, EvaluationSettings(max_steps=15), seed=0)
+    result = play_tasks(policy, tokenizer, provider, tasks, PlaySettings(max_steps=15), seed=0)
     assert result.success_rate >= 0.15, result
     assert result.inadmissible_rate <= 0.6, result
     assert result.response_tokens <= 15
@@ -289,16 +299,13 @@ def test_the_shipped_policy_reads_hindsight(tiny, provider: AlfworldProvider) ->
     progress, refusal = [], []
     for task in provider.task_set("valid_seen").tasks[:30]:
         env = provider.make_env()
-        observation, info = env.reset(options={"task_id": task.task_id})
+        state = EpisodeState(*env.reset(options={"task_id": task.task_id}))
         assert isinstance(env.engine, Engine)
         commands = plan(env.engine)
         for command in commands[:2]:
-            parts = PromptParts(
-                info["task_description"], (), 0, observation, tuple(info["admissible_actions"])
-            )
-            messages = provider.messages(parts)
-            observation, _, _, _, info = env.step(command)
-            progress.append(hindsight_gain(policy, tokenizer, messages, command, info["feedback"]))
+            messages = provider.messages(EpisodeState(state.observation, state.info).prompt_parts(0))
+            state.advance(command, env.step(command))
+            progress.append(hindsight_gain(policy, tokenizer, messages, command, state.info["feedback"]))
             refused = f"'{command}' is not an admissible action here: nothing happened."
             refusal.append(hindsight_gain(policy, tokenizer, messages, command, refused))
     assert sum(progress) / len(progress) > 0.05

@@ -25,8 +25,8 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from tools.warm_start.evaluation import EvaluationSettings
-from tools.warm_start.run import WarmStartSettings, evaluate, save, save_report, warm_start
+from tools.warm_start.playing import PlaySettings
+from tools.warm_start.run import WarmStartSettings, play_held_out, save, save_report, warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; its defaults are those of the settings."""
     defaults = WarmStartSettings()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.warm_start",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "experiment",
@@ -82,6 +84,24 @@ def demonstrating_provider(experiment: ExperimentConfig) -> DemonstratingProvide
     return cast(DemonstratingProvider, provider)
 
 
+def warm_start_settings(experiment: ExperimentConfig, options: argparse.Namespace) -> WarmStartSettings:
+    """The defaults with what the experiment and the command line say."""
+    defaults = WarmStartSettings()
+    return replace(
+        defaults,
+        seed=options.seed,
+        vocab_size=options.vocab_size,
+        demonstrations=replace(
+            defaults.demonstrations,
+            num_episodes=options.episodes,
+            max_steps=experiment.env.max_steps,
+            history_length=experiment.env.history_length,
+            detour_share=options.detour_share,
+        ),
+        cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for arguments or data that do not work."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -97,40 +117,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("%s", error)
         return 2
     env = experiment.env
-    defaults = WarmStartSettings()
-    demonstrations = replace(
-        defaults.demonstrations,
-        num_episodes=options.episodes,
-        max_steps=env.max_steps,
-        history_length=env.history_length,
-        detour_share=options.detour_share,
-    )
-    settings = replace(
-        defaults,
-        seed=options.seed,
-        vocab_size=options.vocab_size,
-        demonstrations=demonstrations,
-        cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
-    )
+    settings = warm_start_settings(experiment, options)
     start = warm_start(provider, env.train_split, settings)
     save(start, options.out)
-    evaluation_settings = EvaluationSettings(
+    play_settings = PlaySettings(
         max_steps=env.max_steps,
         history_length=env.history_length,
         temperature=experiment.evaluation.temperature,
         max_response_length=experiment.rollout.max_response_length,
     )
-    evaluation = evaluate(
-        start, provider, experiment.evaluation.split, options.evaluation, evaluation_settings
-    )
-    save_report(start, settings, evaluation, options.out)
+    split, num_tasks = experiment.evaluation.split, options.evaluation
+    held_out = play_held_out(start, provider, split, num_tasks, play_settings)
+    save_report(start, settings, held_out, options.out)
     logger.info(
         "%s: solves %.0f %% of held-out tasks in %d steps, %.0f %% of its actions are inadmissible; "
         "%d demonstrations, %.0f CPU seconds",
         options.out,
-        100 * evaluation.success_rate,
+        100 * held_out.success_rate,
         env.max_steps,
-        100 * evaluation.inadmissible_rate,
+        100 * held_out.inadmissible_rate,
         start.num_demonstrations,
         start.demonstration_seconds + start.cloning_seconds,
     )

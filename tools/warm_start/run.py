@@ -14,8 +14,8 @@ from envs.base import DemonstratingProvider
 from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.behaviour_cloning import CloningSettings, EncodedDemonstration, clone
 from tools.warm_start.demonstrations import Demonstration, DemonstrationSettings, demonstrate
-from tools.warm_start.evaluation import EvaluationResult, EvaluationSettings, play_evaluation
 from tools.warm_start.model import PolicyShape, build_policy
+from tools.warm_start.playing import Played, PlaySettings, play_tasks
 from tools.warm_start.tokenizer import END, PAD, build_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
@@ -95,18 +95,16 @@ def encode(
     ]
 
 
-def evaluate(
+def play_held_out(
     start: WarmStart,
     provider: DemonstratingProvider,
     split: str,
     num_tasks: int,
-    settings: EvaluationSettings,
-) -> EvaluationResult:
+    settings: PlaySettings,
+) -> Played:
     """The first ``num_tasks`` tasks of ``split`` (0: all), each once."""
     tasks = provider.task_set(split).tasks
-    return play_evaluation(
-        start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0
-    )
+    return play_tasks(start.policy, start.tokenizer, provider, tasks[: num_tasks or None], settings, seed=0)
 
 
 def save(start: WarmStart, folder: Path) -> None:
@@ -117,9 +115,7 @@ def save(start: WarmStart, folder: Path) -> None:
         file.chmod(0o644)
 
 
-def save_report(
-    start: WarmStart, settings: WarmStartSettings, evaluation: EvaluationResult, folder: Path
-) -> None:
+def save_report(start: WarmStart, settings: WarmStartSettings, held_out: Played, folder: Path) -> None:
     """Writes ``warm_start.json`` beside the policy: what it took and what it can do."""
     report = {
         "settings": asdict(settings),
@@ -129,7 +125,7 @@ def save_report(
         "final_loss": round(start.final_loss, 4),
         "demonstration_cpu_seconds": round(start.demonstration_seconds),
         "cloning_cpu_seconds": round(start.cloning_seconds),
-        "held_out_evaluation": asdict(evaluation),
+        "held_out_evaluation": asdict(held_out),
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Plays tasks with a policy in this process: a quick look at a warm start, without serving."""
+"""Plays tasks with a policy in this process, as env runners would, but without serving."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tools.warm_start.tokenizer import END, PAD, token_id
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationSettings:
-    """``history_length`` and ``max_steps`` as in the env runner's config."""
+class PlaySettings:
+    """Lengths as in the sections ``env`` and ``rollout`` of an experiment."""
 
     max_steps: int = 15
     history_length: int = 2
@@ -26,7 +26,7 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationResult:
+class Played:
     """Rates in [0, 1]; lengths are means per step, ``num_steps`` per episode."""
 
     success_rate: float
@@ -50,14 +50,14 @@ class _Episode:
         self.num_inadmissible += not action.is_valid(self.state.info)
 
 
-def play_evaluation(
+def play_tasks(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     provider: EnvProvider,
     tasks: Sequence[Task],
-    settings: EvaluationSettings,
+    settings: PlaySettings,
     seed: int,
-) -> EvaluationResult:
+) -> Played:
     """Plays every task once, all episodes side by side, sampling at ``temperature``."""
     encoder = PromptEncoder(tokenizer)
     episodes = [_Episode(provider, task) for task in tasks]
@@ -76,7 +76,7 @@ def play_evaluation(
         num_prompt_tokens += sum(map(len, prompts))
         num_response_tokens += sum(map(len, responses))
     num_steps = sum(len(episode.state.turns) for episode in episodes)
-    return EvaluationResult(
+    return Played(
         success_rate=_success_rate(episodes),
         success_by_type={
             task_type: _success_rate([e for e in episodes if e.task.task_type == task_type])
@@ -94,7 +94,7 @@ def sample_responses(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[list[int]],
-    settings: EvaluationSettings,
+    settings: PlaySettings,
     generator: torch.Generator,
 ) -> list[list[int]]:
     """One response per prompt, ending at ``</action>`` or the end token, which belong to it."""
