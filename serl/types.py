@@ -63,7 +63,7 @@ class Completion:
 
 @dataclass(slots=True, frozen=True)
 class RolloutRequest:
-    """What the task sampler hands to an env runner: play ``task`` as member ``member`` of ``group_id``."""
+    """What the task sampler hands to an env runner: play ``task`` as a rollout of the group ``group_id``."""
 
     task: Task
     group_id: str
@@ -78,7 +78,8 @@ class Step:
 
     ``old_logprobs`` and ``action_mask`` have one entry per response id; ``action_mask`` marks the tokens
     that overlap the characters of the action. ``anchor`` is the observation the policy acted on.
-    ``feedback`` is the environment's comment on the action (None: it made none).
+    ``feedback`` is the environment's comment on the action (None: it made none), ``reward`` its reward;
+    what an invalid action costs is not in it.
     """
 
     prompt_ids: list[int]
@@ -176,9 +177,9 @@ class TrainingRow:
     """One step as a learner trains on it; `serl.batch.rows.TrainingRows` holds many of them.
 
     ``advantage`` is that of every response token. ``teacher_prompt_ids`` is the prompt with evidence (None:
-    no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the names
-    of the sources in it; the teacher scores the very same ``response_ids`` after it. A ``recorded`` row gets a
-    `TeacherRecord`.
+    no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the
+    names of the sources in it; the teacher scores the very same ``response_ids`` after it. A ``recorded`` row
+    gets a `TeacherRecord`.
     """
 
     group_id: str

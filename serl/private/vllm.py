@@ -49,7 +49,7 @@ def pause(engine: LLMEngine, deliver: Callable[[list[Any]], None]) -> None:
 
 
 def resume(engine: LLMEngine) -> None:
-    """Goes on with all requests after `pause`."""
+    """Continues all requests after `pause`."""
     _core(engine).resume_scheduler()
 
 

@@ -8,8 +8,8 @@
                                                     └─ blocking environments: threads
     driver ◀── RolloutReport, by value ─────────────┘
 
-The runner holds no weights and no state worth saving: what it plays was assigned, and whatever it loses the
-driver assigns again.
+The runner holds no weights and no state worth saving: it plays what was requested, and whatever it loses the
+driver requests again.
 """
 
 from __future__ import annotations

@@ -187,18 +187,18 @@ class EngineThread:
             deliver(finished)
 
     def _answer(self, key: int, output: RequestOutput) -> Answer:
-        sample = output.outputs[0]
+        response = output.outputs[0]
         num_cached_tokens = output.num_cached_tokens or 0
         self._counters["prompt_tokens"] += len(output.prompt_token_ids or ())
         self._counters["cached_tokens"] += num_cached_tokens
-        self._counters["generated_tokens"] += len(sample.token_ids)
+        self._counters["generated_tokens"] += len(response.token_ids)
         self._counters["finished_requests"] += 1
         return Answer(
             key=key,
-            token_ids=list(sample.token_ids),
-            logprobs=list(sample.logprobs.logprobs),  # type: ignore[union-attr]
-            finish_reason=sample.finish_reason or "",
-            spans=[(span.start, span.end, int(span.version)) for span in sample.weight_versions or ()],
+            token_ids=list(response.token_ids),
+            logprobs=list(response.logprobs.logprobs),  # type: ignore[union-attr]
+            finish_reason=response.finish_reason or "",
+            spans=[(span.start, span.end, int(span.version)) for span in response.weight_versions or ()],
             num_cached_tokens=num_cached_tokens,
         )
 

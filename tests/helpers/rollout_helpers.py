@@ -153,7 +153,9 @@ SETTINGS = EpisodeSettings(
 )
 
 
-def assign(task_id: str = "corridor 2", rollout_index: int = 0, evaluation: bool = False) -> RolloutRequest:
+def rollout_request(
+    task_id: str = "corridor 2", rollout_index: int = 0, evaluation: bool = False
+) -> RolloutRequest:
     return RolloutRequest(Task(task_id, "corridor"), "g000000", rollout_index, seed=11, evaluation=evaluation)
 
 

@@ -95,7 +95,7 @@ def reference_logprobs(
     return logprobs.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
 
 
-def largest_gap(
+def largest_mismatch(
     policy: LlamaForCausalLM, prompt_ids: list[int], completion: Completion, temperature: float = 1.0
 ) -> float:
     expected = reference_logprobs(policy, prompt_ids, completion.token_ids, temperature)

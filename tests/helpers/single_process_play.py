@@ -30,9 +30,9 @@ def play_groups(
         if not playing:
             break
         prompts = [episode.messages() for episode in playing]
-        samples = _sample(policy, encoder, config.rollout, prompts)
+        sampled = _sample(policy, encoder, config.rollout, prompts)
         for episode, messages, (prompt_ids, response_ids, logprobs) in zip(
-            playing, prompts, samples, strict=True
+            playing, prompts, sampled, strict=True
         ):
             episode.act(messages, prompt_ids, response_ids, logprobs, weights_seq_no)
     groups = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rollout_helpers import ScriptedClient, assign
+from rollout_helpers import ScriptedClient, rollout_request
 from runner_helpers import RunnerConfig, runner_config, scripted_policy
 
 from serl.rollout.env_runner import SERLEnvRunner
@@ -42,7 +42,9 @@ def finish(runner: SERLEnvRunner, num_trajectories: int) -> list[Trajectory]:
 
 def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: SERLEnvRunner, policy: ScriptedClient):
     runner.assert_healthy()
-    report = runner.exchange([assign(f"corridor {m + 1}", rollout_index=m) for m in range(4)], wait_s=0.0)
+    report = runner.exchange(
+        [rollout_request(f"corridor {m + 1}", rollout_index=m) for m in range(4)], wait_s=0.0
+    )
     assert (report.trajectories, report.num_unfinished) == ([], 4)
     policy.retries = 3
     first = runner.exchange([], wait_s=10.0)
@@ -55,7 +57,10 @@ def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: SERLEnvRunn
 
 def test_evaluation_is_sampled_at_its_own_temperature(runner: SERLEnvRunner, policy: ScriptedClient):
     runner.exchange(
-        [assign("corridor 1", rollout_index=0), assign("corridor 1", rollout_index=1, evaluation=True)],
+        [
+            rollout_request("corridor 1", rollout_index=0),
+            rollout_request("corridor 1", rollout_index=1, evaluation=True),
+        ],
         wait_s=0.0,
     )
     finish(runner, 2)
@@ -65,17 +70,19 @@ def test_evaluation_is_sampled_at_its_own_temperature(runner: SERLEnvRunner, pol
 
 
 def test_abort_reports_every_request_that_had_not_finished(runner: SERLEnvRunner):
-    runner.exchange([assign(rollout_index=9), assign("corridor 1", rollout_index=0)], wait_s=0.0)
+    runner.exchange(
+        [rollout_request(rollout_index=9), rollout_request("corridor 1", rollout_index=0)], wait_s=0.0
+    )
     finish(runner, 1)
     report = runner.abort()
     assert [(f.request.rollout_index, f.reason) for f in report.failures] == [(9, "aborted")]
     assert report.num_unfinished == 0
-    runner.exchange([assign("corridor 1", rollout_index=1)], wait_s=0.0)
+    runner.exchange([rollout_request("corridor 1", rollout_index=1)], wait_s=0.0)
     assert [t.rollout_index for t in finish(runner, 1)] == [1]
 
 
 def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: SERLEnvRunner):
-    runner.exchange([assign(rollout_index=9)], wait_s=0.0)
+    runner.exchange([rollout_request(rollout_index=9)], wait_s=0.0)
     runner.stop()
     runner.stop()
     assert not any(thread.name == "episodes" and thread.is_alive() for thread in threading.enumerate())
@@ -94,5 +101,5 @@ def test_rllib_finds_the_spaces_and_an_empty_state(runner: SERLEnvRunner):
 
 def test_an_env_runner_without_policy_deployment_says_so(config: RunnerConfig):
     runner = SERLEnvRunner(config=config, worker_index=1)
-    assert "start the policy deployment first" in runner.exchange([assign()], wait_s=0.0).error
+    assert "start the policy deployment first" in runner.exchange([rollout_request()], wait_s=0.0).error
     runner.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from rollout_helpers import assign
+from rollout_helpers import rollout_request
 from runner_helpers import runner_config, scripted_policy
 
 from serl.private.rllib import worker_manager
@@ -61,7 +61,7 @@ def poll_until(pool: EnvRunnerPool, num_ended: int, timeout_s: float = 120.0) ->
 
 
 def corridors(*rollout_indices: int) -> list[RolloutRequest]:
-    return [assign("corridor 2", rollout_index=index) for index in rollout_indices]
+    return [rollout_request("corridor 2", rollout_index=index) for index in rollout_indices]
 
 
 def test_more_requests_than_places_are_all_played_by_all_runners(group: EnvRunnerGroup) -> None:
@@ -79,7 +79,7 @@ def test_the_episodes_of_a_runner_that_dies_come_back_as_failed_and_it_is_replac
     group: EnvRunnerGroup,
 ) -> None:
     pool = EnvRunnerPool(group, max_concurrent_episodes=1, exchange_wait_s=0.2)
-    pool.submit([assign("corridor 2", rollout_index=9), *corridors(1)])
+    pool.submit([rollout_request("corridor 2", rollout_index=9), *corridors(1)])
     poll_until(pool, 1)
     victim = next(runner for runner, episodes in pool._running.items() if episodes)
     ray.kill(worker_manager(group).actors()[victim], no_restart=False)
@@ -94,6 +94,6 @@ def test_an_error_that_is_no_failure_of_an_episode_ends_the_run_with_its_traceba
     group: EnvRunnerGroup,
 ) -> None:
     pool = EnvRunnerPool(group, max_concurrent_episodes=8, exchange_wait_s=0.2)
-    pool.submit([assign("speechless 1")])
+    pool.submit([rollout_request("speechless 1")])
     with pytest.raises(EnvRunnerError, match=r"(?s)env runner \d: Traceback .*no words for the speechless"):
         poll_until(pool, 1)

@@ -24,7 +24,7 @@ from serving_helpers import (
     Deployment,
     byte_id,
     experiment,
-    largest_gap,
+    largest_mismatch,
     make_policy,
     make_repeating_policy,
     reference_logprobs,
@@ -89,13 +89,13 @@ def test_logprobs_of_sampled_tokens_are_those_of_transformers(deployment: Deploy
     assert len(completion.token_ids) == len(completion.logprobs) == FREE.max_tokens
     assert completion.finish_reason == "length"
     assert [dataclasses.astuple(span) for span in completion.version_spans] == [(0, 12, 0)]
-    assert largest_gap(deployment.policy, PROMPT, completion) < 1e-3
+    assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
 
 
 def test_logprobs_are_those_of_the_sampling_temperature(deployment: Deployment) -> None:
     completion = deployment.generate(PROMPT, dataclasses.replace(FREE, temperature=0.4))
-    assert largest_gap(deployment.policy, PROMPT, completion, temperature=0.4) < 1e-3
-    assert largest_gap(deployment.policy, PROMPT, completion, temperature=1.0) > 1e-2
+    assert largest_mismatch(deployment.policy, PROMPT, completion, temperature=0.4) < 1e-3
+    assert largest_mismatch(deployment.policy, PROMPT, completion, temperature=1.0) > 1e-2
 
 
 def test_temperature_zero_takes_the_likeliest_tokens(deployment: Deployment) -> None:
@@ -158,7 +158,7 @@ def test_requests_of_one_turn_travel_together_and_each_gets_its_own_answer(deplo
     assert deployment.client.retries == retries
     for number, completion in enumerate(completions):
         assert len(completion.token_ids) == 1 + number % 9
-        assert largest_gap(deployment.policy, [number] * 3, completion) < 1e-3
+        assert largest_mismatch(deployment.policy, [number] * 3, completion) < 1e-3
 
 
 def test_new_weights_are_served_and_old_ones_fail_the_same_check(deployment: Deployment) -> None:
@@ -166,8 +166,8 @@ def test_new_weights_are_served_and_old_ones_fail_the_same_check(deployment: Dep
     stats = deployment.publish(new)
     completion = deployment.generate(PROMPT)
     assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
-    assert largest_gap(new, PROMPT, completion) < 1e-3
-    assert largest_gap(old, PROMPT, completion) > 0.05
+    assert largest_mismatch(new, PROMPT, completion) < 1e-3
+    assert largest_mismatch(old, PROMPT, completion) > 0.05
     assert stats.num_replicas == 1
     assert stats.num_bytes == sum(parameter.nbytes for parameter in new.parameters())
     assert 0 < stats.seconds_load <= stats.seconds_paused < 60
@@ -251,7 +251,7 @@ def test_a_killed_replica_is_replaced_and_serves_the_newest_weights(deployment: 
     for completion in completions:
         assert len(completion.token_ids) == 150
         assert [span.weights_seq_no for span in completion.version_spans] == [deployment.weights_seq_no]
-        assert largest_gap(deployment.policy, PROMPT, completion) < 1e-3
+        assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
     assert replica_actors(deployment.names) != [killed]
 
 
@@ -264,7 +264,7 @@ def test_weights_that_no_replica_can_load_are_reported_and_survived(deployment: 
         deployment.client.generate(PROMPT, FREE, "session", START_TIMEOUT_S), START_TIMEOUT_S
     )
     assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
-    assert largest_gap(deployment.policy, PROMPT, completion) < 1e-3
+    assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
 
 
 def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> None:

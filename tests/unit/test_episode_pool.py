@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from rollout_helpers import SETTINGS, Corridor, ScriptedClient, assign, episode
+from rollout_helpers import SETTINGS, Corridor, ScriptedClient, episode, rollout_request
 
 from serl.rollout.episode_pool import EpisodePool, TooManyRequestsError
 from serl.rollout.prompt import PromptEncoder
@@ -56,7 +56,7 @@ def test_a_hundred_episodes_do_not_wait_for_each_other_or_for_a_slow_one(
             100,
         )
         await pool.exchange(
-            [assign(f"corridor {1 + m % 5}", rollout_index=m) for m in range(100)], wait_s=0.0
+            [rollout_request(f"corridor {1 + m % 5}", rollout_index=m) for m in range(100)], wait_s=0.0
         )
         return await until_finished(pool, 99), await pool.abort(), pool.num_unfinished
 
@@ -77,7 +77,9 @@ def test_a_blocking_environment_does_not_hold_up_the_others(
     async def run() -> tuple[RolloutReport, RolloutReport]:
         pool = pool_of(ScriptedClient(encoder), env_threads, 8)
         tasks = ["blocking 2", "blocking 2", *["corridor 3"] * 6]
-        await pool.exchange([assign(task, rollout_index=m) for m, task in enumerate(tasks)], wait_s=0.0)
+        await pool.exchange(
+            [rollout_request(task, rollout_index=m) for m, task in enumerate(tasks)], wait_s=0.0
+        )
         quick = await until_finished(pool, 6)
         Corridor.gate.set()
         return quick, await until_finished(pool, 2)
@@ -99,7 +101,7 @@ def test_a_report_comes_with_the_first_finished_episode_or_when_the_wait_is_over
     async def run() -> None:
         pool = pool_of(client, env_threads, 2)
         report = await pool.exchange(
-            [assign("corridor 1", rollout_index=0), assign(rollout_index=1)], wait_s=3600.0
+            [rollout_request("corridor 1", rollout_index=0), rollout_request(rollout_index=1)], wait_s=3600.0
         )
         assert [t.rollout_index for t in report.trajectories] == [0]
         clock = time.monotonic()
@@ -130,9 +132,9 @@ def test_no_more_episodes_run_at_once_than_allowed_and_as_many_again_may_wait(
     async def run() -> None:
         pool = EpisodePool(counted, max_concurrent_episodes=4)
         with pytest.raises(TooManyRequestsError, match="9 requests sent while 0 are unfinished; at most 8"):
-            await pool.exchange([assign(rollout_index=m) for m in range(9)], wait_s=0.0)
+            await pool.exchange([rollout_request(rollout_index=m) for m in range(9)], wait_s=0.0)
         assert pool.num_unfinished == 0
-        report = await pool.exchange([assign(rollout_index=m) for m in range(8)], wait_s=0.0)
+        report = await pool.exchange([rollout_request(rollout_index=m) for m in range(8)], wait_s=0.0)
         assert report.num_unfinished == 8
         finished = await until_finished(pool, 8)
         assert sorted(t.rollout_index for t in finished.trajectories) == list(range(8))
@@ -147,7 +149,11 @@ def test_one_failing_task_is_reported_and_the_others_go_on(
     async def run() -> RolloutReport:
         pool = pool_of(ScriptedClient(encoder), env_threads, 8)
         await pool.exchange(
-            [assign("broken 1", rollout_index=0), *(assign(rollout_index=m) for m in range(1, 5))], wait_s=0.0
+            [
+                rollout_request("broken 1", rollout_index=0),
+                *(rollout_request(rollout_index=m) for m in range(1, 5)),
+            ],
+            wait_s=0.0,
         )
         return await until_finished(pool, 4)
 
@@ -164,7 +170,9 @@ def test_an_error_nobody_can_name_is_raised_and_not_swallowed(
         raise ZeroDivisionError("a bug")
 
     async def run() -> None:
-        await pool_of(ScriptedClient(encoder, respond), env_threads, 1).exchange([assign()], wait_s=5.0)
+        await pool_of(ScriptedClient(encoder, respond), env_threads, 1).exchange(
+            [rollout_request()], wait_s=5.0
+        )
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         asyncio.run(run())

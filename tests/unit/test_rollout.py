@@ -13,8 +13,8 @@ from rollout_helpers import (
     Corridor,
     CorridorProvider,
     ScriptedClient,
-    assign,
     episode,
+    rollout_request,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -34,7 +34,8 @@ def play(encoder: PromptEncoder, env_threads: ThreadPoolExecutor):
         client: ScriptedClient, task_id: str = "corridor 2", settings: EpisodeSettings = SETTINGS
     ) -> tuple[Trajectory, Counter[str]]:
         counters: Counter[str] = Counter()
-        return asyncio.run(episode(client, assign(task_id), settings, counters, env_threads)), counters
+        played = episode(client, rollout_request(task_id), settings, counters, env_threads)
+        return asyncio.run(played), counters
 
     return play_one
 
@@ -162,9 +163,13 @@ def test_requests_carry_a_seed_only_if_asked_for_and_then_one_per_step(
     assert 0 <= sampling_seed(11, 0) < 2**31
 
 
-def test_the_members_of_a_group_meet_the_same_world(encoder: PromptEncoder, env_threads: ThreadPoolExecutor):
+def test_the_rollouts_of_a_group_meet_the_same_world(encoder: PromptEncoder, env_threads: ThreadPoolExecutor):
     worlds = [Corridor(), Corridor(), Corridor()]
-    requests = [assign(rollout_index=0), assign(rollout_index=1), assign("corridor 3")]
+    requests = [
+        rollout_request(rollout_index=0),
+        rollout_request(rollout_index=1),
+        rollout_request("corridor 3"),
+    ]
 
     async def play_all() -> None:
         for world, request in zip(worlds, requests, strict=True):
