@@ -203,19 +203,19 @@ def test_a_failed_install_ends_in_one_sentence(words: str, sentence: str, checko
 
 
 def test_a_check_runs_everything_and_closes_with_the_summary_of_the_tests(checkout: Checkout):
-    run = checkout.check("-k", "some name")
+    run = checkout.check()
     calls = checkout.calls.read_text().splitlines()
     assert sorted(calls) == [
         "lint-imports --no-logo",
         "pyright ",
-        "pytest -q --durations=15 --cov -k some name",
+        "pytest -q --durations=15 --cov",
         "ruff check",
         "ruff format --check",
     ]
     assert run.returncode == 0
     assert run.stdout.splitlines()[-2:] == [
         "summary of pyright ",
-        "summary of pytest -q --durations=15 --cov -k some name",
+        "summary of pytest -q --durations=15 --cov",
     ]
 
 
@@ -223,7 +223,13 @@ def test_a_fast_check_takes_the_unit_tier_and_looks_for_no_browser(checkout: Che
     assert "tools.inspect" in checkout.check().stdout
     run = checkout.check("--fast", "-x")
     assert run.returncode == 0 and "tools.inspect" not in run.stdout
-    assert run.stdout.splitlines()[-1] == "summary of pytest -q --durations=15 --cov -m unit -x"
+    assert run.stdout.splitlines()[-1] == "summary of pytest -q --durations=15 tests/unit -x"
+
+
+def test_a_check_hands_its_arguments_to_pytest(checkout: Checkout):
+    run = checkout.check("tests/system", "-k", "some name")
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[-1] == "summary of pytest -q --durations=15 tests/system -k some name"
 
 
 @pytest.mark.parametrize("failing", CHECKS)
