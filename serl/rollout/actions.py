@@ -17,9 +17,15 @@ from serl.rollout.token_offsets import token_offsets
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
 
-# `<action …>`, `action …>` or `[action …>`, in any case. The bare forms forgive a wrong first token.
+# Only `<action …>` has attributes: elsewhere a later `>` may be an arrow or a comparison in the reasoning. The
+# bare `action>` and `[action>` forgive a wrong first token: of a tag that is closed before anything else opens,
+# or of the whole response.
+_UP_TO_ANOTHER_TAG = r"((?:(?!</?action\b|\[action>|</?think>).)*)"
 _TAGGED_ACTION = re.compile(
-    r"(?<![\w/])[<\[]?action(?:\s[^<>]*)?>(.+?)(?:</action>|\Z)", re.IGNORECASE | re.DOTALL
+    r"<action(?:\s[^<>]*)?>(.*?)(?:</action>|\Z)"
+    rf"|(?<![\w/<])action>{_UP_TO_ANOTHER_TAG}</action>"
+    rf"|\A\s*\[?action>{_UP_TO_ANOTHER_TAG}\Z",
+    re.IGNORECASE | re.DOTALL,
 )
 _CALL_ACTION = re.compile(r"\b(?:search|click)\[[^\]]*\]", re.IGNORECASE)
 
@@ -27,9 +33,11 @@ _CALL_ACTION = re.compile(r"\b(?:search|click)\[[^\]]*\]", re.IGNORECASE)
 def tagged_action_spans(text: str) -> list[tuple[int, int]]:
     """Character spans ``[start, end)`` of the contents of all action tags, unstripped, in order.
 
-    A content has at least one character and ends at the nearest ``</action>`` or with the text.
+    A content ends at the nearest ``</action>`` or with the text. Tags around nothing but white space state no
+    action.
     """
-    return [match.span(1) for match in _TAGGED_ACTION.finditer(text)]
+    contents = [match.span(match.lastindex or 0) for match in _TAGGED_ACTION.finditer(text)]
+    return [(start, end) for start, end in contents if text[start:end].strip()]
 
 
 def action_spans(text: str) -> list[tuple[int, int]]:

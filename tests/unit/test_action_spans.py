@@ -42,6 +42,17 @@ def contents(text: str) -> list[str]:
         ("<think>the best action is this</think><action>look</action>", ["look"]),
         ("<actions>look</actions>", []),
         ("research[mug]", []),
+        ("<action></action><action>look</action>", ["look"]),
+        ("<action></action>", []),
+        ("<action> \n</action>", []),
+        ("<action></action> search[mug]", ["search[mug]"]),
+        ("<think>the next action is to go -> take it</think><action>look</action>", ["look"]),
+        ("<think>best action => go</think><action>look</action>", ["look"]),
+        ("<think>the action (price > 5) is bad</think><action>look</action>", ["look"]),
+        ("<think>steps per action>3, so hurry</think><action>look</action>", ["look"]),
+        ("<think>steps per action>3</think> search[mug]", ["search[mug]"]),
+        ("<think>x</think>[action>look</action>]", ["look"]),
+        ("[action>look", ["look"]),
     ],
 )
 def test_action_contents(text: str, expected: list[str]):
