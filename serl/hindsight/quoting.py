@@ -9,11 +9,12 @@ from serl.config import HindsightSection
 from serl.hindsight.evidence import QuotedStep
 from serl.types import Step
 
-_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL | re.IGNORECASE)
+# A chat template may open the thinking at the end of the prompt; then a response only closes it.
+_THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>\s*|<think>.*?</think>\s*", re.DOTALL | re.IGNORECASE)
 
 
 def without_thinking(response: str) -> str:
-    """``response`` without its ``<think>…</think>`` parts."""
+    """``response`` without its ``<think>…</think>`` parts, one that the prompt opened included."""
     return _THINKING.sub("", response)
 
 

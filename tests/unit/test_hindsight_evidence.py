@@ -114,6 +114,11 @@ def test_formats_and_thinking():
     assert without_thinking("<think>never closed") == "<think>never closed"
 
 
+def test_thinking_that_the_prompt_opened_is_removed_up_to_its_end():
+    assert without_thinking("so I look\n</think>\n<action>look</action>") == "<action>look</action>"
+    assert without_thinking("a</think> b <think>c</think>d <think>e") == "b d <think>e"
+
+
 def test_all_needs_every_part_per_step_and_keeps_the_order():
     steps = [make_step("a", feedback="F"), make_step("b", feedback="F"), make_step("c")]
     group = make_group((0.0, steps), (1.0, [make_step("s")]))
