@@ -50,7 +50,7 @@ def local_learner(group: LearnerGroup) -> Any:
 
 
 def remote_learners(group: LearnerGroup) -> list[Any]:
-    """The handles of the learners' actors, in the order of their ranks; none for a group with a local learner.
+    """The handles of the learners' actors, in the order of their ranks; none for a local learner.
 
     `LearnerGroup.foreach_learner` can leave out calls to busy learners, and errors.
     """

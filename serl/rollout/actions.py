@@ -17,9 +17,9 @@ from serl.rollout.token_offsets import token_offsets
 # What the environment, and later prompts, see of a response that states no action: its last characters.
 UNTAGGED_RESPONSE_CHARACTERS = 100
 
-# Only `<action …>` has attributes: elsewhere a later `>` may be an arrow or a comparison in the reasoning. The
-# bare `action>` and `[action>` forgive a wrong first token: of a tag that is closed before anything else opens,
-# or of the whole response.
+# Only `<action …>` has attributes: elsewhere a later `>` may be an arrow or a comparison in the reasoning.
+# The bare `action>` and `[action>` forgive a wrong first token: of a tag that is closed before anything else
+# opens, or of the whole response.
 _UP_TO_ANOTHER_TAG = r"((?:(?!</?action\b|\[action>|</?think>).)*)"
 _TAGGED_ACTION = re.compile(
     r"<action(?:\s[^<>]*)?>(.*?)(?:</action>|\Z)"
