@@ -58,8 +58,9 @@ def write_folder(root: Path, games: Mapping[str, Sequence[GameDescription]], rul
         for game in descriptions:
             folder = root / "json_2.1.1" / split / game.trial
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "initial_state.pddl").write_text(problem_pddl(game, rules))
-            (folder / "traj_data.json").write_text(json.dumps(traj_data(game), indent=1) + "\n")
+            (folder / "initial_state.pddl").write_text(problem_pddl(game, rules), encoding="utf-8")
+            described = json.dumps(traj_data(game), indent=1) + "\n"
+            (folder / "traj_data.json").write_text(described, encoding="utf-8")
 
 
 def parse_shares(text: str) -> dict[str, float]:

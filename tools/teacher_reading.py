@@ -352,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{difference:>18}{reading.tried:>8.2f}{weighted:>18}"
         )
     if options.json:
-        options.json.write_text(json.dumps([asdict(reading) for reading in readings], indent=1) + "\n")
+        text = json.dumps([asdict(reading) for reading in readings], indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 

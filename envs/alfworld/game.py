@@ -29,6 +29,7 @@ from envs.alfworld.text import TextWriter
 from envs.alfworld.text_syntax import Entity, GrammarError, Reference
 
 UNKNOWN_GOAL = "UNKNOWN GOAL"
+_PROBLEM, _TRAJECTORY, _GAME_FILE = "initial_state.pddl", "traj_data.json", "game.tw-pddl"
 _TASK_SENTENCE = re.compile(r'(Your task is to: )([^"]*)(\.")')
 
 
@@ -92,6 +93,57 @@ def package_logic() -> GameLogic | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class GameFiles:
+    """A trial folder's files, read as far as can be without building the game.
+
+    Whoever lists games and whoever builds them read them here, and so agree on which can be read.
+    ``contents``: the bytes of each file. ``game_file``: `game.tw-pddl`, None if there is none.
+    """
+
+    trial_dir: Path
+    contents: Mapping[str, bytes]
+    problem: str
+    traj_data: dict[str, Any]
+    game_file: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, trial_dir: Path) -> GameFiles:
+        """Raises GameDataError for a file that is missing, not UTF-8 text, or not JSON as it should be."""
+        names = [_PROBLEM, _TRAJECTORY, *([_GAME_FILE] if (trial_dir / _GAME_FILE).exists() else [])]
+        contents = {name: _read_bytes(trial_dir / name) for name in names}
+        problem = _text_of(trial_dir / _PROBLEM, contents[_PROBLEM])
+        traj_data = _json_of(trial_dir / _TRAJECTORY, contents[_TRAJECTORY])
+        stored = _json_of(trial_dir / _GAME_FILE, contents[_GAME_FILE]) if _GAME_FILE in contents else None
+        return cls(trial_dir, contents, problem, traj_data, stored)
+
+    @property
+    def marked_solvable(self) -> bool:
+        return self.game_file is not None and self.game_file.get("solvable") is True
+
+    def statement(self, task_description: str | None = None) -> Statement:
+        """What the game is about, and its rules: the installed package's, else those in `game.tw-pddl`.
+
+        Raises GameDataError if there are neither, or the files do not say.
+        """
+        stored = None
+        if self.game_file is not None:
+            stored, sentence = _stored_logic(self.trial_dir / _GAME_FILE, self.game_file)
+            task_description = task_description or sentence
+        trial = "/".join(self.trial_dir.parts[-2:])
+        return _stated(self.trial_dir, trial, self.traj_data, package_logic() or stored, task_description)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Which game it is, without the problem: its trial, the kind and the sentence of its task, its rules."""
+
+    trial: str
+    task_type: str
+    task_description: str
+    logic: GameLogic
+
+
 def load_game(trial_dir: Path, task_description: str | None = None) -> Game:
     """Load the game of a trial folder: `initial_state.pddl` and `traj_data.json`, `game.tw-pddl` if there.
 
@@ -101,16 +153,8 @@ def load_game(trial_dir: Path, task_description: str | None = None) -> Game:
     Raises:
         GameDataError: a file is missing or malformed, or there is neither package nor `game.tw-pddl`.
     """
-    trial_dir = Path(trial_dir)
-    trial = "/".join(trial_dir.parts[-2:])
-    problem = _read_text(trial_dir / "initial_state.pddl")
-    traj_data = _read_json(trial_dir / "traj_data.json")
-    stored = None
-    game_file = trial_dir / "game.tw-pddl"
-    if game_file.exists():
-        stored, sentence = _stored_logic(game_file)
-        task_description = task_description or sentence
-    return _build(trial_dir, trial, problem, traj_data, package_logic() or stored, task_description)
+    files = GameFiles.read(Path(trial_dir))
+    return _build(trial_dir, files.statement(task_description), files.problem)
 
 
 def build_game(
@@ -123,21 +167,27 @@ def build_game(
     Raises:
         GameDataError: the texts are malformed, or the `alfworld` package is not installed.
     """
-    return _build(trial, trial, problem_pddl, traj_data, package_logic(), task_description)
+    statement = _stated(trial, trial, traj_data, package_logic(), task_description)
+    return _build(trial, statement, problem_pddl)
 
 
-def _read_text(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise GameDataError(path, error.strerror or "cannot be read") from error
-    except UnicodeDecodeError as error:
-        raise GameDataError(path, "is not UTF-8 text") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _text_of(path: Path, content: bytes) -> str:
     try:
-        data = json.loads(_read_text(path))
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GameDataError(path, f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _json_of(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(_text_of(path, content))
     except json.JSONDecodeError as error:
         raise GameDataError(path, f"is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -145,9 +195,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _stored_logic(path: Path) -> tuple[GameLogic, str]:
+def _stored_logic(path: Path, data: dict[str, Any]) -> tuple[GameLogic, str]:
     """The logic in a `game.tw-pddl`, its task taken out of the grammar, and the task."""
-    data = _read_json(path)
     domain, grammar = data.get("pddl_domain"), data.get("grammar")
     if not isinstance(domain, str) or not isinstance(grammar, str):
         raise GameDataError(path, "lacks pddl_domain or grammar")
@@ -157,28 +206,32 @@ def _stored_logic(path: Path) -> tuple[GameLogic, str]:
     return GameLogic(domain, _TASK_SENTENCE.sub(rf"\g<1>{UNKNOWN_GOAL}\g<3>", grammar, count=1)), sentence[2]
 
 
-def _build(
+def _stated(
     path: str | Path,
     trial: str,
-    problem_pddl: str,
     traj_data: dict[str, Any],
     logic: GameLogic | None,
     task_description: str | None,
-) -> Game:
+) -> Statement:
     if logic is None:
         raise GameDataError(path, "needs the alfworld package, or a game.tw-pddl beside it, for its rules")
     try:
         task_type = task_type_of(traj_data)
         description = task_description or choose_goal_sentence(trial, traj_data)
     except ValueError as error:
-        raise GameDataError(path, f"traj_data: {error}") from error
+        raise GameDataError(path, f"{_TRAJECTORY}: {error}") from error
+    return Statement(trial, task_type, description, logic)
+
+
+def _build(path: str | Path, statement: Statement, problem_pddl: str) -> Game:
     try:
-        return _compile(trial, task_type, description, logic, problem_pddl)
+        return _compile(statement, problem_pddl)
     except (PddlError, GrammarError) as error:
         raise GameDataError(path, str(error)) from error
 
 
-def _compile(trial: str, task_type: str, description: str, logic: GameLogic, problem_pddl: str) -> Game:
+def _compile(statement: Statement, problem_pddl: str) -> Game:
+    logic = statement.logic
     domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
     problem = parse_problem(problem_pddl)
     _check(domain, grammar, problem)
@@ -197,9 +250,9 @@ def _compile(trial: str, task_type: str, description: str, logic: GameLogic, pro
     )
     opening = writer.write((Reference("intro"),), writer.scope({}), first_facts)
     return Game(
-        trial=trial,
-        task_type=task_type,
-        task_description=description,
+        trial=statement.trial,
+        task_type=statement.task_type,
+        task_description=statement.task_description,
         logic=logic,
         problem_pddl=problem_pddl,
         goal=problem.goal,
@@ -214,7 +267,7 @@ def _compile(trial: str, task_type: str, description: str, logic: GameLogic, pro
             name: tuple(at for at, action in enumerate(actions) if name in action.reads)
             for name in domain.fluents
         },
-        opening=opening.replace(UNKNOWN_GOAL, description),
+        opening=opening.replace(UNKNOWN_GOAL, statement.task_description),
         first_found=tuple(action.applicable(first_facts) for action in actions),
         first_won=any(matcher.bindings(first_facts) for matcher in goal_matchers),
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from envs.alfworld.game import Game, load_game
+from envs.alfworld.game import Game, GameDataError, GameFiles, load_game
 from envs.alfworld.pack import GamePack, embedded_pack
-from envs.alfworld.tasks import task_type_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,14 @@ class GameRecord:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The playable games of a split by id, and the ids of what could not be read, with the reason."""
+    """The playable games of a split by id, and the ids of what could not be read, with the reason.
+
+    ``left_out``: how many games ALFWorld itself does not play, by the reason.
+    """
 
     records: tuple[GameRecord, ...]
     damaged: tuple[str, ...] = field(default=())
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class GameSource(Protocol):
@@ -91,29 +95,20 @@ class GameFolder:
         has_game_files = any((folder / "game.tw-pddl").is_file() for folder in trials)
         records: list[GameRecord] = []
         damaged: list[str] = []
-        left_out = 0
+        left_out: Counter[str] = Counter()
         for folder in trials:
             task_id = f"{folder.parent.name}/{folder.name}"
-            if "movable" in task_id or "Sliced" in task_id:
-                left_out += 1
-                continue
             try:
-                record = _read_record(folder, task_id, has_game_files)
-            except (OSError, ValueError) as error:
-                damaged.append(f"{task_id}: {error}")
+                found = _examined(folder, task_id, has_game_files)
+            except GameDataError as error:
+                damaged.append(f"{task_id}: {Path(error.path).name}: {error.reason}")
                 continue
-            if record is None:
-                left_out += 1
+            if isinstance(found, GameRecord):
+                records.append(found)
             else:
-                records.append(record)
-        logger.info(
-            "%s: %d games, %d left out as alfworld does, %d damaged",
-            split,
-            len(records),
-            left_out,
-            len(damaged),
-        )
-        return Scan(tuple(records), tuple(damaged))
+                left_out[found] += 1
+        logger.info("%s: %d games, %d damaged, left out: %s", split, len(records), len(damaged), left_out)
+        return Scan(tuple(records), tuple(damaged), left_out)
 
     def splits_with(self, task_id: str) -> tuple[str, ...]:
         return tuple(split for split in self.splits() if (self._games / split / task_id).is_dir())
@@ -196,39 +191,33 @@ def _trial_folders(split_folder: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _read_record(folder: Path, task_id: str, has_game_files: bool) -> GameRecord | None:
-    """The record of a game, None if alfworld leaves it out; raises OSError or ValueError if damaged."""
-    trajectory = (folder / "traj_data.json").read_bytes()
-    task_type = task_type_of(_parse_json("traj_data.json", trajectory))
-    digest = hashlib.sha256(trajectory)
+def _examined(folder: Path, task_id: str, has_game_files: bool) -> GameRecord | str:
+    """The record of a game, or why alfworld does not play it; raises GameDataError if none can be built."""
+    if "movable" in task_id:
+        return "movable receptacles"
+    if "Sliced" in task_id:
+        return "sliced objects"
+    files = GameFiles.read(folder)
+    if has_game_files and files.game_file is None:
+        return "no game.tw-pddl"
+    if has_game_files and not files.marked_solvable:
+        return 'no "solvable": true in game.tw-pddl'
+    statement = files.statement()
+    _check_problem(files)
+    digest = hashlib.sha256(files.contents["traj_data.json"])
     if has_game_files:
-        game_file = folder / "game.tw-pddl"
-        if not game_file.exists():
-            return None
-        content = game_file.read_bytes()
-        game = _parse_json(game_file.name, content)
-        if not isinstance(game, dict) or game.get("solvable") is not True:
-            return None
-        digest.update(content)
-    problem = (folder / "initial_state.pddl").read_bytes()
-    _check_problem(problem)
-    digest.update(problem)
-    return GameRecord(task_id, task_type, _num_receptacles(problem), digest.hexdigest())
+        digest.update(files.contents["game.tw-pddl"])
+    digest.update(files.contents["initial_state.pddl"])
+    return GameRecord(task_id, statement.task_type, _num_receptacles(files.problem), digest.hexdigest())
 
 
-def _parse_json(name: str, content: bytes) -> object:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _num_receptacles(problem: bytes) -> int:
+def _num_receptacles(problem: str) -> int:
     """Declared receptacles; the goal, which also has variables of that type, comes after the first facts."""
-    return problem.partition(b"(:init")[0].count(b"- receptacle")
+    return problem.partition("(:init")[0].count("- receptacle")
 
 
-def _check_problem(problem: bytes) -> None:
-    """Cheap signs of a damaged file; what they miss shows when the game is built."""
-    if not problem.lstrip().startswith(b"(define") or problem.count(b"(") != problem.count(b")"):
-        raise ValueError("initial_state.pddl: not a complete planning problem")
+def _check_problem(files: GameFiles) -> None:
+    """Cheap signs of a damaged problem; what they miss shows when the game is built."""
+    text = re.sub(r";.*", "", files.problem)
+    if not text.lstrip().lower().startswith("(define") or text.count("(") != text.count(")"):
+        raise GameDataError(files.trial_dir / "initial_state.pddl", "not a complete planning problem")

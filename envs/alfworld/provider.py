@@ -86,8 +86,8 @@ class AlfworldProvider:
         records = [record for record in scan.records if self._wanted(record)]
         if not records:
             raise ValueError(
-                f"no game of split {split!r} left: {len(scan.records)} readable, "
-                f"{len(scan.damaged)} damaged, "
+                f"no game of split {split!r} left: {len(scan.records)} readable, {_left_out(scan)}, "
+                f"{len(scan.damaged)} damaged{f' ({scan.damaged[0]})' if scan.damaged else ''}, "
                 f"env.args.task_types {', '.join(self.arguments.task_types)}, "
                 f"env.args.max_receptacles {self.arguments.max_receptacles}"
             )
@@ -97,6 +97,7 @@ class AlfworldProvider:
             content_hash=manifest_hash([(record.task_id, record.fingerprint) for record in records]),
             skipped=scan.damaged,
             fingerprints=tuple(record.fingerprint for record in records),
+            notes=(_left_out(scan),) if scan.left_out else (),
         )
 
     def make_env(self) -> AlfworldEnv:
@@ -139,6 +140,11 @@ class AlfworldProvider:
         return record.task_type in self.arguments.task_types and (
             limit is None or record.num_receptacles <= limit
         )
+
+
+def _left_out(scan: Scan) -> str:
+    reasons = ", ".join(f"{count} for {reason}" for reason, count in scan.left_out.items())
+    return f"{sum(scan.left_out.values())} left out as ALFWorld does{f' ({reasons})' if reasons else ''}"
 
 
 def make_provider(args: dict[str, Any]) -> AlfworldProvider:

@@ -105,7 +105,7 @@ def load_catalogue(paths: DataFiles) -> InMemoryCatalogue:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises ValueError, naming the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -117,7 +117,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 
 def stream_records(path: Path) -> Iterator[Any]:
     """The elements of a JSON array, one at a time, in bounded memory. Raises ValueError, naming the file."""
-    with path.open(encoding="utf-8") as text:
+    with path.open(encoding="utf-8-sig") as text:
         try:
             yield from _elements(text)
         except ValueError as error:

@@ -59,7 +59,7 @@ def read_nouns(path: Path) -> TitleNouns:
     Raises ValueError for anything else, FileNotFoundError.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         source, nouns = (content["source"], content["nouns"]) if "nouns" in content else (path.name, content)
         by_asin = {asin: tuple(_checked(tokens)) for asin, tokens in nouns.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:

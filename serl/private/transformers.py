@@ -17,8 +17,9 @@ def load_tokenizer(model_dir: str) -> Any:
 
     For a generic tokenizer without `AutoTokenizer`, whose import takes seconds.
     """
-    declared = Path(model_dir, "tokenizer_config.json")
-    if declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _GENERIC_TOKENIZERS:
+    file = Path(model_dir, "tokenizer_config.json")
+    declared = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if declared.get("tokenizer_class") in _GENERIC_TOKENIZERS:
         from transformers import PreTrainedTokenizerFast as tokenizer_class
     else:
         from transformers import AutoTokenizer as tokenizer_class

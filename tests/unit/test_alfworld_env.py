@@ -10,7 +10,7 @@ import pytest
 
 from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.env import AlfworldEnv, split_task
-from envs.alfworld.game import Game, GameDataError
+from envs.alfworld.game import Game, GameDataError, package_logic
 from envs.alfworld.one_thread import OneThreadEngine
 from envs.alfworld.oracle import plan
 from envs.alfworld.pack import embedded_pack
@@ -44,7 +44,8 @@ def trial_folders(root: Path, split: str) -> list[Path]:
 def write_game_files(root: Path, split: str) -> None:
     """Gives every game of a split the game file of `alfworld-download`, marked as solvable."""
     for folder in trial_folders(root, split):
-        (folder / "game.tw-pddl").write_text(json.dumps({"grammar": "…", "solvable": True}))
+        stored = {"pddl_domain": "…", "grammar": 'x "Your task is to: look."', "solvable": True}
+        (folder / "game.tw-pddl").write_text(json.dumps(stored))
 
 
 def started(provider: AlfworldProvider, number: int = 0, split: str = "train") -> AlfworldEnv:
@@ -186,6 +187,45 @@ def test_games_that_alfworld_leaves_out_are_left_out(game_folder: Path) -> None:
     tasks = make_provider({"data": str(game_folder)}).task_set("train")
     assert len(tasks) == 7
     assert tasks.skipped == ()
+    (note,) = tasks.notes
+    assert note.startswith("5 left out as ALFWorld does (") and '2 for no "solvable": true' in note
+
+
+def test_games_that_are_all_left_out_are_told_with_the_reason(game_folder: Path) -> None:
+    for folder in trial_folders(game_folder, "train"):
+        (folder / "game.tw-pddl").write_text('{"grammar": "g"}')
+    with pytest.raises(ValueError, match=r'0 readable, 12 left out .*12 for no "solvable": true.*0 damaged'):
+        make_provider({"data": str(game_folder)}).task_set("train")
+
+
+@pytest.mark.parametrize("name", ["initial_state.pddl", "traj_data.json", "game.tw-pddl"])
+@pytest.mark.parametrize("spoil", ["mark", "latin-1", "utf-16", "cut", "no rules"])
+def test_a_game_is_listed_exactly_if_it_can_be_loaded(name: str, spoil: str, game_folder: Path) -> None:
+    logic = package_logic()
+    assert logic is not None
+    folder = trial_folders(game_folder, "train")[0]
+    for each in trial_folders(game_folder, "train"):
+        stored = {"pddl_domain": logic.domain, "grammar": logic.grammar, "solvable": True}
+        (each / "game.tw-pddl").write_text(json.dumps(stored), encoding="utf-8")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(
+        {
+            "mark": b"\xef\xbb\xbf" + content,
+            "latin-1": content[:-2] + "é".encode("latin-1") + content[-2:],
+            "utf-16": content.decode().encode("utf-16"),
+            "cut": content[: len(content) // 2],
+            "no rules": content.replace(b"pddl_domain", b"domain"),
+        }[spoil]
+    )
+    provider = make_provider({"data": str(game_folder)})
+    task_id = f"{folder.parent.name}/{folder.name}"
+    listed = any(task.task_id == task_id for task in provider.task_set("train").tasks)
+    try:
+        provider.make_env().reset(options={"task_id": task_id})
+        loaded = True
+    except GameDataError:
+        loaded = False
+    assert listed == loaded == (spoil == "mark" or (spoil == "no rules" and name != "game.tw-pddl"))
 
 
 def test_a_task_in_two_splits_is_an_error(game_folder: Path) -> None:

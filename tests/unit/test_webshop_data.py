@@ -165,6 +165,13 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         list(stream_records(path))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(small_folder: Path) -> None:
+    plain = load_catalogue(find_files(small_folder, "small"))
+    for file in small_folder.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_catalogue(find_files(small_folder, "small")).fingerprint == plain.fingerprint
+
+
 def test_files_of_another_shape_are_named(small_folder: Path) -> None:
     files = find_files(small_folder, "small")
     write_json(files.annotations, [])

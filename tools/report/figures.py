@@ -166,7 +166,8 @@ def _pyplot() -> Any:
 def _saved(figure: Any, picture: Path, drawn: bool) -> bool:
     if drawn:
         figure.savefig(picture, metadata={"Date": None})
-        picture.write_text(_LONG_NUMBER_IN_TAG.sub(_rounded, picture.read_text()))
+        text = picture.read_text(encoding="utf-8")
+        picture.write_text(_LONG_NUMBER_IN_TAG.sub(_rounded, text), encoding="utf-8")
     _pyplot().close(figure)
     return drawn
 

@@ -44,13 +44,13 @@ class SerlRun(tune.Trainable):
         self._process: subprocess.Popen[str] | None = None
         self._attempt: Attempt | None = None
         # The run inherits the lock, so it is held as long as the run lives, even if this process does not.
-        self._lock = (self._folder / "lock").open("w")
+        self._lock = (self._folder / "lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._end("failed", None, "another process still runs it")
             return
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             self._process = self._start(config["cwd"], log)
 
     def step(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class SerlRun(tune.Trainable):
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             pass_fds=(self._lock.fileno(),),
             preexec_fn=_stop_with_the_parent,
         )
@@ -131,7 +131,8 @@ class SerlRun(tune.Trainable):
         add_attempt(self._folder, self._attempt)
 
     def _last_line(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1].strip()[:300] if lines else "it printed nothing"
 
 

@@ -127,7 +127,7 @@ def save_report(start: WarmStart, settings: WarmStartSettings, held_out: Played,
         "cloning_cpu_seconds": round(start.cloning_seconds),
         "held_out_evaluation": asdict(held_out),
     }
-    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _texts(demonstrations: list[Demonstration]) -> list[str]:

@@ -129,8 +129,9 @@ def _floor_plans(
     plans = []
     for number in sorted(numbers):
         room = next(name for name, range_ in rooms.items() if number in range_)
-        listed = json.loads((folder / f"FloorPlan{number}-openable.json").read_text())
-        object_types = tuple(sorted(json.loads((folder / f"FloorPlan{number}-objects.json").read_text())))
+        listed = json.loads((folder / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
+        objects = (folder / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8")
+        object_types = tuple(sorted(json.loads(objects)))
         points = np.load(folder / f"FloorPlan{number}-layout.npy")
         floor = tuple(sorted({(round(x / 0.25), round(z / 0.25)) for x, z in points.tolist()}))
         furniture = [_furniture(key, at) for key, at in sorted(listed.items())]
