@@ -29,9 +29,9 @@ from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
 from serl.learner.parallel import (
     full_tensors,
     gather_over_learners,
-    named_weights,
     shard_module,
     sync_gradients,
+    whole,
 )
 from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
@@ -50,6 +50,7 @@ from serl.learner.teacher import (
 )
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
+from serl.models.weights import named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
 from serl.serving.weights import BroadcastStats, WeightPublisher
 
@@ -275,8 +276,9 @@ class SERLLearner(TorchLearner):
             return module(batch)
 
     def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in full_tensors(named_weights(self.policy.model)):
-            yield name, tensor.to(self._compute_dtype)
+        for name, tensor in named_weights(self.policy.model).items():
+            # Shards are cast, not whole tensors: learners send each other half of the bytes in bfloat16.
+            yield name, whole(tensor.detach().to(self._compute_dtype))
 
     def _weight_publisher(self) -> WeightPublisher:
         if self._publisher is None:

@@ -38,17 +38,6 @@ def sync_gradients(module: nn.Module, enabled: bool) -> None:
         module.set_requires_gradient_sync(enabled)
 
 
-def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers under their Hugging Face names; tied ones once."""
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            weights[name] = tensor
-    return weights
-
-
 def full_tensors(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Whole detached tensors, one at a time. Every learner must exhaust it: sharded ones are gathered."""
     for name, tensor in tensors.items():

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serl.learner.optimizer import OptimizerStep
-from serl.learner.parallel import copy_whole_into, full_tensors, named_weights
+from serl.learner.parallel import copy_whole_into, full_tensors
 from serl.learner.rl_module import CausalLMModule
+from serl.models.weights import named_weights
 
 POLICY_FOLDER = "policy"
 LEARNER_FOLDER = "learner"

@@ -25,12 +25,12 @@ from serl.hindsight.teacher_weights import (
     teacher_weights,
     weighted_advantages,
 )
-from serl.learner.parallel import named_weights
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
+from serl.models.weights import named_weights
 
 Forward = Callable[[CausalLMModule, TokenBatch], TokenScores]
 

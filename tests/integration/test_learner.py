@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
-from serl.learner.parallel import named_weights
+from serl.models.weights import named_weights
 from serl.types import TrajectoryGroup
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}

@@ -10,8 +10,8 @@ import torch
 from learner_helpers import learner_group, local_learner, sampled_groups, update
 
 from serl.learner.learner_group import SERLLearnerGroup
-from serl.learner.parallel import named_weights
 from serl.learner.token_scores import score_tokens
+from serl.models.weights import named_weights
 from serl.types import TrajectoryGroup
 
 SLOW = {"lr": 1e-3}

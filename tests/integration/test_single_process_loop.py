@@ -15,7 +15,7 @@ from serl.batch.assemble import build_rows
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.learner.learner_group import SERLLearnerGroup
-from serl.learner.parallel import named_weights
+from serl.models.weights import named_weights
 from serl.rollout.prompt import PromptEncoder
 from serl.types import TrajectoryGroup
 
