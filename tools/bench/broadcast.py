@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from serl.config import ExperimentConfig
-from serl.learner.parallel import full_tensors, named_weights
+from serl.learner.parallel import full_tensors
+from serl.models.weights import named_weights
 from serl.serving.transfer.shared_memory import SharedMemorySender, claim_folder, release_folder
 from serl.serving.weights import BroadcastStats, WeightPublisher
 from tools.bench.arguments import experiment_of, model_folder
