@@ -20,12 +20,12 @@ def test_the_env_benchmark_prints_ratios_and_writes_all_figures(
     assert main(["env", *sizes, "--repetitions", "2", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("bench env: ")
-    assert lines[-1].startswith("summary env: ") and "native step / goal " in lines[-1]
-    assert "webshop step / goal " in lines[-1] and "webshop search, 10 times the products " in lines[-1]
+    assert lines[-1].startswith("summary env: native episode") and "; webshop step 0." in lines[-1]
+    assert "webshop search, 1000 products / webshop search, 100 products " in lines[-1]
     figures = {figure["name"]: figure for figure in json.loads(file.read_text())["figures"]}
-    step, share = figures["native step"], figures["native step / goal"]
+    step = figures["native step"]
     assert len(step["values"]) == 2 and step["at_most"] == 0.1
-    assert share["median"] == pytest.approx(step["median"] / 0.1)
+    assert step["median"] == pytest.approx(sum(step["values"]) / 2)
     assert 0 < figures["native episode of a loaded game"]["median"] <= 1.0
 
 
@@ -38,6 +38,7 @@ def test_the_env_benchmark_prints_ratios_and_writes_all_figures(
         ["env", "--steps", "many"],
         ["rollout", "--repetitions", "-1"],
         ["startup", "--games", "3"],
+        ["driver", "--learners", "0"],
     ],
 )
 def test_wrong_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
@@ -54,7 +55,12 @@ def test_what_cannot_be_measured_is_told_in_words(tmp_path: Path, capsys: pytest
     assert "1000000 games are asked for" in capsys.readouterr().err
 
 
-def test_a_median_is_held_against_its_goal():
+def test_a_key_of_no_experiment_is_told_in_words(capsys: pytest.CaptureFixture[str]):
+    assert main(["learner", "learner.learning_rate=1"]) == 2
+    assert "learner.learning_rate" in capsys.readouterr().err
+
+
+def test_a_median_is_checked_against_its_goal():
     assert "goal >= 0.95 met" in Figure("rate", "x", (0.5, 0.96, 0.99), at_least=0.95).line()
     assert "goal >= 0.95 MISSED" in Figure("rate", "x", (0.94, 0.9, 0.99), at_least=0.95).line()
     assert "goal <= 1.2 met" in Figure("cost", "x", (1.2,), at_most=1.2).line()
@@ -62,13 +68,27 @@ def test_a_median_is_held_against_its_goal():
     assert Figure("size", "MB", (2.0, 1.0, 4.0)).line().split() == ["size", "2", "MB", "(1", "to", "4)"]
 
 
-def test_the_last_line_holds_the_ratios_of_pairs(capsys: pytest.CaptureFixture[str]):
+def test_the_last_line_has_the_ratios_and_what_has_a_goal(capsys: pytest.CaptureFixture[str]):
     figures = Figures("pairs")
-    figures.add("left", [2.0, 9.0], "s")
-    figures.add_ratio("left / right", [2.0, 9.0], [1.0, 3.0], at_most=3.0)
+    figures.add("left", [2.0, 9.0], "s", at_least=6.0)
+    figures.add("right", [1.0, 3.0], "s")
+    figures.add_ratio("left", "right", at_most=3.0)
     figures.summarise()
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("summary pairs: left / right 2.5 (goal <= 3 met); load ")
+    assert last.startswith(
+        "summary pairs: left 5.5 s (goal >= 6 MISSED); left / right 2.5 (goal <= 3 met); load "
+    )
+
+
+def test_models_are_told_apart_by_their_prefix(capsys: pytest.CaptureFixture[str]):
+    figures = Figures("models")
+    for prefix, seconds in (("small: ", 1.0), ("large: ", 4.0)):
+        figures.prefix = prefix
+        figures.add_all([{"copy": seconds, "write": 2.0}], "ms", scale=1000.0)
+        figures.add_ratio("copy", "write")
+    figures.summarise()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("summary models: small: copy / write 0.5; large: copy / write 2; load ")
 
 
 def test_figures_show_three_digits_and_all_before_the_point():

@@ -25,8 +25,7 @@ from serl.rollout.prompt import PromptEncoder
 from serl.run.metrics_reference import undescribed
 from serl.serving.names import ServingNames
 from serl.types import TrajectoryGroup, staleness
-from tools.bench.cluster import local_cluster
-from tools.bench.play import Player, player_on_deployment
+from tools.bench.play import Player, local_cluster, player_on_deployment
 
 NUM_ITERATIONS = 2
 JUDGED = [mode for mode in MODES if mode.startswith("judge_")]

@@ -1,8 +1,12 @@
-"""A policy deployment with env runners that play on it, as the algorithm has them, without learners."""
+"""A Ray cluster, and a policy deployment with env runners that play on it, as the algorithm has them."""
 
 from __future__ import annotations
 
 import functools
+import logging
+import shutil
+import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -10,22 +14,61 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psutil
+import ray
+from ray import serve
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
-from serl.algorithm_config import SERLConfig
+from serl.algorithm import SERLConfig
 from serl.buffer.task_sampler import TaskSampler
 from serl.config import ExperimentConfig
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.run.driver_log import output_to_file
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
 from serl.types import Trajectory, TrajectoryGroup
-from tools.bench.processes import processor_seconds
 
 PLAY_TIMEOUT_S = 900.0
 _POLL_S = 0.05
+
+DRIVER, REPLICA, ENV_RUNNER, CLUSTER = "driver", "replica", "env runner", "cluster"
+_ACTORS = {"ray::ServeReplica": REPLICA, "ray::SERLEnvRunner": ENV_RUNNER}
+
+
+def with_settings(experiment: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:
+    """``experiment`` with some keys of its sections changed; nothing is validated."""
+    return experiment.model_copy(
+        update={
+            name: getattr(experiment, name).model_copy(update=changed) for name, changed in sections.items()
+        }
+    )
+
+
+@contextmanager
+def local_cluster() -> Iterator[Path]:
+    """Starts Ray on this machine and stops it afterwards; yields a folder for logs.
+
+    Standard error goes there too, since what Ray's libraries write would hide the figures. The folder stays
+    if the block raises.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="serl-bench-"))
+    try:
+        with output_to_file(folder / "driver.log"):
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                yield folder
+            finally:
+                if ray.is_initialized():
+                    serve.shutdown()
+                ray.shutdown()
+    except BaseException:
+        print(f"what led to this is in {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -40,33 +83,16 @@ class Played:
     processor_seconds: Counter[str] = field(default_factory=Counter)
     trajectories: list[Trajectory] = field(default_factory=list)
 
-    @property
-    def response_tokens_per_s(self) -> float:
-        return self.counters["response_tokens"] / self.seconds
+    def per_s(self, counter: str) -> float:
+        return self.counters[counter] / self.seconds
 
-    @property
-    def env_steps_per_s(self) -> float:
-        return self.counters["env_steps"] / self.seconds
-
-    def processor_ms_per_step(self, *kinds: str) -> float:
-        """Processor time of processes of these kinds for each step of an episode."""
-        return 1000.0 * sum(self.processor_seconds[kind] for kind in kinds) / self.counters["env_steps"]
+    def processor_ms_per_step(self, kind: str) -> float:
+        return 1000.0 * self.processor_seconds[kind] / self.counters["env_steps"]
 
     @property
     def cached_share(self) -> float:
         """Which share of the prompt tokens the prefix cache held."""
         return self.counters["cached_prompt_tokens"] / max(self.counters["prompt_tokens"], 1)
-
-
-@contextmanager
-def deployed(experiment: ExperimentConfig, model_dir: Path, run_dir: Path) -> Iterator[ServingNames]:
-    """The policy deployment of ``experiment``, answering. Ray must be initialised."""
-    names = start_serving(experiment, str(model_dir), str(run_dir), instance=uuid.uuid4().hex[:8])
-    try:
-        wait_until_ready(names, experiment.serving.start_timeout_s)
-        yield names
-    finally:
-        stop_serving(names)
 
 
 class Player:
@@ -77,22 +103,17 @@ class Player:
     ) -> None:
         config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
         config.make_policy = functools.partial(PolicyClient, names)
-        self._capacity = experiment.rollout.num_env_runners * experiment.rollout.max_concurrent_episodes
+        self.capacity = experiment.rollout.num_env_runners * experiment.rollout.max_concurrent_episodes
         self._runners = EnvRunnerGroup(config=config, local_env_runner=False)
         self._pool = EnvRunnerPool(self._runners, experiment.rollout.max_concurrent_episodes)
         provider = make_provider(experiment.env.name, experiment.env.args)
         tasks = provider.task_set(experiment.env.train_split)
         self._sampler = TaskSampler(tasks, experiment.training.group_size, experiment.seed)
 
-    @property
-    def capacity(self) -> int:
-        """How many episodes run at the same time."""
-        return self._capacity
-
     def play_steadily(self, num_episodes: int) -> Played:
         """Keeps all runners full until ``num_episodes`` have ended since the call.
 
-        The first call ramps up; runners go on playing afterwards until `drain`. Raises RuntimeError if an
+        The first call ramps up; runners go on playing afterwards until `finish`. Raises RuntimeError if an
         episode fails, TimeoutError.
         """
         self.keep_full(timeout_s=0.0)
@@ -104,7 +125,7 @@ class Player:
             played.trajectories += report.trajectories
             played.counters.update(report.counters)
             played.seconds = time.perf_counter() - started
-            _check_time(played.seconds, f"{num_episodes} episodes, {len(played.trajectories)} have ended")
+            _check_time(started, f"{num_episodes} episodes, {len(played.trajectories)} have ended")
         played.processor_seconds = processor_seconds()
         played.processor_seconds.subtract(before)
         return played
@@ -114,36 +135,35 @@ class Player:
         groups = [self._sampler.next_group() for _ in range(num_groups)]
         for requests in groups:
             self._pool.submit(requests)
-        ended = {(t.group_id, t.rollout_index): t for t in self.drain()}
+        ended = {(t.group_id, t.rollout_index): t for t in self._drain()}
         return [
             TrajectoryGroup(
-                group[0].group_id, group[0].task, [ended[a.group_id, a.rollout_index] for a in group]
+                group[0].group_id, group[0].task, [ended[r.group_id, r.rollout_index] for r in group]
             )
             for group in groups
         ]
 
     def keep_full(self, timeout_s: float) -> PoolReport:
         """Queues whole groups so that no runner waits for a request; what ended within ``timeout_s``."""
-        while self._pool.num_queued < self._capacity:
+        while self._pool.num_queued < self.capacity:
             self._pool.submit(self._sampler.next_group())
         return self._poll(timeout_s)
-
-    def drain(self) -> list[Trajectory]:
-        """Lets every episode that runs or waits come to its end."""
-        ended: list[Trajectory] = []
-        started = time.perf_counter()
-        while self._pool.num_running or self._pool.num_queued:
-            ended += self._poll(_POLL_S).trajectories
-            _check_time(time.perf_counter() - started, f"{self._pool.num_running} episodes")
-        return ended
 
     def finish(self) -> None:
         """Lets what runs come to its end, and forgets what waits."""
         self._pool.withdraw_queued()
-        self.drain()
+        self._drain()
 
     def stop(self) -> None:
         self._runners.stop()
+
+    def _drain(self) -> list[Trajectory]:
+        ended: list[Trajectory] = []
+        started = time.perf_counter()
+        while self._pool.num_running or self._pool.num_queued:
+            ended += self._poll(_POLL_S).trajectories
+            _check_time(started, f"{self._pool.num_running} episodes")
+        return ended
 
     def _poll(self, timeout_s: float) -> PoolReport:
         report = self._pool.poll(timeout_s)
@@ -157,15 +177,39 @@ class Player:
 def player_on_deployment(
     experiment: ExperimentConfig, model_dir: Path, run_dir: Path
 ) -> Iterator[tuple[Player, ServingNames]]:
-    """Both, ready to play; both end with the block."""
-    with deployed(experiment, model_dir, run_dir) as names:
+    """A player and its deployment, ready to play; both end with the block. Ray must be initialised."""
+    names = start_serving(experiment, str(model_dir), str(run_dir), instance=uuid.uuid4().hex[:8])
+    try:
+        wait_until_ready(names, experiment.serving.start_timeout_s)
         player = Player(experiment, model_dir, run_dir, names)
         try:
             yield player, names
         finally:
             player.stop()
+    finally:
+        stop_serving(names)
 
 
-def _check_time(seconds: float, waited_for: str) -> None:
-    if seconds > PLAY_TIMEOUT_S:
+def processor_seconds() -> Counter[str]:
+    """Processor seconds of this process and of the Ray cluster it started, so far, by kind of process.
+
+    They stay comparable when other work keeps the cores busy. ``cluster`` is everything but replicas and env
+    runners; processes that have ended are missing.
+    """
+    seconds: Counter[str] = Counter()
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        try:
+            title = "".join(process.cmdline()[:1])
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        kinds = (kind for start, kind in _ACTORS.items() if title.startswith(start))
+        kind = DRIVER if process is this else next(kinds, CLUSTER)
+        seconds[kind] += times.user + times.system  # pyright: ignore[reportArgumentType]
+    return seconds
+
+
+def _check_time(started: float, waited_for: str) -> None:
+    if time.perf_counter() - started > PLAY_TIMEOUT_S:
         raise TimeoutError(f"waited {PLAY_TIMEOUT_S:g} s for {waited_for}")

@@ -1,0 +1,306 @@
+"""Updates against bare forward and backward passes; whole runs: their start, and what asynchrony brings."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from torch import Tensor
+
+import serl.algorithm
+import serl.run.cli
+from serl.algorithm import SERL, SERLConfig
+from serl.batch.assemble import build_rows
+from serl.batch.packing import plan_update
+from serl.config import ExperimentConfig
+from serl.iteration import Progress
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.rollout.prompt import PromptEncoder
+from serl.run.console import Console
+from serl.types import TrainingRow, TrajectoryGroup
+from tools.bench.figures import Figures
+from tools.bench.play import local_cluster, player_on_deployment, with_settings
+
+_IGNORED = -100
+
+# Both runs then play the same policy, so that their episodes are equally long.
+_LR_THAT_CHANGES_NOTHING = 1e-12
+# Until every place is taken and everything has been called once.
+_RAMP_UP_ITERATIONS = 2
+
+# One start, with everything that ends after it.
+_START_TIMEOUT_S = 600.0
+_IMPORTED, _FIRST_EPISODE = "imported", "first episode"
+# From a moment to a moment, and what happens between them. One after another these are all there is; parts
+# that begin with "of it" or "beside" lie within others.
+_PARTS = (
+    ("command", _IMPORTED, "imports"),
+    (_IMPORTED, "ray begins", "reading and checking the experiment"),
+    ("ray begins", "ray ends", "Ray"),
+    ("ray ends", "serve ends", "Ray Serve"),
+    ("serve ends", "runners and learners end", "env runners and learners"),
+    ("learners begin", "learners end", "of it learners"),
+    ("runners and learners end", "replica ends", "waiting for the replica alone"),
+    ("serve ends", "replica ends", "beside these: the replica"),
+    ("replica ends", _FIRST_EPISODE, "tasks and the first episode"),
+)
+
+
+def learner(
+    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
+) -> None:
+    serl_arm = with_settings(experiment, learner={"num_learners": 0})
+    arms = {"SERL": serl_arm, "GRPO": with_settings(serl_arm, hindsight={"enabled": False})}
+    encoder = PromptEncoder.load(str(model_dir))
+    with local_cluster() as run_dir:
+        with player_on_deployment(experiment, model_dir, run_dir) as (player, _):
+            groups = player.play_groups(experiment.training.groups_per_batch)
+        bare = _BarePasses(arms["GRPO"], model_dir, encoder, groups)
+        learners = {name: _learner_of(arm, model_dir) for name, arm in arms.items()}
+        updates: list[dict[str, float]] = []
+        # The first turn is not measured: memory is asked for, libraries warm up.
+        for weights_seq_no in range(1 + options.repetitions):
+            own = {"bare forward and backward": bare.run()}
+            for name, arm in arms.items():
+                started = time.perf_counter()
+                rows, _ = build_rows(groups, arm, encoder, weights_seq_no)
+                handle = learners[name].start_update(rows, weights_seq_no)
+                result = learners[name].poll_update(handle, timeout_s=0.0)
+                assert result is not None, "a local learner has finished when start_update returns"
+                own[f"{name} from groups to new weights"] = time.perf_counter() - started
+                own[f"{name} update"] = result.metrics["seconds_update"]
+                for part in ("teacher", "forward_backward", "optimizer"):
+                    own[f"{name}, of it {part}"] = result.metrics[f"seconds_{part}"]
+            updates.append(own)
+    figures.note(
+        f"{experiment.model.path}: {len(groups)} groups of {experiment.training.group_size}, "
+        f"{bare.num_rows} rows with an advantage, {bare.num_tokens} tokens in {len(bare.tensors)} "
+        f"micro-batches of up to {experiment.learner.micro_batch_tokens}; {options.repetitions} updates"
+    )
+    figures.add_all(updates[1:], "s")
+    # Both compute the same tokens.
+    figures.add_ratio("bare forward and backward", "GRPO update", at_least=0.9)
+    figures.add_ratio("SERL update", "GRPO update", at_most=1.2)
+    figures.add_ratio("SERL, of it teacher", "SERL update")
+    figures.add_ratio("SERL from groups to new weights", "GRPO from groups to new weights")
+
+
+def _learner_of(experiment: ExperimentConfig, model_dir: Path) -> SERLLearnerGroup:
+    return SERLLearnerGroup(config=SERLConfig.from_experiment(experiment, str(model_dir), str(model_dir)))
+
+
+class _BarePasses:
+    """transformers alone: forward and backward over the micro-batches of GRPO's update, padded rows.
+
+    Nothing else is in the measured seconds, neither making tensors nor an optimizer.
+    """
+
+    def __init__(
+        self,
+        experiment: ExperimentConfig,
+        model_dir: Path,
+        encoder: PromptEncoder,
+        groups: list[TrajectoryGroup],
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        attention = experiment.model.attention
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+        )
+        self._model.train()
+        self._threads = experiment.learner.num_threads
+        batches = _micro_batches(experiment, encoder, groups)
+        self.num_rows = sum(map(len, batches))
+        self.num_tokens = sum(_num_tokens(row) for batch in batches for row in batch)
+        if not self.num_rows:
+            raise RuntimeError("no row of the played groups has an advantage")
+        self.tensors = [_padded(batch) for batch in batches]
+
+    def run(self) -> float:
+        """Seconds."""
+        torch.set_num_threads(self._threads)
+        started = time.perf_counter()
+        for ids, labels in self.tensors:
+            self._model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        seconds = time.perf_counter() - started
+        self._model.zero_grad()
+        return seconds
+
+
+def _micro_batches(
+    experiment: ExperimentConfig, encoder: PromptEncoder, groups: list[TrajectoryGroup]
+) -> list[list[TrainingRow]]:
+    """The rows that each forward pass of an update holds."""
+    rows, _ = build_rows(groups, experiment, encoder, 0)
+    settings = experiment.learner
+    (plan,) = plan_update(
+        rows,
+        num_learners=1,
+        num_minibatches=settings.num_minibatches,
+        num_epochs=settings.num_epochs,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        seed=(experiment.seed, 0),
+    )
+    batches = [batch for minibatch in plan.minibatches for batch in minibatch.micro_batches if batch]
+    return [[plan.rows.row(row) for row in batch] for batch in batches]
+
+
+def _num_tokens(row: TrainingRow) -> int:
+    return len(row.prompt_ids) + len(row.response_ids)
+
+
+def _padded(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
+    """Ids and labels [R, longest], filled up on the right; only responses have labels."""
+    shape = len(rows), max(map(_num_tokens, rows))
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, _IGNORED)
+    for index, row in enumerate(rows):
+        ids[index, : _num_tokens(row)] = torch.tensor(row.prompt_ids + row.response_ids)
+        labels[index, len(row.prompt_ids) : _num_tokens(row)] = torch.tensor(row.response_ids)
+    return ids, labels
+
+
+def asynchrony(
+    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
+) -> None:
+    runs: dict[int, list[dict[str, float]]] = {0: [], 1: []}
+    with local_cluster() as run_dir:
+        for _ in range(options.repetitions):
+            for max_staleness, own in runs.items():
+                arm = with_settings(
+                    experiment,
+                    training={"max_staleness": max_staleness},
+                    learner={"lr": _LR_THAT_CHANGES_NOTHING},
+                )
+                own.append(_train(arm, model_dir, run_dir, options.iterations))
+    figures.note(
+        f"{experiment.model.path}: batches of {experiment.training.groups_per_batch} groups of "
+        f"{experiment.training.group_size}; {options.repetitions} runs each, of "
+        f"{options.iterations} iterations after {_RAMP_UP_ITERATIONS} unmeasured ones"
+    )
+    for max_staleness, own in runs.items():
+        for unit in own[0]:
+            figures.add(f"max_staleness {max_staleness}, {unit}", (one[unit] for one in own), unit)
+    figures.add_ratio("max_staleness 1, env steps/s", "max_staleness 0, env steps/s")
+
+
+def _train(
+    experiment: ExperimentConfig, model_dir: Path, run_dir: Path, num_iterations: int
+) -> dict[str, float]:
+    """What a run did, by unit. Every wait inside has the deadlines of the experiment."""
+    algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
+    assert isinstance(algorithm, SERL)
+    try:
+        for _ in range(_RAMP_UP_ITERATIONS):
+            algorithm.train()
+        totals: Counter[str] = Counter()
+        started = time.perf_counter()
+        for _ in range(num_iterations):
+            algorithm.train()
+            totals.update(algorithm.iteration_metrics)  # pyright: ignore[reportArgumentType]
+        seconds = time.perf_counter() - started
+    finally:
+        algorithm.stop()
+    return {
+        "env steps/s": totals["runners/env_steps"] / seconds,
+        "s an iteration": seconds / num_iterations,
+        "of it waiting for a batch": totals["time/wait_for_batch_s"] / seconds,
+        "versions behind": totals["staleness/mean"] / num_iterations,
+    }
+
+
+def startup(
+    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
+) -> None:
+    """Of the command `serl-run`, to its first finished episode; it reads the experiment itself."""
+    starts = [_start(experiment.model.path, options) for _ in range(options.repetitions)]
+    figures.note(f"{options.experiment}: {options.repetitions} starts")
+    figures.add(_FIRST_EPISODE, (moments[_FIRST_EPISODE] for moments in starts), "s", at_most=60.0)
+    for begin, end, what in _PARTS:
+        figures.add(what, (moments[end] - moments.get(begin, 0.0) for moments in starts), "s")
+        figures.add_ratio(what, _FIRST_EPISODE)
+
+
+def _start(model: str, options: argparse.Namespace) -> dict[str, float]:
+    """The moments of one start, in seconds since the command."""
+    with tempfile.TemporaryDirectory(prefix="serl-bench-") as folder:
+        moments = Path(folder) / "moments.json"
+        overrides = [*options.overrides, f"model.path={model}"]
+        overrides += [f"output_dir={folder}", "cluster.dashboard=false"]
+        command = [sys.executable, "-m", "tools.bench.training", str(time.time()), str(moments)]
+        finished = subprocess.run(
+            [*command, str(options.experiment), *overrides],
+            timeout=_START_TIMEOUT_S,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode or not moments.is_file():
+            raise RuntimeError(f"serl-run failed ({finished.returncode}): {finished.stdout}{finished.stderr}")
+        return json.loads(moments.read_text(encoding="utf-8"))
+
+
+class _Watch:
+    """Notes moments, in seconds since ``started``; the first of a name counts."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self.moments: dict[str, float] = {}
+
+    def note(self, moment: str) -> None:
+        self.moments.setdefault(moment, time.time() - self._started)
+
+    def around(self, owner: Any, function: str, begins: str, ends: str) -> None:
+        """Notes when ``owner.function`` begins and ends."""
+        timed: Callable[..., Any] = getattr(owner, function)
+
+        @functools.wraps(timed)
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.note(begins)
+            try:
+                return timed(*arguments, **options)
+            finally:
+                self.note(ends)
+
+        setattr(owner, function, call)
+
+
+def run_to_first_episode() -> int:
+    """`serl-run` with a watch in its hand: ``STARTED MOMENTS.json EXPERIMENT.yaml [key.path=value …]``."""
+    started, file, *arguments = sys.argv[1:]
+    watch = _Watch(float(started))
+    watch.note(_IMPORTED)
+    watch.around(ray, "init", "ray begins", "ray ends")
+    watch.around(serl.algorithm, "start_serving", "serve begins", "serve ends")
+    watch.around(Algorithm, "setup", "runners and learners begin", "runners and learners end")
+    watch.around(SERLConfig, "build_learner_group", "learners begin", "learners end")
+    watch.around(serl.algorithm, "wait_until_ready", "replica alone begins", "replica ends")
+
+    def progress(self: Console, progress: Progress) -> None:
+        if progress.episodes and _FIRST_EPISODE not in watch.moments:
+            watch.note(_FIRST_EPISODE)
+            Path(file).write_text(json.dumps(watch.moments), encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    Console.progress = progress
+    return serl.run.cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_to_first_episode())
