@@ -81,15 +81,15 @@ def plan_update(
     lengths = np.where(trained, rows.num_tokens + rows.num_teacher_tokens, 0)
     shards = _shards_of_whole_groups(rows.group_ids, lengths, num_learners)
     packer = _Packer(rows, micro_batch_tokens)
-    taught = rows.has_teacher_prompt
+    scored = rows.has_teacher_prompt
     compared = np.zeros(len(rows), dtype=np.bool_)
     compared[list(context_free_rows)] = True
     every_row = _same_number([packer.for_scoring(shard, rows.prompt_ids) for shard in shards])
     with_evidence = _same_number(
-        [packer.for_scoring(shard[taught[shard]], rows.teacher_prompt_ids) for shard in shards]
+        [packer.for_scoring(shard[scored[shard]], rows.teacher_prompt_ids) for shard in shards]
     )
     without_evidence = _same_number(
-        [packer.for_scoring(shard[(taught & compared)[shard]], rows.prompt_ids) for shard in shards]
+        [packer.for_scoring(shard[(scored & compared)[shard]], rows.prompt_ids) for shard in shards]
     )
     minibatches = [
         parts

@@ -30,7 +30,7 @@ class TaskSampler:
         self._start_pass(0, position=0)
 
     def next_group(self) -> list[RolloutRequest]:
-        """One request for each member of a new group; requeued tasks come first."""
+        """One request for each rollout of a new group; requeued tasks come first."""
         task = self._requeued.popleft() if self._requeued else self._next_task()
         group_id = f"g{self._num_groups:06d}"
         self._num_groups += 1
@@ -98,6 +98,7 @@ def evaluation_requests(task_set: TaskSet, num_tasks: int, seed: int) -> list[Ro
             f"{num_tasks} evaluation tasks are asked of task set {task_set.name!r}, which has {len(task_set)}"
         )
     tasks = task_set.tasks if num_tasks in (0, len(task_set)) else _balanced(task_set, num_tasks, seed)
+    # The word that seeds are made with never changes: it decides which tasks an evaluation has.
     generator = random.Random(f"{seed}:panel seeds")
     return [
         RolloutRequest(task, f"{_EVALUATION}{number:06d}", 0, generator.getrandbits(31), evaluation=True)
