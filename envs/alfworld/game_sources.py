@@ -14,6 +14,7 @@ from typing import Protocol
 
 from envs.alfworld.game import Game, GameDataError, GameFiles, load_game
 from envs.alfworld.pack import GamePack, embedded_pack
+from serl.config.paths import expanded_path
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ def open_source(data: str) -> GameSource:
     """``embedded``, ``ALFWORLD_DATA``, ``auto`` (the latter where that variable is set, else the former), or
     the path of a folder or a pack (``~`` and ``$NAME`` are expanded).
 
-    Raises FileNotFoundError, saying what to do, if there are no games; PackError for an unreadable pack.
+    Raises FileNotFoundError, saying what to do, if there are no games; PackError for an unreadable pack,
+    UnknownPathError.
     """
     if data == "auto":
         data = "ALFWORLD_DATA" if os.environ.get("ALFWORLD_DATA") else "embedded"
@@ -177,8 +179,8 @@ def open_source(data: str) -> GameSource:
                 "env.args.data is 'ALFWORLD_DATA' but that environment variable is not set: run "
                 "`alfworld-download` and `export ALFWORLD_DATA=FOLDER`, or set env.args.data to 'embedded'"
             )
-        return GameFolder(Path(root).expanduser())
-    path = Path(os.path.expandvars(data)).expanduser()
+        return GameFolder(expanded_path(root))
+    path = expanded_path(data)
     return PackedGames(GamePack.open(path)) if path.is_file() else GameFolder(path)
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from envs.webshop.catalogue import InMemoryCatalogue, ProductReader
 from envs.webshop.nouns import FALLBACK, NOUNS_FILE, TitleNouns, read_nouns
+from serl.config.paths import expanded_path
 
 DATA_VARIABLE = "WEBSHOP_DATA"
 EMBEDDED_FILE = "catalogue.xz"
@@ -41,7 +42,7 @@ class DataFiles:
 def data_folder(data: str) -> Path:
     """``WEBSHOP_DATA`` (the variable's folder) or a path, with ``~`` and ``$VARIABLES`` expanded.
 
-    Raises FileNotFoundError, saying what to do, if there is no such folder.
+    Raises FileNotFoundError, saying what to do, if there is no such folder; UnknownPathError.
     """
     if data == DATA_VARIABLE:
         named = os.environ.get(DATA_VARIABLE)
@@ -50,7 +51,7 @@ def data_folder(data: str) -> Path:
                 f"env.args.data is {DATA_VARIABLE!r} but that variable is not set: {_GET_THEM}"
             )
         data = named
-    folder = Path(os.path.expandvars(data)).expanduser()
+    folder = expanded_path(data)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: {_GET_THEM}")
     return folder

@@ -22,10 +22,10 @@ class ExperimentConfig(Section):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Names the run directory: letters, digits, ``.``, ``-`` and ``_``."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides tasks, environments, minibatches and, with ``rollout.seeded_requests``, sampled tokens."""
-    output_dir: str = "runs"
-    """The folder in which the run directory is made."""
+    output_dir: str = Field(default="runs", min_length=1)
+    """The folder in which the run directory is made; ``~`` and ``$NAME`` are filled in."""
     model: ModelSection
     env: EnvSection = EnvSection()
     rollout: RolloutSection = RolloutSection()

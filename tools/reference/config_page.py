@@ -139,7 +139,7 @@ def value_words(schema: Mapping[str, Any]) -> str:
         return f"list of {value_words(schema.get('items', {}))}"
     if kind == "object":
         return "mapping"
-    bounds = [f"{sign} {schema[name]:g}" for name, sign in _BOUNDS if name in schema]
+    bounds = [f"{sign} {schema[name]:.10g}" for name, sign in _BOUNDS if name in schema]
     words = _TYPES.get(kind or "", "any value")
     return f"{words} {', '.join(bounds)}" if bounds else words
 

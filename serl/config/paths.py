@@ -1,0 +1,32 @@
+"""Paths as people write them: ``~``, ``~user``, ``$NAME``, relative to the folder a command runs in."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+
+
+class UnknownPathError(ValueError):
+    """A path names a variable or a user that there is not."""
+
+
+def expanded_path(text: str) -> Path:
+    """The absolute path that ``text`` names, whether or not it exists.
+
+    Raises UnknownPathError for a variable that is not set or empty, and for a user without a home: taken as
+    they stand, they would be folders of those names.
+    """
+    for match in _VARIABLE.finditer(text):
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise UnknownPathError(
+                f"{text!r}: the environment variable {name} is not set; export it, or write the folder itself"
+            )
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise UnknownPathError(f"{text!r}: {user} has no home folder here; write the folder itself")
+    return Path(expanded).absolute()
