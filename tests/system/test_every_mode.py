@@ -38,6 +38,7 @@ ALWAYS_HAS_EVIDENCE = {
 
 
 def experiment(mode: str) -> ExperimentConfig:
+    judge = {"base_url": "http://localhost/v1", "model": "asked by nobody"}
     return ExperimentConfig.model_validate(
         {
             "name": "every_mode",
@@ -55,7 +56,12 @@ def experiment(mode: str) -> ExperimentConfig:
                 "num_cpus_per_replica": 0.5,
             },
             "training": {"group_size": 4, "groups_per_batch": 3},
-            "hindsight": {"mode": mode, "lambda_decay_steps": 0, "max_context_length": 2048},
+            "hindsight": {
+                "mode": mode,
+                "judge": judge,
+                "lambda_decay_steps": 0,
+                "max_context_length": 2048,
+            },
             "learner": {"lr": 1e-3, "micro_batch_tokens": 4096},
         }
     )
