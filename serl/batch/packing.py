@@ -4,7 +4,7 @@ All of it is decided in one place, before anything is sent, from the whole batch
 global denominators without asking the others, all of them make the same number of forward passes (FSDP2
 needs that), and neither gradients nor minibatches depend on how many learners there are.
 
-- A group is never split over learners; shards are balanced by tokens.
+- Shards are rows, balanced by the tokens that learners compute for them, whatever group they are of.
 - Minibatches are random rows of the whole batch, drawn anew for each epoch from the seed.
 - A row with advantage 0 trains nothing, so nobody computes it; its tokens still count in the denominators,
   as they would if it were computed. A loss with terms of its own for such rows has them computed.
@@ -13,6 +13,7 @@ needs that), and neither gradients nor minibatches depend on how many learners t
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def plan_update(
     train_every_row: bool = False,
     context_free_rows: Collection[int] = (),
 ) -> list[LearnerPlan]:
-    """One plan per learner for a batch of ``rows`` (whole groups, rows with advantage 0 included).
+    """One plan per learner for a batch of ``rows``, those with advantage 0 included.
 
     ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row is trained
     are left out: rows are trained that have an advantage, or all with ``train_every_row``.
@@ -79,7 +80,7 @@ def plan_update(
         raise ValueError(f"num_learners must be positive, got {num_learners}")
     trained = trained_rows(rows, train_every_row)
     lengths = np.where(trained, rows.num_tokens + rows.num_teacher_tokens, 0)
-    shards = _shards_of_whole_groups(rows.group_ids, lengths, num_learners)
+    shards = _balanced_shards(lengths, num_learners)
     packer = _Packer(rows, micro_batch_tokens)
     scored = rows.has_teacher_prompt
     compared = np.zeros(len(rows), dtype=np.bool_)
@@ -192,23 +193,20 @@ class _Packer:
         ]
 
 
-def _shards_of_whole_groups(group_ids: Sequence[str], lengths: Array, num_learners: int) -> list[Array]:
-    """Row indices per learner: the group with the most tokens first, always to the least loaded learner.
+def _balanced_shards(lengths: Array, num_learners: int) -> list[Array]:
+    """Row indices per learner, ascending: the longest row first, to whoever has the fewest tokens so far.
 
     Rows of length 0 are nobody's.
     """
-    groups: dict[str, list[int]] = {}
-    for index, group_id in enumerate(group_ids):
-        groups.setdefault(group_id, []).append(index)
-    tokens = {group_id: int(lengths[rows].sum()) for group_id, rows in groups.items()}
     shards: list[list[int]] = [[] for _ in range(num_learners)]
-    load = [0] * num_learners
-    for group_id in sorted(groups, key=lambda group_id: (-tokens[group_id], group_id)):
-        learner = min(range(num_learners), key=lambda candidate: (load[candidate], candidate))
-        shards[learner] += groups[group_id]
-        load[learner] += tokens[group_id]
-    in_order = [np.array(sorted(shard), dtype=np.int64) for shard in shards]
-    return [shard[lengths[shard] > 0] for shard in in_order]
+    loads = [(0, learner) for learner in range(num_learners)]
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        if lengths[row] == 0:
+            break
+        load, learner = loads[0]
+        shards[learner].append(row)
+        heapq.heapreplace(loads, (load + int(lengths[row]), learner))
+    return [np.array(sorted(shard), dtype=np.int64) for shard in shards]
 
 
 def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:

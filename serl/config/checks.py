@@ -74,11 +74,6 @@ def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterato
 
 def learners(model: ModelSection, training: TrainingSection, learner: LearnerSection) -> Iterator[str]:
     """What learners cannot do."""
-    if learner.num_learners > training.groups_per_batch:
-        yield (
-            f"learner.num_learners = {learner.num_learners} contradicts training.groups_per_batch = "
-            f"{training.groups_per_batch}: groups are never split, so some learner would get none"
-        )
     if learner.lr_schedule == "linear" and learner.lr_warmup_updates >= training.num_iterations:
         yield (
             f"learner.lr_warmup_updates = {learner.lr_warmup_updates} contradicts training.num_iterations = "
