@@ -53,10 +53,64 @@ def resolve_model(path: str) -> Path:
     )
 
 
+def ready_folder(path: str) -> Path | None:
+    """What `resolve_model` returns, but None if it would first convert or download the model.
+
+    Raises ModelPathError too, if that is certain already.
+    """
+    kind, separator, name = path.partition(":")
+    if separator and kind == "wheel":
+        target = _conversion_target(_gguf_file(name))
+        return _checked(target, path) if (target / "config.json").is_file() else None
+    try:
+        is_hub_id = _HUB_ID.fullmatch(path) is not None and not expanded_path(path).is_dir()
+    except UnknownPathError:
+        is_hub_id = False
+    return _hub_cache(path) if is_hub_id else resolve_model(path)
+
+
+def gguf_of(path: str) -> Path | None:
+    """The file that ``wheel:PACKAGE`` is converted from, None for another kind of path."""
+    kind, _, name = path.partition(":")
+    return _gguf_file(name) if kind == "wheel" else None
+
+
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$XDG_CACHE_HOME/serl``, by default ``~/.cache/serl``."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "serl"
+    """Where converted models are kept: ``$XDG_CACHE_HOME/serl``, by default ``~/.cache/serl``.
+
+    Raises ModelPathError if there is no such place.
+    """
+    try:
+        return expanded_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "serl"
+    except UnknownPathError as error:
+        raise ModelPathError(f"the cache of models has no place: XDG_CACHE_HOME: {error}") from error
+
+
+def check_cache_is_writable() -> None:
+    """Raises ModelPathError if no model can be put into the cache."""
+    folder = cache_folder()
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ModelPathError(_unwritable(f"{existing} is no folder that can be written"))
+
+
+def _unwritable(reason: str) -> str:
+    return (
+        f"a converted model is kept in {cache_folder()}, and it cannot be: {reason}. Set XDG_CACHE_HOME to a "
+        "folder that can be written"
+    )
+
+
+def _conversion_target(gguf: Path) -> Path:
+    return cache_folder() / "models" / gguf.stem
+
+
+def _hub_cache(hub_id: str) -> Path | None:
+    """The snapshot of a model in the local hub cache, None if it lacks its config or its tokenizer."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(hub_id, name) for name in ("config.json", "tokenizer_config.json")]
+    return Path(str(found[0])).parent if all(isinstance(file, str) for file in found) else None
 
 
 def _embedded_policy(name: str) -> Path:
@@ -92,14 +146,18 @@ def _converted_wheel(package: str) -> Path:
     from serl.models.gguf import convert_gguf
 
     gguf = _gguf_file(package)
-    target = cache_folder() / "models" / gguf.stem
+    target = _conversion_target(gguf)
     if not (target / "config.json").is_file():
         for module in ("gguf", "accelerate"):
             if importlib.util.find_spec(module) is None:
                 raise ModelPathError(
                     f"model.path = 'wheel:{package}': converting it needs {module}: pip install {module}"
                 )
-        convert_gguf(gguf, target)
+        check_cache_is_writable()
+        try:
+            convert_gguf(gguf, target)
+        except OSError as error:
+            raise ModelPathError(f"model.path = 'wheel:{package}': {_unwritable(str(error))}") from error
     return _checked(target, f"wheel:{package}")
 
 

@@ -35,8 +35,11 @@ class PromptEncoder:
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Prompt ids of a conversation, ending where the policy's answer begins."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self._ids(text)
+        return self._ids(self.render(messages))
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text of a prompt, special tokens included. Raises whatever the chat template does."""
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def num_tokens(self, text: str) -> int:
         """Tokens of ``text`` alone, without special tokens around it."""

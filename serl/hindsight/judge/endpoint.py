@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serl.config import JudgeSection
@@ -41,25 +43,46 @@ def without_key(text: str, key: str | None) -> str:
 
 
 def make_client(settings: JudgeSection, key: str | None) -> AsyncOpenAI:
-    """A client that sends each request once; retries are the caller's."""
+    """A client that sends each request once; retries are the caller's.
+
+    Raises JudgeError if none can be made, as with a proxy of a kind that it cannot use.
+    """
     from openai import AsyncOpenAI
 
-    return AsyncOpenAI(
-        base_url=settings.base_url, api_key=key or _NO_KEY, timeout=settings.timeout_s, max_retries=0
-    )
+    with _no_client_as_judge_error(settings):
+        return AsyncOpenAI(
+            base_url=settings.base_url, api_key=key or _NO_KEY, timeout=settings.timeout_s, max_retries=0
+        )
+
+
+@contextmanager
+def _no_client_as_judge_error(settings: JudgeSection) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        proxies = [
+            name for name in ("all_proxy", "http_proxy", "https_proxy") if name in map(str.lower, os.environ)
+        ]
+        advice = (
+            f" ({', '.join(proxies)} is set: unset it, or for a SOCKS proxy pip install 'httpx[socks]')"
+            if proxies
+            else ""
+        )
+        raise JudgeError(f"hindsight.judge.base_url = {settings.base_url!r}: {error}{advice}") from error
 
 
 def probe(settings: JudgeSection) -> str | None:
     """What is wrong with the endpoint, None if nothing is; asks it for its models, for a few seconds at most.
 
-    Raises JudgeError if the key is not there.
+    Raises JudgeError if the key is not there or no client can be made.
     """
     from openai import APIConnectionError, APIError, APIStatusError, OpenAI
 
     key = api_key(settings)
-    client = OpenAI(
-        base_url=settings.base_url, api_key=key or _NO_KEY, timeout=_PROBE_TIMEOUT_S, max_retries=0
-    )
+    with _no_client_as_judge_error(settings):
+        client = OpenAI(
+            base_url=settings.base_url, api_key=key or _NO_KEY, timeout=_PROBE_TIMEOUT_S, max_retries=0
+        )
     with client:
         try:
             models = [model.id for model in client.models.list().data]

@@ -1,0 +1,43 @@
+"""What an experiment needs beyond a valid config: data, model, packages, resources. Starts nothing."""
+
+from __future__ import annotations
+
+from serl.config import ExperimentConfig
+from serl.run.preflight.address import examine_address
+from serl.run.preflight.data import open_tasks
+from serl.run.preflight.finding import Finding
+from serl.run.preflight.judge import examine_judge
+from serl.run.preflight.machine import examine_machine, needed_cpus, needed_gpus
+from serl.run.preflight.model import examine_engine_args, examine_model, model_folder
+from serl.run.preflight.output import examine_output
+from serl.run.preflight.prompts import examine_prompts
+
+__all__ = [
+    "Finding",
+    "examine",
+    "examine_address",
+    "examine_inputs",
+    "examine_judge",
+    "examine_machine",
+    "needed_cpus",
+    "needed_gpus",
+]
+
+
+def examine(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
+    """Everything that training would need, found or not; with ``address`` the cluster's resources count."""
+    return [
+        *examine_inputs(experiment),
+        *examine_machine(experiment, address),
+        *examine_judge(experiment, ask=True),
+    ]
+
+
+def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
+    """Data, model and engine arguments, what they make of a prompt, and where the run would write."""
+    tasks, findings = open_tasks(experiment)
+    findings += examine_model(experiment)
+    folder = model_folder(experiment)
+    if tasks is not None and folder is not None:
+        findings += examine_prompts(experiment, tasks, folder)
+    return [*findings, *examine_engine_args(experiment), *examine_output(experiment)]

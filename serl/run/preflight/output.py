@@ -1,0 +1,24 @@
+"""Where the run would write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from serl.config import ExperimentConfig
+from serl.config.paths import UnknownPathError, expanded_path
+from serl.run.preflight.finding import Finding
+
+
+def examine_output(experiment: ExperimentConfig) -> Iterator[Finding]:
+    """Whether ``output_dir`` can be written."""
+    try:
+        folder = expanded_path(experiment.output_dir)
+    except UnknownPathError as error:
+        yield Finding("wrong", "output", f"output_dir = {error}")
+        return
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Finding(
+            "wrong", "output", f"output_dir = {experiment.output_dir!r}: cannot write in {existing}"
+        )

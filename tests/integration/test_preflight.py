@@ -1,0 +1,239 @@
+"""What is found before a run starts: each finding by something that is really wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from envs.example import GuessEnv, GuessProvider
+from serl.config.load import load_experiment
+from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, ready_folder
+from serl.models.sizes import num_weights
+from serl.run.preflight import examine_address, examine_inputs, examine_machine
+from serl.run.preflight import machine as machine_module
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
+SYSTEM_IS_REFUSED = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ messages[0]['content'] }}"
+)
+SYSTEM_IS_LEFT_OUT = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A policy that a test may spoil."""
+    return shutil.copytree(EMBEDDED_POLICIES / "tiny_alfworld", tmp_path / "model")
+
+
+def wrong(*overrides: str) -> list[str]:
+    found = examine_inputs(load_experiment(QUICKSTART, overrides))
+    return [f"{finding.subject}: {finding.text}" for finding in found if finding.verdict == "wrong"]
+
+
+def test_the_prompts_of_a_sample_of_tasks_are_measured():
+    (found,) = [f for f in examine_inputs(load_experiment(QUICKSTART)) if f.subject == "prompts"]
+    assert found.verdict == "ok"
+    assert found.text.startswith("the first prompts of 16 tasks have ")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (SYSTEM_IS_REFUSED, "with the roles system and user: TemplateError: System role not supported"),
+        (SYSTEM_IS_LEFT_OUT, "leaves out what the system message says"),
+        ("{% for m in messages %}{{ m.content }", "TemplateSyntaxError"),
+        ("", "has no chat template: add chat_template.jinja"),
+    ],
+)
+def test_a_chat_template_that_cannot_write_the_prompts_is_told(template: str, words: str, model: Path):
+    (model / "chat_template.jinja").write_text(template)
+    (told,) = wrong(f"model.path={model}")
+    assert told.startswith("model: ") and str(model) in told and words in told
+
+
+def test_a_model_without_a_chat_template_is_told(model: Path):
+    (model / "chat_template.jinja").unlink()
+    (told,) = wrong(f"model.path={model}")
+    assert "has no chat template: add chat_template.jinja" in told
+
+
+def make_special(model: Path, *tags: str) -> None:
+    file = model / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    for tag in tags:
+        number = vocabulary.get(tag, max(vocabulary.values()) + 1 + len(added))
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        added[tag] = added.get(tag, {"id": number, "content": tag} | flags) | {"special": True}
+    tokenizer["added_tokens"] = list(added.values())
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+@pytest.mark.parametrize("tag", ["<action>", "</action>", "<think>"])
+def test_tags_that_are_special_tokens_are_told(tag: str, model: Path):
+    make_special(model, tag)
+    (told,) = wrong(f"model.path={model}")
+    assert told.startswith("model: ") and f"loses {tag} in a response" in told
+
+
+def test_thinking_may_be_special_tokens_where_none_is_removed(model: Path):
+    make_special(model, "<think>", "</think>")
+    assert wrong(f"model.path={model}", "hindsight.remove_thinking=false") == []
+
+
+def test_a_limit_that_no_prompt_keeps_is_told():
+    (told,) = wrong("rollout.max_prompt_length=20")
+    assert told.startswith("prompts: rollout.max_prompt_length = 20: the first prompts of 16 tasks have ")
+    assert told.endswith("every episode would end before its first step")
+
+
+class GoneAtStep(GuessEnv):
+    def step(self, action: str) -> Any:
+        raise ConnectionError("simulator is gone")
+
+
+class GoneAtReset(GuessEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        raise ConnectionError("simulator is gone")
+
+
+class HangsAtReset(GuessEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        time.sleep(60.0)
+
+
+class Provider(GuessProvider):
+    def __init__(self, env: type[GuessEnv]) -> None:
+        super().__init__()
+        self._env = env
+
+    def make_env(self) -> GuessEnv:
+        return self._env()
+
+
+def gone_at_step(args: dict[str, Any]) -> Provider:
+    return Provider(GoneAtStep)
+
+
+def gone_at_reset(args: dict[str, Any]) -> Provider:
+    return Provider(GoneAtReset)
+
+
+def hangs_at_reset(args: dict[str, Any]) -> Provider:
+    return Provider(HangsAtReset)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("gone_at_step", "ConnectionError: simulator is gone"),
+        ("gone_at_reset", "ConnectionError: simulator is gone"),
+        ("hangs_at_reset", "no answer within env.call_timeout_s = 0.5"),
+    ],
+)
+def test_an_environment_that_fails_at_once_is_told(factory: str, words: str, tmp_path: Path):
+    path = tmp_path / "guess.yaml"
+    path.write_text(
+        f"name: guess\nmodel: {{path: 'embedded:tiny_alfworld', max_model_len: 512}}\n"
+        f"env: {{name: '{__name__}:{factory}', call_timeout_s: 0.5}}\n"
+        "rollout: {max_prompt_length: 448, max_response_length: 32}\nhindsight: {max_context_length: 480}\n"
+        "evaluation: {split: valid}\n"
+    )
+    told = [f.text for f in examine_inputs(load_experiment(path)) if f.verdict == "wrong"]
+    assert len(told) == 1 and told[0].startswith(f"{__name__}:{factory}: task ") and told[0].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.path=~nosuchuser/m", "model: model.path = '~nosuchuser/m': ~nosuchuser has no home"),
+        ("output_dir=~nosuchuser/runs", "output: output_dir = '~nosuchuser/runs': ~nosuchuser has no home"),
+        ("env.args.data=~nosuchuser/d", "data: '~nosuchuser/d': ~nosuchuser has no home"),
+        ("model.path=$NO_SUCH_NAME/m", "the environment variable NO_SUCH_NAME is not set"),
+        ("output_dir=$NO_SUCH_NAME/runs", "the environment variable NO_SUCH_NAME is not set"),
+        ("env.args.data=$NO_SUCH_NAME", "the environment variable NO_SUCH_NAME is not set"),
+    ],
+)
+def test_a_path_that_names_nobody_is_told(override: str, words: str):
+    (told,) = wrong(override)
+    assert words in told
+
+
+def missing(*overrides: str) -> list[str]:
+    found = examine_machine(load_experiment(QUICKSTART, overrides))
+    return [finding.text for finding in found if finding.verdict == "missing"]
+
+
+@pytest.fixture
+def free_mib(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """What is free in shared memory, for a test to set."""
+    free = SimpleNamespace(mib=0.0)
+    usage = lambda path: SimpleNamespace(free=int(free.mib * 2**20))  # noqa: E731
+    monkeypatch.setattr(machine_module.shutil, "disk_usage", usage)
+    yield free
+
+
+def test_shared_memory_is_estimated_in_the_type_that_is_broadcast(model: Path, free_mib: SimpleNamespace):
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    count = sum(weight.numel() for weight in weights.values())
+    for stored in (torch.float32, torch.bfloat16):
+        save_file({name: weight.to(stored) for name, weight in weights.items()}, file)
+        assert num_weights(str(model)) == count
+        for dtype, size in (("float32", 4), ("bfloat16", 2)):
+            overrides = [f"model.path={model}", f"model.dtype={dtype}"]
+            free_mib.mib = (2 * size * count - 1) / 2**20
+            (told,) = missing(*overrides)
+            assert told.startswith(
+                f"two versions of the weights need {2 * size * count >> 20} MiB of /dev/shm"
+            )
+            free_mib.mib = (2 * size * count + 1) / 2**20
+            assert missing(*overrides) == []
+
+
+def test_damaged_weights_are_told(model: Path):
+    (model / "model.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"no weights at all")
+    with pytest.raises(ModelPathError, match="not a whole file of weights"):
+        num_weights(str(model))
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_too_long_for_sockets_is_told(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    monkeypatch.setenv(variable, str(folder))
+    (told,) = missing()
+    assert (
+        told.startswith(f"{variable} = {folder} has {len(str(folder))} bytes") and "RAY_TMPDIR=/tmp" in told
+    )
+
+
+def test_an_address_where_nobody_listens_is_told_within_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = time.monotonic()
+    (found,) = examine_address(f"127.0.0.1:{port}")
+    assert found.verdict == "missing" and f"--address 127.0.0.1:{port}: nothing answers there" in found.text
+    assert time.monotonic() - started < 5.0
+    assert examine_address("auto") == []
+
+
+def test_a_hub_model_that_is_not_here_is_no_folder_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert ready_folder("nobody/nothing") is None
+    with pytest.raises(ModelPathError, match="no such folder"):
+        ready_folder("./nobody/nothing")
