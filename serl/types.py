@@ -123,7 +123,7 @@ class Trajectory:
     end_reason: str
     seconds: float = 0.0
     environment_seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def num_tokens(self) -> int:

@@ -42,7 +42,7 @@ class GroupFinisher:
 
     def take_finished(self) -> list[FinishedGroup]:
         """What is done since the last call, in the order of submission; raises what finishing raised."""
-        done = []
+        done: list[FinishedGroup] = []
         while self._jobs and self._jobs[0].done():
             done.append(self._jobs.pop(0).result())
         return done

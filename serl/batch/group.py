@@ -46,7 +46,8 @@ class FinishedGroup:
     @property
     def trajectories_with_advantage(self) -> list[Trajectory]:
         """The trajectories with a row that has an advantage: evidence about others is not read."""
-        owners = {self.rows.trajectory_ids[row] for row in np.flatnonzero(self.rows.advantages).tolist()}
+        with_advantage: list[int] = np.flatnonzero(self.rows.advantages).tolist()
+        owners = {self.rows.trajectory_ids[row] for row in with_advantage}
         return [t for t in self.group.trajectories if t.trajectory_id in owners]
 
 

@@ -76,7 +76,7 @@ def batch_metrics(
         "batch/tokens": float(total["prompt_tokens"] + total["response_tokens"]),
     }
     for key in sorted(total):
-        kind, _, name = key.partition("/")
+        name = key.partition("/")[2]
         if key.startswith(_END):
             metrics[f"rollout/end_{name}"] = rate(key, "trajectories")
         elif key.startswith(_TASK_TYPE):

@@ -151,7 +151,7 @@ class _Packer:
         self._budget = micro_batch_tokens
         self._num_tokens = rows.num_tokens
         self._num_response_tokens = rows.response_ids.lengths
-        self._prompts = [rows.prompt_ids[row].tobytes() for row in range(len(rows))]
+        self._prompts: list[bytes] = [rows.prompt_ids[row].tobytes() for row in range(len(rows))]
         self._prompt_lengths = rows.prompt_ids.lengths
 
     def for_scoring(self, shard: Array, prompt_ids: Ragged) -> list[MicroBatch]:
@@ -163,7 +163,8 @@ class _Packer:
         """
         lengths = prompt_ids.lengths + self._num_response_tokens
         with_prompt: dict[bytes, list[int]] = {}
-        for row in shard.tolist():
+        shard_rows: list[int] = shard.tolist()
+        for row in shard_rows:
             with_prompt.setdefault(self._prompts[row], []).append(row)
         together: list[MicroBatch] = []
         alone: list[int] = []

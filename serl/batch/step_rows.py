@@ -1,10 +1,13 @@
 """The rows advantages are computed on: one row per step of every trajectory."""
 
+# pyright: reportUnknownMemberType=false
+# torch does not say what `tolist` returns.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +70,8 @@ def discounted_returns(rows: StepRows, gamma: float) -> Tensor:
     """G_t = r_t + γ · G_{t+1} of the step rewards of each trajectory, [rows], in float64."""
     returns: list[float] = []
     later, trajectory = 0.0, -1
-    rewards, trajectories = rows.step_rewards.tolist(), rows.trajectories.tolist()
+    rewards = cast("list[float]", rows.step_rewards.tolist())
+    trajectories = cast("list[int]", rows.trajectories.tolist())
     for reward, own in zip(reversed(rewards), reversed(trajectories), strict=True):
         later = reward + gamma * (later if own == trajectory else 0.0)
         trajectory = own

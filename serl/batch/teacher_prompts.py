@@ -35,8 +35,8 @@ class ContextCounts:
     num_contexts_shortened: int = 0
     num_context_steps_left_out: int = 0
     num_contexts_too_long: int = 0
-    num_rows_with: Counter[str] = field(default_factory=Counter)
-    anchor_sizes: list[int] = field(default_factory=list)
+    num_rows_with: Counter[str] = field(default_factory=Counter[str])
+    anchor_sizes: list[int] = field(default_factory=list[int])
 
     def add(self, other: ContextCounts) -> None:
         self.num_rows += other.num_rows

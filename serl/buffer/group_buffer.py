@@ -61,7 +61,7 @@ class _OpenGroup(Generic[FinishedT]):
     task: Task
     deadline: int
     num_attempts: list[int]
-    trajectories: dict[int, Trajectory] = field(default_factory=dict)
+    trajectories: dict[int, Trajectory] = field(default_factory=dict[int, Trajectory])
     finished: FinishedT | None = None
     weights_seq_no: int | None = None
 

@@ -1,8 +1,11 @@
 """GiGPO: episode-relative plus step-relative advantages (arXiv 2505.10978)."""
 
+# pyright: reportUnknownMemberType=false
+# torch does not say what `unique` and `tolist` return.
+
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -44,13 +47,14 @@ def gigpo(
     statistics = cluster_statistics(returns, clusters)
     step = relative(returns, statistics, normalize_std)
     advantages = episode + step_advantage_weight * torch.where(statistics.count > 1.0, step, 0.0)
-    return advantages, anchor_size_metrics(statistics.count.long().tolist(), "gigpo")
+    anchor_sizes = cast("list[int]", statistics.count.long().tolist())
+    return advantages, anchor_size_metrics(anchor_sizes, "gigpo")
 
 
 def _anchor_clusters_of_groups(rows: StepRows, anchor_similarity: float | None) -> Tensor:
     clusters = torch.empty_like(rows.groups)
     num_clusters = 0
-    for group in rows.groups.unique():
+    for group in cast("list[int]", rows.groups.unique().tolist()):
         members = (rows.groups == group).nonzero().squeeze(1)
         found = anchor_clusters([rows.anchors[int(row)] for row in members], anchor_similarity)
         clusters[members] = torch.tensor(found) + num_clusters

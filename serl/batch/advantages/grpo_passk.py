@@ -3,7 +3,12 @@
 Follows the Pass@k variant of the veRL library, a special case of arXiv 2503.19595.
 """
 
+# pyright: reportUnknownMemberType=false
+# torch does not say what `unique` and `tolist` return.
+
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +29,7 @@ def grpo_passk(
     advantages = torch.zeros_like(rows.rewards, dtype=torch.float64)
     statistics = group_statistics(rows, across)
     first_rows = rows.first_of_trajectory.nonzero().squeeze(1)
-    for group in rows.groups.unique():
+    for group in cast("list[int]", rows.groups.unique().tolist()):
         members = first_rows[rows.groups[first_rows] == group]
         if members.numel() < 2:
             continue
