@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,10 @@ from serl.config import ExperimentConfig, LoggingSection
 from serl.hindsight.lambda_schedule import teacher_lambda
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Trajectory, TrajectoryGroup
+
+
+class NothingToTrainError(RuntimeError):
+    """No episode of a whole batch took a step."""
 
 
 def assemble(
@@ -50,6 +55,20 @@ def assemble(
             counts.add(group.context_counts or ContextCounts())
         metrics |= counts.metrics(config.hindsight.sources)
     return replace(rows, recorded=marked, contexts=shown), metrics
+
+
+def require_rows(finished: Sequence[FinishedGroup], config: ExperimentConfig) -> None:
+    """Raises NothingToTrainError, which says how the episodes ended, if no one took a step."""
+    ends = Counter[str]()
+    for trajectory in (t for group in finished for t in group.group.trajectories):
+        if trajectory.steps:
+            return
+        ends[trajectory.end_reason] += 1
+    told = ", ".join(f"{count} {reason}" for reason, count in ends.most_common())
+    raise NothingToTrainError(
+        f"there is nothing to train: no episode of the batch took a step ({told}). If prompts are too long, "
+        f"raise rollout.max_prompt_length = {config.rollout.max_prompt_length}"
+    )
 
 
 def build_rows(

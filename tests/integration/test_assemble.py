@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from learner_helpers import byte_tokenizer, experiment, sampled_groups
 
-from serl.batch.assemble import assemble, build_rows, trajectories_to_record
+from serl.batch.assemble import (
+    NothingToTrainError,
+    assemble,
+    build_rows,
+    require_rows,
+    trajectories_to_record,
+)
 from serl.batch.group import add_evidence, finish
 from serl.batch.rewards import has_variance
 from serl.config import LoggingSection
@@ -171,6 +177,19 @@ def test_groups_without_any_step_make_no_row(model_dir: Path) -> None:
     groups = sampled_groups(model_dir, [[0.0, 0.0]], steps_per_trajectory=0)
     rows, metrics = build_rows(groups, experiment(model_dir), ENCODER, 0)
     assert len(rows) == 0 and metrics["num_rows"] == 0
+
+
+def test_a_batch_in_which_no_episode_took_a_step_is_an_error_that_says_why(model_dir: Path) -> None:
+    config = experiment(model_dir)
+    groups = sampled_groups(model_dir, [[0.0, 0.0], [0.0, 0.0]], steps_per_trajectory=0)
+    for trajectory in (t for group in groups for t in group.trajectories):
+        trajectory.end_reason = "prompt_too_long"
+    finished = [finish(group, config) for group in groups]
+    limit = config.rollout.max_prompt_length
+    with pytest.raises(NothingToTrainError, match=rf"\(4 prompt_too_long\).*max_prompt_length = {limit}"):
+        require_rows(finished, config)
+    one_step = sampled_groups(model_dir, [[0.0, 0.0]], steps_per_trajectory=1)
+    require_rows([*finished, *(finish(group, config) for group in one_step)], config)
 
 
 def test_an_estimator_that_needs_the_batch_is_given_the_whole_batch(model_dir: Path) -> None:
