@@ -92,11 +92,21 @@ def join_nccl_group(rendezvous: dict[str, Any]) -> Any:
     """The learner's end, rank 0, of an NCCL group with vLLM's workers; returns when all have joined.
 
     ``rendezvous`` has ``master_address``, ``master_port`` and ``world_size``. vLLM's public trainer engine
-    wants to lead the whole update, through a client of its own.
+    wants to lead the whole update, through a client of its own. Raises what `check_nccl_group` raises.
     """
     from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-    return trainer_init(rendezvous)
+    group = trainer_init(rendezvous)
+    check_nccl_group(group)
+    return group
+
+
+def check_nccl_group(group: Any) -> None:
+    """Raises RuntimeError for a ``group`` whose broadcasts do nothing: vLLM makes one without NCCL too."""
+    if group.disabled:
+        raise RuntimeError(
+            "broadcasts would do nothing: no NCCL library was found, or VLLM_DISABLE_PYNCCL is set"
+        )
 
 
 def nccl_wire_format() -> dict[str, Any]:
@@ -114,8 +124,14 @@ def broadcast_packed(named_tensors: Iterable[tuple[str, torch.Tensor]], group: A
     """Sends tensors from rank 0 of an NCCL ``group`` in the `nccl_wire_format`."""
     from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
+    wire_format = nccl_wire_format()
     packed_nccl_broadcast_producer(
-        iterator=iter(named_tensors), group=group, src=0, post_iter_func=lambda named: named[1]
+        iterator=iter(named_tensors),
+        group=group,
+        src=0,
+        post_iter_func=lambda named: named[1],
+        buffer_size_bytes=wire_format["packed_buffer_size_bytes"],
+        num_buffers=wire_format["packed_num_buffers"],
     )
 
 

@@ -89,8 +89,9 @@ class EngineThread:
         """Between two steps: pauses all requests, loads the weights, resumes.
 
         ``update`` is what `serl.serving.transfer.receiver` takes. Tokens sampled before keep their
-        version and log-probabilities; prefixes are computed anew. The future raises what the second of
-        two attempts raised; the engine is unusable then, `on_death` has been called.
+        version and log-probabilities; prefixes are computed anew. An update that can be read again is tried
+        twice. The future raises what the last attempt raised; the engine is unusable then, `on_death` has
+        been called.
         """
         return self._call(lambda: self._load_weights(update, weights_seq_no))
 
@@ -209,6 +210,8 @@ class EngineThread:
         try:
             self._transfer(update)
         except Exception:
+            if update["kind"] == "nccl":
+                raise  # nobody broadcasts it a second time
             logger.exception("weights %d: the update failed, trying it once more", weights_seq_no)
             started = time.perf_counter()
             self._transfer(update)

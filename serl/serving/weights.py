@@ -21,7 +21,7 @@ _LIVENESS_INTERVAL_S = 0.5
 
 
 class WeightLoadError(RuntimeError):
-    """No replica could load the published weights; the message says why."""
+    """Replicas could not load the published weights; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class WeightPublisher:
 
         Names are those of the Hugging Face checkpoint. Replicas that die meanwhile are not waited for:
         whatever replaces them loads the newest weights before it serves. Raises TimeoutError, naming the
-        replicas that did not load the weights, WeightLoadError if all of them failed to, and ValueError for
-        a ``weights_seq_no`` that is not newer.
+        replicas that did not load the weights, WeightLoadError if all of them failed to, or made a broadcast
+        fail, UpdateError if there are no tensors, and ValueError for a ``weights_seq_no`` that is not newer.
         """
         started = time.monotonic()
         deadline = started + self._timeout_s
@@ -64,7 +64,7 @@ class WeightPublisher:
         update = self._sender.prepare(named_tensors, weights_seq_no, replicas)
         for_whom = None if update["kind"] == "shared_memory" else frozenset(replicas)
         self._ask(self._store.announce.remote(WeightVersion(weights_seq_no, update, for_whom)))
-        self._sender.transmit(deadline - time.monotonic())
+        self._transmit(weights_seq_no, deadline)
         seconds_transport = time.monotonic() - started
         reports = self._wait_until_loaded(weights_seq_no, deadline)
         if not reports:
@@ -83,12 +83,24 @@ class WeightPublisher:
         """Frees what is held for the replicas; nothing can be published afterwards."""
         self._sender.close()
 
+    def _transmit(self, weights_seq_no: int, deadline: float) -> None:
+        try:
+            self._sender.transmit(deadline - time.monotonic())
+        except TimeoutError as error:
+            said = self._what_replicas_said()
+            if said:
+                raise WeightLoadError(f"{error}, because replicas could not load them: {said}") from error
+            raise
+
     def _raise_if_all_failed(self, weights_seq_no: int) -> None:
-        failures = self._ask(self._store.failures.remote())
-        if failures:
+        said = self._what_replicas_said()
+        if said:
             self._ask(self._store.withdraw.remote())
-            said = "; ".join(f"{replica}: {error}" for replica, error in sorted(failures.items()))
             raise WeightLoadError(f"no replica could load weights {weights_seq_no}: {said}")
+
+    def _what_replicas_said(self) -> str:
+        failures = self._ask(self._store.failures.remote())
+        return "; ".join(f"{replica}: {error}" for replica, error in sorted(failures.items()))
 
     def _live_replicas(self) -> dict[str, int]:
         self._forget_dead(self._ask(self._store.replicas.remote()))

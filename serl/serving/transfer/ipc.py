@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from serl.serving.transfer.sender import NamedTensors, describe
+from serl.serving.transfer.landing import describe, trailer
+from serl.serving.transfer.sender import NamedTensors
 from serl.serving.transfer.shared_memory import SharedMemorySender
 
 
@@ -17,6 +18,7 @@ class IPCSender:
     def __init__(self, application: str) -> None:
         self._snapshots = SharedMemorySender(application)
         self._tensors: list[tuple[str, torch.Tensor]] = []
+        self._trailer: tuple[str, torch.Tensor] | None = None
         self._weights_seq_no = 0
 
     def prepare(
@@ -24,14 +26,16 @@ class IPCSender:
     ) -> dict[str, Any]:
         self._weights_seq_no = weights_seq_no
         self._tensors = [(name, tensor.detach().contiguous()) for name, tensor in named_tensors]
+        self._trailer = trailer(self._tensors, weights_seq_no)
+        sent = [*self._tensors, self._trailer]
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         # The handles point to memory that kernels may still be writing.
         torch.cuda.synchronize()
         return {
             "kind": "ipc",
+            "weights_seq_no": weights_seq_no,
             "num_bytes": sum(tensor.nbytes for _, tensor in self._tensors),
-            "info": describe(self._tensors)
-            | {"ipc_handles": [{gpu: reduce_tensor(tensor)[1]} for _, tensor in self._tensors]},
+            "info": describe(sent) | {"ipc_handles": [{gpu: reduce_tensor(tensor)[1]} for _, tensor in sent]},
         }
 
     def transmit(self, timeout_s: float) -> None:
@@ -43,5 +47,5 @@ class IPCSender:
         return self._snapshots.snapshot()
 
     def close(self) -> None:
-        self._tensors = []
+        self._tensors, self._trailer = [], None
         torch.cuda.ipc_collect()

@@ -17,7 +17,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from serl.models.weights import weight_shapes
 from serl.private import vllm as private_vllm
+from serl.serving.transfer.landing import Landing, UpdateError
 from serl.serving.transfer.shared_memory import read_weights
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ class WorkerExtension:
 class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTransferUpdateInfo]):
     """Loads what a `serl.serving.transfer` sender sent; ``update["kind"]`` says how it travels.
 
-    Half an update leaves the model unusable, so callers may only go on after `finish_weight_update`;
-    starting again after an error is allowed.
+    Raises UpdateError for an update that is empty, partial, damaged or of another model. Half an update
+    leaves the model unusable, so callers may only go on after `finish_weight_update`; starting again after an
+    error is allowed.
     """
 
     init_info_cls = WeightTransferInitInfo
@@ -50,6 +53,8 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._reloading = False
+        self._landed = False
+        self._model_shapes = weight_shapes(self.model_config.model)
         self._parameter_names: set[str] = set()
         self._engines: dict[str, WeightTransferEngine[Any, Any]] = {}
 
@@ -57,21 +62,24 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
         if self._reloading:
             # Layers that the broken update had begun would mix its tensors with the new ones.
             private_vllm.finish_reload(self.model, self.model_config)
-        self._reloading = True
+        self._reloading, self._landed = True, False
         # Before they are set aside: a tied output layer has no parameter of its own yet.
         self._parameter_names = {name for name, _ in self.model.named_parameters()}
         private_vllm.begin_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         kind = update_info["kind"]
+        landing = Landing(self.model, update_info, self._model_shapes, self.model_config.dtype)
         if kind == "shared_memory":
-            loaded = self.model.load_weights(read_weights(update_info["path"]))  # type: ignore[operator]
-            self._check_complete(loaded)
+            landing.load_weights(read_weights(update_info["path"]))
         else:
-            # These engines' own method also waits for the device, which CPU does not have.
-            self._engine(kind).update_weights(update_info["info"])
+            self._receive(self._engine(kind), update_info["info"], landing)
+        landing.check_complete(self._parameter_names)
+        self._landed = True
 
     def finish_weight_update(self) -> None:
+        if not self._landed:
+            raise UpdateError("no weights have landed since the update began")
         private_vllm.finish_reload(self.model, self.model_config)
         self._reloading = False
         if self.device.type == "cpu":
@@ -82,9 +90,12 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
 
     def init_transfer_engine(self, init_info: Any) -> None:
         info = dict(init_info)
-        engine = self._engine(info.pop("kind"))
+        kind = info.pop("kind")
+        engine: Any = self._engine(kind)
         engine.shutdown()
         engine.init_transfer_engine(engine.parse_init_info(info))
+        if kind == "nccl":
+            private_vllm.check_nccl_group(engine.model_update_group)
 
     def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
         raise TypeError("updates arrive through update_weights")
@@ -104,11 +115,14 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
             self._engines[kind] = engine(self.config, self.vllm_config, self.device, self.model)
         return self._engines[kind]
 
-    def _check_complete(self, loaded: set[str] | None) -> None:
-        """A parameter that no tensor filled would silently stay that of the old weights."""
-        missing = self._parameter_names - loaded if loaded is not None else set()
-        if missing:
-            raise ValueError(f"the update lacks weights for {', '.join(sorted(missing))}")
+    def _receive(self, engine: Any, info: dict[str, Any], landing: Landing) -> None:
+        engine.set_weight_update_target(landing, self.model_config)
+        try:
+            engine.receive_weights(engine.parse_update_info(info))
+        finally:
+            engine.reset_weight_update_target()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightReceiver)

@@ -18,8 +18,9 @@ class Sender(Protocol):
     ) -> dict[str, Any]:
         """Consumes ``named_tensors``; returns the update to announce, as the receiver takes it.
 
-        ``replicas`` are those that serve now, with their numbers of workers. ``num_bytes`` of the update
-        says how much there is to send.
+        ``replicas`` are those that serve now, with their numbers of workers. An update says its ``kind`` and
+        ``weights_seq_no``, in ``info`` what to receive (`serl.serving.transfer.landing.describe`, trailer
+        included), and in ``num_bytes`` how much the weights are. Raises UpdateError if there are none.
         """
         ...
 
@@ -34,12 +35,3 @@ class Sender(Protocol):
     def close(self) -> None:
         """Frees what is held for the replicas."""
         ...
-
-
-def describe(tensors: list[tuple[str, torch.Tensor]]) -> dict[str, list[Any]]:
-    """Names, dtypes and shapes, as vLLM's weight-transfer engines want them."""
-    return {
-        "names": [name for name, _ in tensors],
-        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
-        "shapes": [list(tensor.shape) for _, tensor in tensors],
-    }

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from serl.serving.transfer.landing import UpdateError, describe, trailer
 from serl.serving.transfer.sender import NamedTensors
 
 NUM_KEPT_VERSIONS = 2
@@ -68,17 +69,27 @@ def release_folder(application: str) -> None:
         os.close(lock)
 
 
+def release_all_folders() -> None:
+    """Removes the folders of all deployments that this process started."""
+    for application in list(_held_locks):
+        release_folder(application)
+
+
 def read_weights(path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a version, by name; they map the file.
 
-    Raises FileNotFoundError if the file is not on this host.
+    Raises FileNotFoundError if the file is not on this host, UpdateError if it is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{path} is not on this host: serving.weight_transfer=shared_memory needs learner and replicas "
             "on one host"
         )
-    with safe_open(path, framework="pt", device="cpu") as weights:
+    try:
+        weights = safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise UpdateError(f"{path} is not a whole file of weights: {error}") from error
+    with weights:
         for name in weights.keys():
             yield name, weights.get_tensor(name)
 
@@ -97,10 +108,16 @@ class SharedMemorySender:
         path = self._folder / f"{weights_seq_no:08d}.safetensors"
         unfinished = path.with_suffix(".unfinished")
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        save_file(tensors, unfinished)
+        contents = dict([*tensors.items(), trailer(list(tensors.items()), weights_seq_no)])
+        save_file(contents, unfinished)
         os.replace(unfinished, path)
-        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        self._update = {"kind": "shared_memory", "num_bytes": num_bytes, "path": str(path)}
+        self._update = {
+            "kind": "shared_memory",
+            "weights_seq_no": weights_seq_no,
+            "num_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            "info": describe(contents.items()),
+            "path": str(path),
+        }
         return self._update
 
     def transmit(self, timeout_s: float) -> None:

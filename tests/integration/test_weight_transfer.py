@@ -1,0 +1,380 @@
+"""That announced weights have landed: vLLM's models, loaders and packed broadcast, with queues for NCCL."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from serving_helpers import make_policy, save_tokenizer
+from torch import Tensor
+from transfer_helpers import WAIT_S, QueueGroup, Rendezvous, Replica, broadcast, receivers, rendezvous
+
+from serl.serving.transfer import ipc as ipc_transfer
+from serl.serving.transfer.ipc import IPCSender
+from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, describe, trailer
+from serl.serving.transfer.nccl import NCCLSender
+from serl.serving.transfer.receiver import PolicyWeightReceiver
+from serl.serving.transfer.shared_memory import SharedMemorySender, claim_folder, release_folder
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "rendezvous")
+__all__ = ["rendezvous"]
+
+EXACT = 1e-4
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+Named = list[tuple[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[PolicyWeightReceiver]]:
+    """Receivers of vLLM that tests use again: an update may begin anew whatever became of the last."""
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(0).save_pretrained(folder)
+    save_tokenizer(folder)
+    with receivers(folder, 4) as made:
+        yield made
+
+
+@pytest.fixture
+def application() -> Iterator[str]:
+    name = f"serl-{uuid.uuid4().hex[:8]}"
+    claim_folder(name)
+    yield name
+    release_folder(name)
+
+
+def named(seed: int) -> Named:
+    return [(name, weight.detach()) for name, weight in make_policy(seed).named_parameters()]
+
+
+def counts(*replicas: Replica) -> dict[str, int]:
+    return {replica.name: replica.num_workers for replica in replicas}
+
+
+def assert_serves(replica: Replica, seed: int, weights_seq_no: int) -> None:
+    """The replica has the weights of ``seed``, says so, and the check tells them from older ones."""
+    assert replica.engine.weights_seq_no == weights_seq_no and replica.versions[-1] == str(weights_seq_no)
+    assert replica.mismatch(make_policy(seed)) < EXACT
+    assert replica.mismatch(make_policy(seed - 1)) > 0.1
+
+
+def assert_dies(replica: Replica, update: dict[str, Any], why: str) -> None:
+    """Loading ``update`` ends the replica, which goes on claiming what it served before."""
+    before = replica.engine.weights_seq_no
+    with pytest.raises(UpdateError, match=why):
+        replica.load(update)
+    assert isinstance(replica.died.result(WAIT_S), UpdateError)
+    assert replica.engine.weights_seq_no == before and replica.versions == [str(before)]
+
+
+def test_every_broadcast_lands_in_every_replica(
+    workers: list[PolicyWeightReceiver], application: str
+) -> None:
+    sender = NCCLSender(application)
+    first, second = Replica("first", workers[:1]), Replica("second", workers[1:2])
+    for version in (1, 2, 3):
+        update = sender.prepare(named(version), version, counts(first, second))
+        broadcast(sender, update, first, second)
+        assert_serves(first, version, version)
+        assert_serves(second, version, version)
+
+
+def test_replicas_come_and_go_between_broadcasts(
+    workers: list[PolicyWeightReceiver], application: str, rendezvous: Rendezvous
+) -> None:
+    sender = NCCLSender(application)
+    first, second = Replica("first", workers[:1]), Replica("second", workers[1:2])
+    broadcast(sender, sender.prepare(named(1), 1, counts(first, second)), first, second)
+    broadcast(sender, sender.prepare(named(2), 2, counts(first)), first)
+    assert_serves(first, 2, 2)
+    assert second.engine.weights_seq_no == 1
+
+    returned = Replica("returned", workers[1:2])
+    returned.load(sender.snapshot())
+    assert_serves(returned, 2, 2)
+    broadcast(sender, sender.prepare(named(3), 3, counts(first, returned)), first, returned)
+    assert_serves(first, 3, 3)
+    assert_serves(returned, 3, 3)
+    learners = [group[0] for group in rendezvous.groups.values()]
+    assert [len(group) for group in rendezvous.groups.values()] == [3, 2, 3]
+    assert [learner.destroyed for learner in learners] == [True, True, False]
+
+
+def test_the_first_broadcast_of_a_resumed_learner_lands(
+    workers: list[PolicyWeightReceiver], application: str
+) -> None:
+    replica = Replica("replica", workers[:1])
+    before = NCCLSender(application)
+    broadcast(before, before.prepare(named(7), 7, counts(replica)), replica)
+    resumed = NCCLSender(application)
+    broadcast(resumed, resumed.prepare(named(8), 8, counts(replica)), replica)
+    assert_serves(replica, 8, 8)
+
+
+def test_the_workers_of_a_replica_follow_those_of_the_one_before(
+    workers: list[PolicyWeightReceiver], application: str, rendezvous: Rendezvous
+) -> None:
+    sender = NCCLSender(application)
+    first, second = Replica("first", workers[:2]), Replica("second", workers[2:])
+    update = sender.prepare(named(1), 1, counts(first, second))
+    assert update["group"]["rank_offsets"] == {"first": 1, "second": 3}
+    broadcast(sender, update, first, second)
+    assert_serves(first, 1, 1)
+    assert_serves(second, 1, 1)
+    (group,) = rendezvous.groups.values()
+    assert sorted(group) == [0, 1, 2, 3, 4]
+    assert {member.num_broadcasts for member in group.values()} == {group[0].num_broadcasts}
+    assert group[0].num_broadcasts > 3
+
+
+def test_a_broadcast_begins_when_gathering_has_ended(
+    workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    send = QueueGroup.broadcast
+
+    def gathered() -> Iterator[tuple[str, Tensor]]:
+        yield from named(1)
+        events.append("gathered")
+
+    def record_broadcast(group: QueueGroup, *args: Any, **options: Any) -> None:
+        if group.rank == 0:
+            events.append("broadcast")
+        send(group, *args, **options)
+
+    monkeypatch.setattr(QueueGroup, "broadcast", record_broadcast)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("synchronised"))
+    sender, replica = NCCLSender(application), Replica("replica", workers[:1])
+    broadcast(sender, sender.prepare(gathered(), 1, counts(replica)), replica)
+    assert events[:3] == ["gathered", "synchronised", "broadcast"]
+
+
+def test_a_replica_that_dies_in_a_broadcast_ends_it_and_the_next_one_has_a_group_of_its_own(
+    workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = QueueGroup.broadcast
+
+    def die_at_the_second_buffer(group: QueueGroup, *args: Any, **options: Any) -> None:
+        if group.rank == 1 and group.num_broadcasts == 1:
+            raise ConnectionError("the replica's host is gone")
+        receive(group, *args, **options)
+
+    sender, dying = NCCLSender(application), Replica("dying", workers[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(QueueGroup, "broadcast", die_at_the_second_buffer)
+        with pytest.raises(TimeoutError, match="broadcast of weights 1 to 1 replicas did not end within 1 s"):
+            broadcast(sender, sender.prepare(named(1), 1, counts(dying)), dying, timeout_s=1.0)
+    assert isinstance(dying.died.result(WAIT_S), ConnectionError)
+    assert dying.versions == ["0"] and dying.calls.count("update_weights") == 1
+
+    replacement = Replica("dying", workers[:1])
+    broadcast(sender, sender.prepare(named(2), 2, counts(replacement)), replacement)
+    assert_serves(replacement, 2, 2)
+
+
+def test_a_broadcast_of_another_version_or_of_other_bytes_is_no_update(
+    workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = QueueGroup.broadcast
+
+    def send_nothing(group: QueueGroup, tensor: Tensor, src: int, stream: Any = None) -> None:
+        send(group, torch.full_like(tensor, 7) if group.num_broadcasts == 2 else tensor, src, stream)
+
+    sender, replica = NCCLSender(application), Replica("replica", workers[:1])
+    sender.prepare(named(1), 1, counts(replica))
+    late = sender._sent
+    update = sender.prepare(named(2), 2, counts(replica))
+    sender._sent = late
+    with pytest.raises(UpdateError, match="weights 2 are not loaded: what arrived are weights 1"):
+        broadcast(sender, update, replica)
+
+    replica = Replica("replica", workers[:1])
+    sender = NCCLSender(application)
+    update = sender.prepare(named(3), 3, counts(replica))
+    monkeypatch.setattr(QueueGroup, "broadcast", send_nothing)
+    with pytest.raises(
+        UpdateError, match="weights 3 are not loaded: model.layers.* other bytes than were sent"
+    ):
+        broadcast(sender, update, replica)
+    assert isinstance(replica.died.result(WAIT_S), UpdateError) and replica.versions == ["0"]
+
+
+def test_a_group_that_sends_nothing_is_not_joined(
+    workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueueGroup, "disabled", True)
+    sender, replica = NCCLSender(application), Replica("replica", workers[:1])
+    update = sender.prepare(named(1), 1, counts(replica))
+    with ThreadPoolExecutor(1) as threads:
+        load = threads.submit(replica.load, update)
+        with pytest.raises(RuntimeError, match="no NCCL library was found"):
+            sender.transmit(10.0)
+        with pytest.raises(RuntimeError, match="no NCCL library was found"):
+            load.result(10.0)
+    assert isinstance(replica.died.result(WAIT_S), RuntimeError)
+
+
+def without_k_proj(tensors: Named) -> Named:
+    return [(name, tensor) for name, tensor in tensors if name != K_PROJ]
+
+
+WRONG_UPDATES: list[tuple[Callable[[Named], Named], str]] = [
+    (without_k_proj, rf"the update lacks weights for {K_PROJ}$"),
+    (lambda tensors: tensors[:1], r"the update lacks weights for model.layers.0.* and \d+ more"),
+    (lambda tensors: [*tensors, ("lm_head.bias", torch.zeros(260))], "model has no lm_head.bias"),
+    (
+        lambda tensors: [(n, t[:, :32] if n == K_PROJ else t) for n, t in tensors],
+        rf"{K_PROJ} is announced as float32 \[64, 32\], the replica's is float32 \[64, 64\]",
+    ),
+    (
+        lambda tensors: [(n, t.bfloat16() if n == K_PROJ else t) for n, t in tensors],
+        rf"{K_PROJ} is announced as bfloat16 \[64, 64\], the replica's is float32",
+    ),
+]
+
+
+@pytest.fixture
+def handles_are_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's handles within one process: the tensors themselves."""
+    properties = type("Properties", (), {"uuid": "gpu"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    monkeypatch.setattr(ipc_transfer, "reduce_tensor", lambda tensor: (None, (tensor, *[None] * 6)))
+    rebuild = "vllm.distributed.weight_transfer.ipc_engine.rebuild_cuda_tensor"
+    monkeypatch.setattr(rebuild, lambda tensor, *_: tensor)
+
+
+@pytest.mark.parametrize("make_sender", [SharedMemorySender, NCCLSender, IPCSender])
+@pytest.mark.parametrize(("change", "why"), WRONG_UPDATES)
+@pytest.mark.usefixtures("handles_are_tensors")
+def test_an_update_that_is_not_one_of_the_model_ends_the_replica(
+    workers: list[PolicyWeightReceiver], application: str, make_sender: Any, change: Any, why: str
+) -> None:
+    replica = Replica("replica", workers[:1])
+    update = make_sender(application).prepare(change(named(1)), 1, counts(replica))
+    if make_sender is NCCLSender:
+        # Before the group: what is announced can be refused without receiving it.
+        update = update | {"group": None}
+    assert_dies(replica, update, why)
+
+
+@pytest.mark.parametrize("make_sender", [SharedMemorySender, NCCLSender, IPCSender])
+def test_an_update_without_tensors_is_neither_sent_nor_taken(
+    workers: list[PolicyWeightReceiver], application: str, make_sender: Any
+) -> None:
+    with pytest.raises(UpdateError, match="weights 1 have no tensors"):
+        make_sender(application).prepare([], 1, {})
+    empty = {"kind": "nccl", "weights_seq_no": 1, "info": describe([]), "group": None}
+    assert_dies(Replica("replica", workers[:1]), empty, "the update lacks weights for")
+
+
+def test_an_update_that_was_begun_and_never_received_does_not_finish(
+    workers: list[PolicyWeightReceiver],
+) -> None:
+    workers[0].start_weight_update()
+    with pytest.raises(UpdateError, match="no weights have landed"):
+        workers[0].finish_weight_update()
+
+
+@pytest.mark.usefixtures("handles_are_tensors")
+def test_handles_are_loaded_and_checked(workers: list[PolicyWeightReceiver], application: str) -> None:
+    sender, replica = IPCSender(application), Replica("replica", workers[:1])
+    replica.load(sender.prepare(named(1), 1, counts(replica)))
+    assert_serves(replica, 1, 1)
+    late = Replica("late", workers[1:2])
+    late.load(sender.snapshot())
+    assert_serves(late, 1, 1)
+
+    update = sender.prepare(named(2), 2, counts(replica))
+    sender._tensors[0][1].zero_()
+    with pytest.raises(UpdateError, match="weights 2 are not loaded: model.embed_tokens.weight arrived with"):
+        replica.load(update)
+    assert replica.versions == ["0", "1"]
+
+
+def test_weights_from_shared_memory_land_and_a_failed_read_is_tried_again(
+    workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, replica = SharedMemorySender(application), Replica("replica", workers[:1])
+    replica.load(sender.prepare(named(1), 1, {}))
+    assert_serves(replica, 1, 1)
+    update = sender.prepare(named(2), 2, {})
+    path = Path(update["path"])
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+
+    def write_whole_file() -> None:
+        path.write_bytes(content)
+        workers[0].__class__.start_weight_update(workers[0])
+
+    starts = iter([workers[0].start_weight_update, write_whole_file])
+    monkeypatch.setattr(workers[0], "start_weight_update", lambda: next(starts)())
+    replica.load(update)
+    assert_serves(replica, 2, 2)
+
+
+def rewrite(path: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+def halve(tensors: dict[str, Tensor]) -> None:
+    tensors[K_PROJ] = tensors[K_PROJ][:32].clone()
+
+
+def lower(tensors: dict[str, Tensor]) -> None:
+    tensors[K_PROJ] = tensors[K_PROJ].bfloat16()
+
+
+def put_older_weights(tensors: dict[str, Tensor]) -> None:
+    older = named(0)
+    tensors.update([*older, trailer(older, 0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.pop(K_PROJ), f"{K_PROJ} did not arrive"),
+        (lambda tensors: tensors.pop(TRAILER), f"{TRAILER} did not arrive"),
+        (lambda tensors: tensors.update(extra=torch.zeros(2)), "extra arrived, which was not announced"),
+        (halve, r"announced as float32 \[64, 64\] and arrived as float32 \[32, 64\]"),
+        (lower, r"announced as float32 \[64, 64\] and arrived as bfloat16 \[64, 64\]"),
+        (lambda tensors: tensors[K_PROJ].zero_(), f"{K_PROJ} arrived with other bytes than were sent"),
+        (put_older_weights, "what arrived are weights 0"),
+    ],
+)
+def test_a_file_that_is_not_what_was_announced_ends_the_replica(
+    workers: list[PolicyWeightReceiver], application: str, change: Any, why: str
+) -> None:
+    update = SharedMemorySender(application).prepare(named(1), 1, {})
+    rewrite(update["path"], change)
+    assert_dies(Replica("replica", workers[:1]), update, f"weights 1 are not loaded: .*{why}")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 3000, -100])
+def test_a_truncated_file_ends_the_replica(
+    workers: list[PolicyWeightReceiver], application: str, num_bytes: int
+) -> None:
+    update = SharedMemorySender(application).prepare(named(1), 1, {})
+    path = Path(update["path"])
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert_dies(Replica("replica", workers[:1]), update, "is not a whole file of weights")
+
+
+def test_a_checksum_adds_the_bytes_eight_at_a_time() -> None:
+    assert checksum(torch.tensor([1, 2, 3])) == 6
+    assert checksum(torch.tensor([1, 1], dtype=torch.int32)) == 1 + 2**32
+    assert checksum(torch.tensor([1.0], dtype=torch.bfloat16)) == 0x80 + 0x3F
+    assert checksum(torch.zeros(0)) == 0
+    assert checksum(torch.tensor([[1, 2], [3, 4]]).t()) == 10
+    assert checksum(torch.arange(20, dtype=torch.uint8)[3:]) == checksum(
+        torch.arange(20, dtype=torch.uint8)[3:].clone()
+    )
