@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from envs.base import PromptParts, StepAnswer, Turn
+
+
+def encodable(text: str) -> str:
+    """``text`` as it can be tokenised and written to a file: half a surrogate pair becomes U+FFFD.
+
+    Titles and descriptions from the web are cut in the middle of such pairs.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _encodable_info(info: dict[str, Any]) -> dict[str, Any]:
+    def of(value: Any) -> Any:
+        if isinstance(value, str):
+            return encodable(value)
+        if isinstance(value, list | tuple):
+            entries = [of(entry) for entry in cast(list[Any], value)]
+            return entries if isinstance(value, list) else tuple(entries)
+        return value
+
+    return {key: of(value) for key, value in info.items()}
 
 
 @dataclass(slots=True)
@@ -21,6 +45,9 @@ class EpisodeState:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+
+    def __post_init__(self) -> None:
+        self.observation, self.info = encodable(self.observation), _encodable_info(self.info)
 
     @property
     def ended(self) -> bool:
@@ -43,7 +70,8 @@ class EpisodeState:
     def advance(self, action: str, answer: StepAnswer) -> float:
         """Takes in what the environment answered to ``action``; returns the reward of this turn."""
         self.turns.append(Turn(self.observation, action))
-        self.observation, reward, self.terminated, self.truncated, self.info = answer
+        observation, reward, self.terminated, self.truncated, info = answer
+        self.observation, self.info = encodable(observation), _encodable_info(info)
         self.reward += reward
         return reward
 

@@ -42,6 +42,17 @@ def test_a_prompt_quotes_the_last_turns_and_counts_all(history_length: int, quot
     assert parts.admissible_actions == ("left", "right")
 
 
+def test_half_a_surrogate_pair_from_an_environment_is_no_part_of_a_prompt():
+    state = EpisodeState("a cut title \ud83d", info(task_description="whole \U0001f642"))
+    told = info(admissible_actions=["click[\udc00]"], feedback="\ud800", categories=("\ud800", 3))
+    state.advance("look", ("cut \ud83d, whole \ud83d\ude42", 0.0, False, False, told))
+    parts = state.prompt_parts(1)
+    assert parts.history[0].observation == "a cut title \ufffd"
+    assert parts.observation == "cut \ufffd, whole \U0001f642"
+    assert parts.admissible_actions == ("click[\ufffd]",)
+    assert state.info["feedback"] == "\ufffd" and state.info["categories"] == ("\ufffd", 3)
+
+
 def test_a_copy_goes_its_own_way():
     state = walked(1)
     other = state.copy()
