@@ -50,6 +50,13 @@ def replicas(serving: ServingSection) -> Iterator[str]:
             f"serving.tensor_parallel_size = {serving.tensor_parallel_size} contradicts "
             f"serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: a replica needs one GPU each"
         )
+    for key in ("pipeline_parallel_size", "data_parallel_size"):
+        size = serving.engine_args.get(key, 1)
+        if size != 1:
+            yield (
+                f"serving.engine_args.{key} = {size} contradicts serving.tensor_parallel_size = "
+                f"{serving.tensor_parallel_size}: weights are sent to the workers of tensor parallelism only"
+            )
 
 
 def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterator[str]:
@@ -70,6 +77,30 @@ def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterato
             yield f"{way} contradicts {key} = 0: it sends from GPU to GPU; use shared_memory on the CPU"
     if serving.weight_transfer == "nccl" and serving.autoscaling is not None:
         yield f"{way} contradicts serving.autoscaling: nccl needs a fixed number of replicas"
+    if serving.weight_transfer == "nccl" and learner.num_learners == 0:
+        yield (
+            f"{way} contradicts learner.num_learners = 0: Ray may give the GPU of a learner in the driver's "
+            "process to a replica, and nccl needs a GPU each; use 1"
+        )
+    if serving.weight_transfer == "ipc":
+        yield from _one_gpu(way, serving, learner)
+
+
+def _one_gpu(way: str, serving: ServingSection, learner: LearnerSection) -> Iterator[str]:
+    if learner.num_learners > 1:
+        yield (
+            f"{way} contradicts learner.num_learners = {learner.num_learners}: it leads to the GPU of one "
+            "learner only; use nccl"
+        )
+    scaling = serving.autoscaling
+    num_replicas = serving.num_replicas if scaling is None else scaling.max_replicas
+    num_gpus = num_replicas * serving.num_gpus_per_replica + learner.num_gpus_per_learner
+    if round(num_gpus, 6) > 1:
+        yield (
+            f"{way} contradicts serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g} and "
+            f"learner.num_gpus_per_learner = {learner.num_gpus_per_learner:g}: replicas and learner make "
+            f"{num_gpus:g} GPUs, and ipc stays within one; give each a share of it, or use nccl"
+        )
 
 
 def learners(model: ModelSection, training: TrainingSection, learner: LearnerSection) -> Iterator[str]:

@@ -26,6 +26,8 @@ JUDGED = (
     "hindsight.judge.model=judge",
     "hindsight.judge.base_url=https://localhost/v1",
 )
+GPUS = ("serving.num_gpus_per_replica=1", "learner.num_gpus_per_learner=1")
+GPU_SHARES = ("serving.num_gpus_per_replica=0.5", "learner.num_gpus_per_learner=0.5")
 ALL_SECTIONS = {field.annotation for field in ExperimentConfig.model_fields.values()} | {JudgeSection}
 RECORDED = ROOT / "tests" / "fixtures" / "config" / "recorded_by_0.1.yaml"
 MINIMAL = "name: test\nmodel:\n  path: embedded:tiny_alfworld\n"
@@ -481,7 +483,33 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
         ),
         (["serving.max_num_batched_tokens=8"], "serving.max_num_batched_tokens", "serving.max_num_seqs"),
         (["serving.tensor_parallel_size=2"], "serving.tensor_parallel_size", "serving.num_gpus_per_replica"),
+        (
+            ["serving.engine_args.pipeline_parallel_size=2"],
+            "serving.engine_args.pipeline_parallel_size",
+            "serving.tensor_parallel_size",
+        ),
+        (
+            ["serving.engine_args.data_parallel_size=2"],
+            "serving.engine_args.data_parallel_size",
+            "serving.tensor_parallel_size",
+        ),
         (["serving.num_gpus_per_replica=1"], "serving.weight_transfer", "serving.num_gpus_per_replica"),
+        ([*GPUS, "serving.weight_transfer=nccl"], "serving.weight_transfer", "learner.num_learners"),
+        (
+            [*GPUS, "serving.weight_transfer=ipc"],
+            "serving.weight_transfer",
+            "serving.num_gpus_per_replica = 1 and learner.num_gpus_per_learner = 1",
+        ),
+        (
+            [*GPU_SHARES, "serving.num_replicas=2", "serving.weight_transfer=ipc"],
+            "serving.weight_transfer",
+            "replicas and learner make 1.5 GPUs",
+        ),
+        (
+            [*GPU_SHARES, "learner.num_learners=2", "serving.weight_transfer=ipc"],
+            "serving.weight_transfer",
+            "learner.num_learners = 2",
+        ),
         (["serving.weight_transfer=nccl"], "serving.weight_transfer", "serving.num_gpus_per_replica"),
         (
             ["serving.weight_transfer=ipc", "serving.num_gpus_per_replica=1"],
