@@ -30,8 +30,13 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
-from serl.algorithm_state import read_algorithm_state, write_algorithm_state
-from serl.batch.assemble import assemble, trajectories_to_record
+from serl.algorithm_state import (
+    ALGORITHM_STATE,
+    algorithm_state_digest,
+    read_algorithm_state,
+    write_algorithm_state,
+)
+from serl.batch.assemble import assemble, require_rows, trajectories_to_record
 from serl.batch.collector import BatchCollector
 from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
@@ -42,6 +47,7 @@ from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
+from serl.manifest import require_free_space, write_manifest
 from serl.private.rllib import set_iteration, turn_env_runner_state_sync_off
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.rollout.episode import Policy
@@ -109,7 +115,8 @@ class SERLConfig(AlgorithmConfig):
             env_runner_health_probe_timeout_s=0.2,
             delay_between_env_runner_restarts_s=5.0,
         )
-        config.debugging(seed=experiment.seed)
+        # RLlib adds a runner's number, and no generator of NumPy's takes 2**32.
+        config.debugging(seed=experiment.seed % 2**31)
         turn_env_runner_state_sync_off(config)
         config.merge_env_runner_states = False
         config.broadcast_env_runner_states = False
@@ -212,6 +219,7 @@ class SERL(Algorithm):
                 return batch
 
     def _update(self, batch: Sequence[FinishedGroup], iteration: Iteration) -> UpdateResult:
+        require_rows(batch, self.experiment)
         self.last_recorded = trajectories_to_record(batch, self._weights_seq_no + 1, self.experiment.logging)
         recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
         rows, metrics = assemble(batch, self.experiment, self._weights_seq_no, recorded)
@@ -279,20 +287,29 @@ class SERL(Algorithm):
         self._pool.submit(waiting)
         return evaluation_result(finished, len(requests), self._weights_seq_no, iteration.seconds)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes policy, learner state and `algorithm.json`, the last one last."""
+    def save_checkpoint(self, checkpoint_dir: str | Path) -> None:
+        """Writes policy, learner state, `manifest.json` and `algorithm.json`, the last one last.
+
+        Raises CheckpointError, with nothing written, if the disk has too little space.
+        """
         directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
+        require_free_space(directory, self._learners.saved_bytes())
+        files = self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
         state = {
+            "has_manifest": True,
             "weights_seq_no": self._weights_seq_no,
             "totals": dict(self._totals),
             "train_tasks_hash": self.train_tasks.content_hash,
-        }
-        write_algorithm_state(directory, state | self._collector.get_state())
+        } | self._collector.get_state()
+        write_manifest(directory, files | {ALGORITHM_STATE: algorithm_state_digest(state)})
+        write_algorithm_state(directory, state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Resumes from `save_checkpoint`: the tasks of groups that were in flight are played again."""
+        """Resumes from `save_checkpoint`: the tasks of groups that were in flight are played again.
+
+        Whether files are as they were written is for the caller to ask (`serl.manifest.verify_checkpoint`).
+        """
         state = read_algorithm_state(Path(checkpoint_dir))
         if state["train_tasks_hash"] != self.train_tasks.content_hash:
             raise ValueError(

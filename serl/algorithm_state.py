@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from serl.durable_files import FileDigest, bytes_digest, json_bytes, write_json
+
 ALGORITHM_STATE = "algorithm.json"
 
 # What SERL 0.1 called counters of the buffer.
@@ -21,7 +23,12 @@ class CheckpointError(ValueError):
 
 def write_algorithm_state(directory: Path, state: dict[str, Any]) -> None:
     """To be written last."""
-    (directory / ALGORITHM_STATE).write_text(json.dumps(state, indent=1))
+    write_json(directory / ALGORITHM_STATE, state)
+
+
+def algorithm_state_digest(state: dict[str, Any]) -> FileDigest:
+    """Of the file that `write_algorithm_state` makes of ``state``."""
+    return bytes_digest(json_bytes(state))
 
 
 def read_algorithm_state(directory: Path) -> dict[str, Any]:
@@ -30,9 +37,13 @@ def read_algorithm_state(directory: Path) -> dict[str, Any]:
     Raises CheckpointError if ``directory`` is no complete checkpoint.
     """
     try:
-        state: dict[str, Any] = json.loads((directory / ALGORITHM_STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{directory} is not a complete checkpoint: {error}") from error
+        state: dict[str, Any] = json.loads((directory / ALGORITHM_STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory} is not a complete checkpoint: {ALGORITHM_STATE}: {error}"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{directory} is not a complete checkpoint: {ALGORITHM_STATE} holds no object")
     buffer = state.get("buffer", {})
     if "counters" in buffer:
         buffer["counters"] = {_FORMER_COUNTERS.get(name, name): n for name, n in buffer["counters"].items()}

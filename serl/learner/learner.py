@@ -21,6 +21,7 @@ from torch import Tensor
 
 from serl.batch.packing import LearnerPlan, MicroBatch, Minibatch
 from serl.config import ExperimentConfig
+from serl.durable_files import FileDigest
 from serl.hindsight.lambda_schedule import teacher_lambda
 from serl.hindsight.teacher_weights import whole_batch
 from serl.learner.loss import LossBatch, compute_loss
@@ -37,7 +38,7 @@ from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
-from serl.learner.state import LearnerState, load_state, save_state
+from serl.learner.state import LearnerState, load_state, save_state, saved_bytes
 from serl.learner.teacher import (
     WeightedTokens,
     copy_policy,
@@ -156,9 +157,13 @@ class SERLLearner(TorchLearner):
             for _ in tensors:
                 pass
 
-    def save(self, directory: str) -> None:
-        """Writes the learner's part of a checkpoint (see `serl.learner.state`)."""
-        save_state(Path(directory), self._state(), is_writer=learner_index(self) == 0)
+    def saved_bytes(self) -> int:
+        """The size of what `save` is about to write."""
+        return saved_bytes(self._state())
+
+    def save(self, directory: str) -> dict[str, FileDigest]:
+        """Writes the learner's part of a checkpoint and returns its files (see `serl.learner.state`)."""
+        return save_state(Path(directory), self._state(), is_writer=learner_index(self) == 0)
 
     def load(self, directory: str) -> None:
         """Resumes from a checkpoint; raises LearnerStateError if it does not fit the policy."""

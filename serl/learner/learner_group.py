@@ -21,6 +21,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
+from serl.durable_files import FileDigest
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows
@@ -143,9 +144,19 @@ class SERLLearnerGroup(LearnerGroup):
             stats = self.poll_publish(call, timeout_s=1.0)
         return stats
 
-    def save(self, directory: Path, timeout_s: float) -> None:
-        """Writes ``policy/`` and ``learner/`` below ``directory``; raises LearnerError if that fails."""
-        self._call("save", str(directory.resolve()), timeout_s=timeout_s)
+    def saved_bytes(self) -> int:
+        """The size of what `save` is about to write."""
+        return max(self._call("saved_bytes", timeout_s=_PING_TIMEOUT_S))
+
+    def save(self, directory: Path, timeout_s: float) -> dict[str, FileDigest]:
+        """Writes ``policy/`` and ``learner/`` below ``directory``; returns what each of their files holds.
+
+        Raises LearnerError if that fails.
+        """
+        files: dict[str, FileDigest] = {}
+        for written in self._call("save", str(directory.resolve()), timeout_s=timeout_s):
+            files |= written
+        return files
 
     def load(self, directory: Path, timeout_s: float) -> None:
         """Resumes from `save`, with any number of learners; raises LearnerError if that fails."""

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from serl.durable_files import FileDigest, digest_of, json_bytes, write_hashed
 from serl.learner.optimizer import OptimizerStep
 from serl.learner.parallel import copy_whole_into, full_tensors
 from serl.learner.rl_module import CausalLMModule
+from serl.learner.tensor_files import write_tensor_file
 from serl.models.weights import named_weights
 
 POLICY_FOLDER = "policy"
@@ -48,31 +49,47 @@ class LearnerState:
     optimizer_step: OptimizerStep
 
 
-def save_state(directory: Path, state: LearnerState, is_writer: bool) -> None:
-    """Writes ``policy/`` and ``learner/`` below ``directory``.
+def saved_bytes(state: LearnerState) -> int:
+    """What `save_state` is about to write, but for descriptions and headers."""
+    weights = named_weights(state.policy.model)
+    tensors = list(weights.values())
+    if state.teacher is not None:
+        tensors += named_weights(state.teacher.model).values()
+    for moment in _moments(state.optimizer, weights).values():
+        tensors += [moment[name] for name in _MOMENTS]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    Every learner must call it, since tensors are gathered; only the writer touches files.
+
+def save_state(directory: Path, state: LearnerState, is_writer: bool) -> dict[str, FileDigest]:
+    """Writes ``policy/`` and ``learner/`` below ``directory``; returns what each file holds.
+
+    Every learner must call it, since tensors are gathered; only the writer touches files, and only it has
+    anything to return.
     """
+    digests: dict[str, FileDigest] = {}
     policy_folder, learner_folder = directory / POLICY_FOLDER, directory / LEARNER_FOLDER
     weights = named_weights(state.policy.model)
     if is_writer:
         policy_folder.mkdir(parents=True, exist_ok=True)
         learner_folder.mkdir(parents=True, exist_ok=True)
-        _copy_description(state.policy.model_dir, policy_folder)
-    _write_tensors(policy_folder, "model", weights, is_writer)
+        digests |= _copy_description(state.policy.model_dir, policy_folder)
+    digests |= _write_tensors(policy_folder, "model", weights, is_writer)
     if state.teacher is not None:
-        _write_tensors(learner_folder, "teacher", named_weights(state.teacher.model), is_writer)
+        teacher = named_weights(state.teacher.model)
+        digests |= _write_tensors(learner_folder, "teacher", teacher, is_writer)
     moments = _moments(state.optimizer, weights)
     for name in _MOMENTS:
         tensors = {key: moment[name] for key, moment in moments.items()}
-        _write_tensors(learner_folder, name, tensors, is_writer)
+        digests |= _write_tensors(learner_folder, name, tensors, is_writer)
     if is_writer:
         record = {
             "has_teacher": state.teacher is not None,
             "num_optimizer_steps": _num_steps(moments),
             "num_consecutive_skipped": state.optimizer_step.num_consecutive_skipped,
         }
-        (learner_folder / _LEARNER_FILE).write_text(json.dumps(record, indent=1))
+        file = learner_folder / _LEARNER_FILE
+        digests[_in_checkpoint(file)] = write_hashed(file, json_bytes(record))
+    return digests
 
 
 def load_state(directory: Path, state: LearnerState) -> bool:
@@ -97,12 +114,20 @@ def load_state(directory: Path, state: LearnerState) -> bool:
     return bool(record["has_teacher"])
 
 
-def _copy_description(source: Path, target: Path) -> None:
+def _in_checkpoint(file: Path) -> str:
+    """``policy/NAME`` or ``learner/NAME``."""
+    return f"{file.parent.name}/{file.name}"
+
+
+def _copy_description(source: Path, target: Path) -> dict[str, FileDigest]:
     """Everything that is no weight: configuration, generation defaults, tokenizer, chat template."""
+    digests: dict[str, FileDigest] = {}
     for file in source.iterdir():
         is_weight = file.suffix in {".safetensors", ".bin", ".gguf"} or file.name.endswith(".index.json")
         if file.is_file() and not is_weight:
-            shutil.copyfile(file, target / file.name)
+            copy = Path(shutil.copyfile(file, target / file.name))
+            digests[_in_checkpoint(copy)] = digest_of(copy)
+    return digests
 
 
 def _moments(optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -126,24 +151,31 @@ def _fresh_moments(
     return _moments(optimizer, weights)
 
 
-def _write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], is_writer: bool) -> None:
+def _write_tensors(
+    folder: Path, stem: str, tensors: dict[str, Tensor], is_writer: bool
+) -> dict[str, FileDigest]:
     """One file, or several with an index as transformers names them, in pieces of bounded size."""
     pieces = _pieces(tensors)
+    digests: dict[str, FileDigest] = {}
     index: dict[str, str] = {}
     for number, piece in enumerate(pieces, start=1):
-        gathered = {name: tensor.cpu().contiguous() for name, tensor in full_tensors(piece)}
-        if is_writer:
-            file = (
-                f"{stem}.safetensors"
-                if len(pieces) == 1
-                else f"{stem}-{number:05}-of-{len(pieces):05}.safetensors"
-            )
-            save_file(gathered, folder / file, metadata={"format": "pt"})
-            index |= dict.fromkeys(piece, file)
+        numbered = f"{stem}-{number:05}-of-{len(pieces):05}.safetensors"
+        file = folder / (f"{stem}.safetensors" if len(pieces) == 1 else numbered)
+        values = (tensor for _, tensor in full_tensors(piece))
+        try:
+            if is_writer:
+                digests[_in_checkpoint(file)] = write_tensor_file(file, piece, values)
+                index |= dict.fromkeys(piece, file.name)
+        finally:
+            # The other learners are in the middle of gathering, whatever happened here.
+            for _ in values:
+                pass
     if is_writer and len(pieces) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
-        (folder / f"{stem}.safetensors.index.json").write_text(text)
+        file = folder / f"{stem}.safetensors.index.json"
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        digests[_in_checkpoint(file)] = write_hashed(file, json_bytes(content))
+    return digests
 
 
 def _pieces(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Checkpoint folders: written beside their final name, renamed when complete, the oldest removed.
 
 ``iteration_000012/``, saved after the twelfth update, holds ``policy/`` (Hugging Face layout), ``learner/``
-(teacher and optimizer) and, written last, ``algorithm.json`` (counters, sampler position).
+(teacher and optimizer), ``manifest.json`` (sizes and hashes) and, written last, ``algorithm.json`` (counters,
+sampler position).
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
+from serl.durable_files import sync_folder
+from serl.manifest import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +29,74 @@ def checkpoint_path(checkpoints_dir: Path, iteration: int) -> Path:
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, the oldest first."""
-    if not checkpoints_dir.is_dir():
-        return []
-    found = [path for path in checkpoints_dir.iterdir() if _NAME.fullmatch(path.name)]
+    found = _named_checkpoints(checkpoints_dir)
     return sorted(path for path in found if (path / ALGORITHM_STATE).is_file())
 
 
+def _named_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """What has the name of a checkpoint, which it gets when it is complete."""
+    if not checkpoints_dir.is_dir():
+        return []
+    return [path for path in checkpoints_dir.iterdir() if _NAME.fullmatch(path.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedCheckpoint:
+    """A folder with the name of a checkpoint, and what is wrong with it."""
+
+    path: Path
+    reason: str
+
+    def set_aside(self) -> Path:
+        """Gives the folder a name under which it counts no longer; returns that. Nothing is deleted."""
+        number, target = 1, self.path.with_name(f"{self.path.name}.damaged")
+        while target.exists():
+            number += 1
+            target = self.path.with_name(f"{self.path.name}.damaged-{number}")
+        return self.path.rename(target)
+
+
+def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[DamagedCheckpoint]]:
+    """The newest checkpoint below ``run_dir`` whose files are as they were written, if there is one.
+
+    With it, all newer ones, the newest first. Every file of those that are looked at is read.
+    """
+    checkpoints_dir, damaged = run_dir / "checkpoints", []
+    for path in sorted(_named_checkpoints(checkpoints_dir), reverse=True):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(DamagedCheckpoint(path, str(error)))
+        else:
+            return path, damaged
+    return None, damaged
+
+
 def latest_checkpoint(run_dir: Path) -> Path:
-    """The newest complete checkpoint below ``run_dir``; raises CheckpointError if there is none."""
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
-    if not checkpoints:
-        raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/")
-    return checkpoints[-1]
+    """The newest sound checkpoint below ``run_dir``; raises CheckpointError if there is none."""
+    checkpoint, damaged = find_checkpoint(run_dir)
+    if checkpoint is None:
+        reasons = "".join(f"\n{found.reason}" for found in damaged)
+        raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/{reasons}")
+    return checkpoint
+
+
+def save_checkpoint(checkpoints_dir: Path, iteration: int, write: Callable[[Path], None], keep: int) -> None:
+    """Lets ``write`` fill a folder beside its final name, renames it, removes all but the newest ``keep``.
+
+    If ``write`` raises anything, the folder is removed and earlier checkpoints stay.
+    """
+    target = checkpoint_path(checkpoints_dir, iteration)
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(checkpoints_dir)
+    remove_old_checkpoints(checkpoints_dir, keep)
 
 
 def remove_old_checkpoints(checkpoints_dir: Path, keep: int) -> None:

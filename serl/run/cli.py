@@ -1,58 +1,117 @@
 """`serl-run`: train, check, evaluate or resume one experiment.
 
-Exit codes: 0 done (or stopped by Ctrl-C with a checkpoint saved), 2 bad input, 1 failed.
+Exit codes: 0 done (or stopped by a signal with a checkpoint saved), 2 bad input, 1 failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from serl.algorithm_state import CheckpointError, read_algorithm_state
+from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.config.renamed import former_keys
 from serl.config.yaml_files import read_mapping
-from serl.models.resolve import ModelPathError, resolve_model
-from serl.run.checkpoint import latest_checkpoint
-from serl.run.preflight import Finding, examine, examine_inputs, examine_judge, examine_machine
-from serl.run.resume import check_resumable
+from serl.manifest import verify_checkpoint
+from serl.models.resolve import ModelPathError, ready_folder, resolve_model
+from serl.run.preflight import (
+    Finding,
+    examine,
+    examine_address,
+    examine_inputs,
+    examine_judge,
+    examine_machine,
+)
+from serl.run.processes import kill_descendants
+from serl.run.resume import check_resumable, checkpoint_to_resume, is_complete, require_run_dir
 from serl.run.run_dir import CONFIG, RunDir, config_yaml
+from serl.run.stop import stop_on_signal
+from serl.run.surroundings import reach_local_hosts_directly, write_any_character
+from serl.run.writer_lock import RunDirInUseError, WriterLock
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    write_any_character()
     options = _parse(arguments)
+    reach_local_hosts_directly(options.address)
+    with ExitStack() as held:
+        try:
+            prepared = _prepare(options, held)
+        except (ConfigError, CheckpointError, ModelPathError, RunDirInUseError) as error:
+            print(error, file=sys.stderr)
+            return BAD_INPUT
+        return prepared if isinstance(prepared, int) else _run(prepared, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A run that can start, or resume from ``checkpoint``; ``lock`` keeps others out of its folder."""
+
+    experiment: ExperimentConfig
+    run_dir: RunDir
+    lock: WriterLock
+    checkpoint: Path | None
+
+
+def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
+    """Everything before the run, or an exit code if that was all; ``held`` gives the folder up."""
+    if options.evaluate:
+        verify_checkpoint(options.evaluate)
+    folder: Path | None = options.resume or options.resume_or_start
+    lock = checkpoint = None
+    if folder is not None:
+        require_run_dir(folder, new=bool(options.resume_or_start))
+        if folder.exists():
+            lock = _lock(folder, held)
+        checkpoint = checkpoint_to_resume(folder, start=bool(options.resume_or_start))
+    experiment = _experiment(options, checkpoint)
+    if options.check:
+        return _check(experiment, options.address)
+    if folder is not None and checkpoint is not None and is_complete(experiment, folder, checkpoint):
+        print(f"{folder} is complete: {experiment.training.num_iterations} iterations")
+        return DONE
+    _refuse(examine_inputs(experiment))
+    if not options.evaluate:
+        was_ready = ready_folder(experiment.model.path) is not None
+        resolve_model(experiment.model.path)
+        if not was_ready:  # only now there is a tokenizer to look at
+            _refuse(examine_inputs(experiment))
+    # A cluster that was joined may still grow; this machine will not.
+    address = options.address
+    findings = examine_address(address) if address else examine_machine(experiment)
+    findings += [] if options.evaluate else examine_judge(experiment)
+    if missing := [found.text for found in findings if found.verdict == "missing"]:
+        print("\n".join(missing), file=sys.stderr)
+        return FAILED
     try:
-        if options.evaluate:
-            read_algorithm_state(options.evaluate)
-        checkpoint = latest_checkpoint(options.resume) if options.resume else None
-        experiment = _experiment(options)
-        if options.check:
-            return _check(experiment, options.address)
-        _refuse(examine_inputs(experiment))
-        if not options.evaluate:
-            resolve_model(experiment.model.path)
-        # A cluster that was joined may still grow; this machine will not.
-        findings = [] if options.address else examine_machine(experiment)
-        findings += [] if options.evaluate else examine_judge(experiment)
-        if missing := [found.text for found in findings if found.verdict == "missing"]:
-            print("\n".join(missing), file=sys.stderr)
-            return FAILED
-        run_dir = _open_run_dir(options, experiment)
-    except (ConfigError, CheckpointError, ModelPathError) as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
-    return _run(experiment, run_dir, checkpoint, options)
+        if folder is None:
+            run_dir = RunDir.create(experiment, purpose="evaluation" if options.evaluate else "")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = lock or _lock(folder, held)
+            run_dir = RunDir.reopen(folder, experiment)
+    except OSError as error:
+        where = f"output_dir = {experiment.output_dir!r}" if folder is None else str(folder)
+        raise ConfigError([f"{where}: {error.strerror}"]) from error
+    return _Prepared(experiment, run_dir, lock or _lock(run_dir.path, held), checkpoint)
+
+
+def _lock(folder: Path, held: ExitStack) -> WriterLock:
+    try:
+        lock = WriterLock.acquire(folder)
+    except OSError as error:
+        raise ConfigError([f"{folder}: {error.strerror}"]) from error
+    held.callback(lock.release)
+    return lock
 
 
 def _refuse(findings: Iterable[Finding]) -> None:
@@ -64,8 +123,8 @@ def _refuse(findings: Iterable[Finding]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="serl-run",
-        usage="serl-run EXPERIMENT.yaml [key.path=value …] "
-        "[--check | --evaluate CHECKPOINT | --resume RUN_DIR] [--address ADDRESS]",
+        usage="serl-run EXPERIMENT.yaml [key.path=value …] [--address ADDRESS] "
+        "[--check | --evaluate CHECKPOINT | --resume RUN_DIR | --resume-or-start RUN_DIR]",
         description="Trains a language model agent as EXPERIMENT.yaml says.",
     )
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT.yaml")
@@ -74,6 +133,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     task.add_argument("--check", action="store_true", help="say what is wrong or missing, and start nothing")
     task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation")
     task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume from its newest checkpoint")
+    task.add_argument(
+        "--resume-or-start",
+        type=Path,
+        metavar="RUN_DIR",
+        help="resume from its newest checkpoint, or start in this folder where there is none; does nothing, "
+        "and ends with 0, where the run is complete: one command for jobs that are started again",
+    )
     parser.add_argument("--address", help="join the Ray cluster at this address, for instance auto")
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and "=" in options.experiment and not Path(options.experiment).exists():
@@ -84,18 +150,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _experiment(options: argparse.Namespace) -> ExperimentConfig:
+def _experiment(options: argparse.Namespace, checkpoint: Path | None) -> ExperimentConfig:
     """From the file given, else from the run that is resumed or that the checkpoint belongs to."""
-    if options.experiment and not options.resume:
+    if options.experiment and checkpoint is None:
         return load_experiment(options.experiment, options.overrides)
-    recorded = (options.resume or options.evaluate.absolute().parents[1]) / CONFIG
+    belongs_to = (checkpoint or options.evaluate).absolute()
+    recorded = belongs_to.parents[1] / CONFIG
     if former := former_keys(read_mapping(recorded)):
         print(f"{recorded} is by an older version of SERL; translated: {', '.join(former)}")
     if options.experiment:
         experiment = load_experiment(options.experiment, options.overrides)
     else:
         experiment = load_experiment(recorded, options.overrides, recorded=True)
-    if options.resume:
+    if checkpoint is not None:
         for change in check_resumable(load_experiment(recorded, recorded=True), experiment):
             print(f"changed since the run began: {change}")
     return experiment
@@ -121,55 +188,35 @@ def _comment(found: Finding) -> Iterable[str]:
         yield f"#   {line}"
 
 
-def _open_run_dir(options: argparse.Namespace, experiment: ExperimentConfig) -> RunDir:
-    try:
-        if options.resume:
-            return RunDir.reopen(options.resume, experiment)
-        return RunDir.create(experiment, purpose="evaluation" if options.evaluate else "")
-    except OSError as error:
-        raise ConfigError([f"output_dir = {experiment.output_dir!r}: {error.strerror}"]) from error
-
-
-def _run(
-    experiment: ExperimentConfig, run_dir: RunDir, checkpoint: Path | None, options: argparse.Namespace
-) -> int:
-    """Evaluates, or trains to the end or to the first Ctrl-C."""
+def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
+    """Evaluates, or trains to the end or to the first signal that asks to stop."""
+    experiment, run_dir = prepared.experiment, prepared.run_dir
     stop = stop_on_signal()
     # These import torch, for which nothing above should wait.
+    from serl.batch.assemble import NothingToTrainError
     from serl.iteration import TrainingInterrupted
     from serl.run.console import Console
     from serl.run.train import evaluate_checkpoint, train
+    from serl.serving.transfer.shared_memory import release_all_folders
 
+    stop.before_ending = [release_all_folders, prepared.lock.release]
+    prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
+    address = options.address
     try:
         if options.evaluate:
-            evaluate_checkpoint(experiment, options.evaluate, run_dir, console, stop, address=options.address)
-        elif not train(experiment, run_dir, console, stop, resume=checkpoint, address=options.address):
+            evaluate_checkpoint(experiment, options.evaluate, run_dir, console, stop, address=address)
+        elif not train(experiment, run_dir, console, stop, resume=prepared.checkpoint, address=address):
             console.note(f"stopped; to resume: serl-run --resume {run_dir.path}")
-    except TrainingInterrupted as interruption:
-        console.note(str(interruption))
+    except (TrainingInterrupted, NothingToTrainError, CheckpointError) as error:
+        console.note(str(error))
         return FAILED
     finally:
         console.close()
         run_dir.metrics.close()
+        kill_descendants(timeout_s=10.0)
     return DONE
-
-
-def stop_on_signal() -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
-    stop = threading.Event()
-    terminal = os.dup(2)  # standard error itself goes to a file while the cluster starts and stops
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-        os.write(terminal, b"\nstopping: saving a checkpoint; once more to stop at once\n")
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,10 @@ class Console:
     def note(self, text: str) -> None:
         """Prints ``text`` above the bar."""
         self._end_bar()
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:  # the terminal was hung up; the run has a checkpoint to save
+            silence(self._stream)
 
     def progress(self, progress: Progress) -> None:
         """Redraws the bar: episodes so far, steps and tokens a second, staleness."""
@@ -103,6 +107,13 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def silence(stream: TextIO) -> None:
+    """Sends what ``stream`` still holds, and all that follows, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def rate_text(success: SuccessRate) -> str:

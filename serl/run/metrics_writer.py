@@ -23,16 +23,18 @@ class MetricsWriter:
         self._board: SummaryWriter | None = None
 
     def start(self, iteration: int) -> None:
-        """Resumes from ``iteration`` (0: a new run); what was written of later iterations is dropped."""
+        """Resumes from ``iteration``; what was written of later iterations is dropped, at 0 everything."""
         # tensorboardX imports torch, for which checking a config should not wait.
         from tensorboardX import SummaryWriter
 
         for file in self._run_dir.glob("*.jsonl"):
-            drop_lines_after(file, iteration)
+            # What is of iteration 0, the evaluation of the start, is played again.
+            drop_lines_after(file, iteration if iteration else -1)
+        board = self._run_dir / "tensorboard"
         # Event files are named after the second they began in: two of one second would be one file.
         self._board = SummaryWriter(
-            str(self._run_dir / "tensorboard"),
-            purge_step=iteration + 1 if iteration else None,
+            str(board),
+            purge_step=iteration + 1 if iteration else (0 if board.exists() else None),
             filename_suffix=f".{iteration:08d}",
         )
 

@@ -1,13 +1,20 @@
-"""Which keys of an experiment may change when a run is resumed."""
+"""What a run is resumed from, whether it has anything left to do, and which keys may change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from serl.algorithm_state import ALGORITHM_STATE, CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.wording import shown
+from serl.run.checkpoint import find_checkpoint
+from serl.run.evaluations import evaluations_file, read_evaluations
+from serl.run.metrics_writer import drop_lines_after
+from serl.run.run_dir import CONFIG
+from serl.run.writer_lock import LOCK, RECORD
 
 # The checkpoint holds what follows from these: weights, task order, groups, optimizer state.
 FIXED_KEYS = (
@@ -18,6 +25,55 @@ FIXED_KEYS = (
     "env.train_split",
     "training.group_size",
 )
+
+
+# What a run directory may hold before its config is written.
+_NEUTRAL_NAMES = {LOCK, RECORD, "lost+found"}
+
+
+def require_run_dir(folder: Path, new: bool) -> None:
+    """Raises ConfigError unless ``folder`` is a run's or, if ``new``, can become one.
+
+    Lines of its files will be dropped, so a folder of anything else is refused.
+    """
+    if not folder.exists() and new:
+        return
+    if not folder.is_dir():
+        raise ConfigError([f"{folder}: no such run directory"])
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - _NEUTRAL_NAMES
+    if not names & {CONFIG, "checkpoints"} and not (new and not names):
+        found = f"holds {min(names)!r} and no {CONFIG}" if names else "is empty"
+        raise ConfigError([f"{folder} {found}: it is no run directory"])
+
+
+def checkpoint_to_resume(run_dir: Path, start: bool) -> Path | None:
+    """The newest sound checkpoint, after a line about each newer one, which is set aside.
+
+    None if there is none and the run may ``start``. Raises CheckpointError if there is none, or if there are
+    only damaged ones: nobody wants such a run to start anew by itself.
+    """
+    checkpoint, damaged = find_checkpoint(run_dir)
+    was_complete = [found for found in damaged if (found.path / ALGORITHM_STATE).exists()]
+    if checkpoint is None and (was_complete or not start):
+        reasons = "".join(f"\n{found.reason}" for found in damaged)
+        raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/{reasons}")
+    for found in damaged:
+        before = checkpoint.name if checkpoint else "the beginning"
+        print(f"{found.reason}; it is kept as {found.set_aside().name}, the run resumes from {before}")
+    return checkpoint
+
+
+def is_complete(experiment: ExperimentConfig, run_dir: Path, checkpoint: Path) -> bool:
+    """Whether every iteration and the evaluation at the end are done."""
+    iteration = read_algorithm_state(checkpoint)["weights_seq_no"]
+    if iteration < experiment.training.num_iterations:
+        return False
+    if not experiment.evaluation.at_end:
+        return True
+    if evaluations_file(run_dir).exists():
+        # A process that was killed may have left half a line.
+        drop_lines_after(evaluations_file(run_dir), iteration)
+    return iteration in {found.weights_seq_no for found in read_evaluations(run_dir)}
 
 
 def check_resumable(recorded: ExperimentConfig, resumed: ExperimentConfig) -> list[str]:

@@ -10,6 +10,7 @@
       tensorboard/        the same metrics as curves
       checkpoints/        serl.run.checkpoint
       logs/               engines and servers
+      writer.json         the process that writes the run, while it does (serl.run.writer_lock)
 
 Every line of a ``.jsonl`` file directly in the folder has an "iteration": the number of learner updates so
 far, which is the ``weights_seq_no`` of the weights they left. A run that resumes from iteration N drops the
@@ -18,10 +19,10 @@ lines of later ones, and its TensorBoard events from N + 1 on replace the earlie
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ from typing import Any
 import yaml
 
 from serl.config import ExperimentConfig
+from serl.config.paths import expanded_path
+from serl.durable_files import json_bytes, write_atomically
 from serl.run.evaluations import rename_former_file
 from serl.run.metrics_writer import MetricsWriter
 
@@ -47,9 +50,12 @@ class RunDir:
 
     @classmethod
     def create(cls, experiment: ExperimentConfig, purpose: str = "") -> RunDir:
-        """A new folder ``OUTPUT_DIR/NAME[-PURPOSE]-TIMESTAMP``; raises OSError if it cannot be made."""
+        """A new folder ``OUTPUT_DIR/NAME[-PURPOSE]-TIMESTAMP``; raises OSError if it cannot be made.
+
+        Raises UnknownPathError too.
+        """
         name = "-".join(part for part in (experiment.name, purpose, time.strftime("%Y%m%d-%H%M%S")) if part)
-        parent = Path(experiment.output_dir).expanduser().absolute()
+        parent = expanded_path(experiment.output_dir)
         parent.mkdir(parents=True, exist_ok=True)
         run_dir = cls(_make_unused(parent, name))
         run_dir._begin(experiment)
@@ -57,12 +63,11 @@ class RunDir:
 
     @classmethod
     def reopen(cls, path: Path, experiment: ExperimentConfig) -> RunDir:
-        """An existing run to be resumed; its former config and versions are kept beside the new ones."""
+        """An existing folder, in which a run is resumed or starts anew.
+
+        A former config and versions are kept beside the new ones.
+        """
         rename_former_file(path)
-        for name in (CONFIG, "versions.json"):
-            file = path / name
-            if file.exists():
-                file.rename(_unused_name(file))
         run_dir = cls(path.absolute())
         run_dir._begin(experiment)
         return run_dir
@@ -74,8 +79,8 @@ class RunDir:
     def _begin(self, experiment: ExperimentConfig) -> None:
         self.logs.mkdir(exist_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        (self.path / CONFIG).write_text(config_yaml(experiment), encoding="utf-8")
-        (self.path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+        _write_keeping_former(self.path / CONFIG, config_yaml(experiment).encode())
+        _write_keeping_former(self.path / "versions.json", json_bytes(versions()))
 
 
 def config_yaml(experiment: ExperimentConfig) -> str:
@@ -117,6 +122,15 @@ def _make_unused(parent: Path, name: str) -> Path:
             number += 1
         else:
             return path
+
+
+def _write_keeping_former(file: Path, content: bytes) -> None:
+    """There is always one of them under the name, whenever this process ends."""
+    if file.exists():
+        if file.read_bytes() == content:
+            return
+        shutil.copy2(file, _unused_name(file))
+    write_atomically(file, content)
 
 
 def _unused_name(file: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,17 +14,19 @@ import ray
 from ray import serve
 
 from serl.algorithm import SERL, SERLConfig, TrainingInterrupted
-from serl.algorithm_state import read_algorithm_state
+from serl.algorithm_state import CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
+from serl.learner.learner_group import LearnerError
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import checkpoint_path, remove_old_checkpoints
+from serl.run.checkpoint import save_checkpoint
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
 from serl.run.evaluations import append_evaluation, read_evaluations
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.run_dir import RunDir
+from serl.run.surroundings import reach_local_hosts_directly
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,10 @@ def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Pa
             log_to_driver=False,
         )
     else:
-        context = ray.init(address=address, log_to_driver=False)
+        # Those of the cluster's workers that start elsewhere do not inherit this process's environment.
+        excepted = reach_local_hosts_directly(address)
+        runtime_env = {"env_vars": excepted} if excepted else None
+        context = ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
     # Ray puts its own handler in the place of the one that saves a checkpoint.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop_handler)
@@ -152,25 +156,36 @@ class _Run:
         return self.iteration >= self.experiment.training.num_iterations
 
     def iterate(self) -> bool:
-        evaluation = self.experiment.evaluation
         try:
-            if self.iteration == 0 and evaluation.at_start:
-                self.evaluate()
-            while not self.finished:
-                self.train_once()
-                if _is_due(evaluation.interval, self.iteration) and not self.finished:
+            while True:
+                self.save_if_due()
+                if self.evaluation_is_due():
                     self.evaluate()
-                if _is_due(self.experiment.checkpoint.interval, self.iteration):
-                    self.save()
-            if evaluation.at_end:
-                self.evaluate()
-            self.save()
+                if self.finished:
+                    break
+                self.train_once()
         except TrainingInterrupted as interruption:
             self.console.note(f"{interruption}; saving a checkpoint")
             self.save()
             return False
         self.console.summary(read_evaluations(self.run_dir.path))
         return True
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this iteration is to be evaluated and was not, also before the run was resumed from it."""
+        settings, iteration = self.experiment.evaluation, self.iteration
+        if self.finished:
+            due = settings.at_end
+        else:
+            due = _is_due(settings.interval, iteration) if iteration else settings.at_start
+        return due and iteration not in {
+            found.weights_seq_no for found in read_evaluations(self.run_dir.path)
+        }
+
+    def save_if_due(self) -> None:
+        """Before an evaluation, which may take long and lose nothing then."""
+        if self.finished or (self.iteration and _is_due(self.experiment.checkpoint.interval, self.iteration)):
+            self.save()
 
     def train_once(self) -> None:
         self.algorithm.train()
@@ -199,15 +214,18 @@ class _Run:
         self.console.evaluation(f"iteration {self.iteration}", result)
 
     def save(self) -> None:
-        """Saves what this iteration has not saved yet, beside its final name, then renames it."""
+        """Saves what this iteration has not saved yet; raises CheckpointError if it cannot be written."""
         if self.iteration == self.saved_iteration:
             return
-        target = checkpoint_path(self.run_dir.path / "checkpoints", self.iteration)
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self.algorithm.save_checkpoint(str(partial))
-        partial.rename(target)
-        remove_old_checkpoints(target.parent, self.experiment.checkpoint.keep)
+        checkpoints = self.run_dir.path / "checkpoints"
+        keep = self.experiment.checkpoint.keep
+        try:
+            save_checkpoint(checkpoints, self.iteration, self.algorithm.save_checkpoint, keep)
+        except (OSError, LearnerError) as error:
+            raise CheckpointError(
+                f"the checkpoint of iteration {self.iteration} cannot be written below {checkpoints}; "
+                f"earlier ones are as they were: {error}"
+            ) from error
         self.saved_iteration = self.iteration
 
 

@@ -15,9 +15,14 @@ import yaml
 from fresh_process import heavy_imports_of
 from judge_helpers import KEY, KEY_VARIABLE, running
 
+from serl.algorithm_state import algorithm_state_digest, write_algorithm_state
 from serl.config.load import load_experiment
+from serl.evaluation import evaluation_result
+from serl.manifest import write_manifest
 from serl.run.cli import main
+from serl.run.evaluations import append_evaluation
 from serl.run.run_dir import RunDir, config_yaml
+from serl.run.writer_lock import WriterLock
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
@@ -171,6 +176,87 @@ def test_a_folder_that_is_no_checkpoint_cannot_be_evaluated(
     assert "is not a complete checkpoint" in capsys.readouterr().err
 
 
+def write_run(folder: Path, iteration: int, num_iterations: int) -> Path:
+    """A run of the quickstart with one checkpoint and its evaluation, as far as is read before it starts."""
+    experiment = load_experiment(QUICKSTART, [f"training.num_iterations={num_iterations}"])
+    checkpoint = folder / "checkpoints" / f"iteration_{iteration:06d}"
+    checkpoint.mkdir(parents=True)
+    state = {"has_manifest": True, "weights_seq_no": iteration}
+    write_manifest(checkpoint, {"algorithm.json": algorithm_state_digest(state)})
+    write_algorithm_state(checkpoint, state)
+    (folder / "config.yaml").write_text(config_yaml(experiment))
+    played = [evaluation_result([], 0, iteration, 1.0)] if iteration == num_iterations else []
+    for result in played:
+        append_evaluation(folder, result)
+    return checkpoint
+
+
+def resume_or_start(folder: Path, *overrides: str) -> int:
+    return main([QUICKSTART, "--resume-or-start", str(folder), *overrides])
+
+
+def test_resume_or_start_has_nothing_to_do_where_a_run_is_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_run(tmp_path, iteration=3, num_iterations=3)
+    with (tmp_path / "evaluations.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "ov')
+    for _ in range(2):
+        assert resume_or_start(tmp_path, "training.num_iterations=3", *TOO_MANY_GPUS) == 0
+        assert f"{tmp_path} is complete: 3 iterations" in capsys.readouterr().out
+    # Without its evaluation, or with more iterations, it is not.
+    assert resume_or_start(tmp_path, "training.num_iterations=4", *TOO_MANY_GPUS) == 1
+    (tmp_path / "evaluations.jsonl").unlink()
+    assert resume_or_start(tmp_path, "training.num_iterations=3", *TOO_MANY_GPUS) == 1
+
+
+def test_resume_or_start_resumes_where_there_is_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_run(tmp_path, iteration=2, num_iterations=3)
+    assert resume_or_start(tmp_path, "training.num_iterations=3", "model.path=./other") == 2
+    assert "model.path = './other' contradicts the run to be resumed" in capsys.readouterr().err
+
+
+def test_resume_or_start_leaves_nothing_of_a_run_that_cannot_start(tmp_path: Path):
+    assert resume_or_start(tmp_path / "deep" / "run", *TOO_MANY_GPUS) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_or_start_refuses_a_folder_of_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "not a run"}\n')
+    assert resume_or_start(tmp_path) == 2
+    assert "holds 'prompts.jsonl' and no config.yaml: it is no run directory" in capsys.readouterr().err
+    assert resume_or_start(tmp_path / "prompts.jsonl") == 2
+
+
+def test_resume_or_start_needs_an_experiment(tmp_path: Path):
+    with pytest.raises(SystemExit) as ended:
+        main(["--resume-or-start", str(tmp_path)])
+    assert ended.value.code == 2
+
+
+def test_a_live_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, iteration=2, num_iterations=3)
+    lock = WriterLock.acquire(tmp_path)
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert f"is being written by process {os.getpid()} on " in capsys.readouterr().err
+    assert resume_or_start(tmp_path) == 2
+    lock.release()
+    assert main(["--resume", str(tmp_path), *TOO_MANY_GPUS]) == 1
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint = write_run(tmp_path, iteration=2, num_iterations=3)
+    state = checkpoint / "algorithm.json"
+    state.write_text(state.read_text().replace("2", "3"))
+    assert main(["--evaluate", str(checkpoint)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"{checkpoint} is damaged: algorithm.json holds other bytes than were written"
+
+
 def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     experiment = load_experiment(QUICKSTART)
     checkpoint = tmp_path / "checkpoints" / "iteration_000001"
@@ -243,18 +329,61 @@ def test_a_run_of_this_version_resumes_without_a_word_of_older_ones(
 
 def test_the_second_interrupt_ends_the_process_at_once():
     code = textwrap.dedent("""
-        import io, os, signal
-        from serl.run.cli import stop_on_signal
+        import os, signal, subprocess, time
+        from serl.run.stop import stop_on_signal
         stop = stop_on_signal()
+        # A child in a session of its own, and one below it whose parent is gone.
+        child = subprocess.Popen(["setsid", "sh", "-c", "sleep 1000 & exec sleep 1000"])
+        subprocess.run(["sh", "-c", "sleep 1000 & echo $!"])
+        stop.before_ending.append(lambda: print("tidied up", flush=True))
         os.kill(os.getpid(), signal.SIGINT)
-        print(stop.wait(10), flush=True)
         os.kill(os.getpid(), signal.SIGINT)
+        print(stop.wait(10), child.pid, flush=True)
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60.0)
         print("never")
     """)
+    # What lives on would keep the pipe open, and this call waiting.
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert run.returncode == 128 + signal.SIGINT
-    assert run.stdout == "True\n"
+    orphan, said, tidied = run.stdout.splitlines()
+    assert (said.split()[0], tidied) == ("True", "tidied up")
     assert "once more to stop at once" in run.stderr
+    for pid in (int(orphan), int(said.split()[1])):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_asks_for_a_stop_and_ends_none_of_them(number: signal.Signals):
+    code = textwrap.dedent(f"""
+        import os, subprocess
+        from serl.run.stop import stop_on_signal
+        stop = stop_on_signal()
+        child = subprocess.Popen(["sleep", "1000"])
+        os.killpg(0, {int(number)})
+        print(stop.wait(10), child.poll())
+        child.kill()
+    """)
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, start_new_session=True
+    )
+    assert (run.returncode, run.stdout) == (0, "True None\n")
+
+
+def test_what_nohup_ignores_is_ignored():
+    code = textwrap.dedent("""
+        import os, signal
+        from serl.run.stop import stop_on_signal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stop = stop_on_signal()
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(stop.wait(1))
+    """)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (run.returncode, run.stdout) == (0, "False\n")
 
 
 def test_the_working_directory_does_not_matter_to_an_experiment(tmp_path: Path):

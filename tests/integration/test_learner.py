@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
+from serl.durable_files import digest_of
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
 from serl.models.weights import named_weights
 from serl.types import TrajectoryGroup
@@ -277,8 +278,13 @@ def test_a_big_policy_is_saved_in_pieces_with_an_index(
     group = learner_group(model_dir)
     update(group, groups)
     monkeypatch.setattr("serl.learner.state._MAX_SHARD_BYTES", 50_000)
-    group.save(tmp_path, timeout_s=60.0)
+    expected_bytes = group.saved_bytes()
+    written = group.save(tmp_path, timeout_s=60.0)
     assert len(list((tmp_path / "policy").glob("model-*.safetensors"))) > 1
+    found = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert written == {str(file.relative_to(tmp_path)): digest_of(file) for file in found}
+    tensor_bytes = sum(file.stat().st_size for file in found if file.suffix == ".safetensors")
+    assert expected_bytes < tensor_bytes < 1.2 * expected_bytes, "more than headers was not counted"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights(group).items())
     learner_group(model_dir).load(tmp_path, timeout_s=60.0)
