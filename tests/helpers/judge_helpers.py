@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 from trajectories import make_step, make_trajectory
 
+from serl.batch.group import finish
 from serl.config import ExperimentConfig
+from serl.hindsight.judge.pool import JudgePool
 from serl.types import Step, TrajectoryGroup
 
+WAIT_S = 300.0
 KEY_VARIABLE = "SERL_TEST_JUDGE_KEY"
 KEY = "sk-test-3f9c51d2e8"
 Respond = Callable[[dict[str, Any], int], Awaitable[web.Response]]
@@ -100,6 +105,58 @@ def running(respond: Respond = helpful) -> Iterator[Endpoint]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+class Judging:
+    """A pool, driven as the training loop does it."""
+
+    def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
+        self.pool = JudgePool(experiment, run_dir)
+        self._experiment = experiment
+        self._texts: dict[str, dict[str, str]] = {}
+
+    def submit(self, group: TrajectoryGroup, earliest: int = 0) -> None:
+        if self.pool.is_asked:
+            trajectories = finish(group, self._experiment).trajectories_with_advantage
+            self.pool.submit(group, trajectories, earliest)
+
+    def wait_for(self, groups: Sequence[TrajectoryGroup]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while waiting := self._waiting_for(groups):
+            assert time.monotonic() < deadline, f"{self.pool.num_pending} answers are pending"
+            self.pool.wait_for(waiting)
+            time.sleep(0.01)
+
+    def take(
+        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0, held: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """A batch of ``groups`` is taken; the groups ``held`` stay."""
+        self._waiting_for(groups)
+        self.pool.end_wait(weights_seq_no, lambda group_id: group_id in held)
+        texts: dict[str, str] = {}
+        for group in groups:
+            texts |= self._texts.get(group.group_id, {})
+        return texts
+
+    def texts_of(self, groups: Sequence[TrajectoryGroup]) -> dict[str, str]:
+        for group in groups:
+            self.submit(group)
+        self.wait_for(groups)
+        return self.take(groups)
+
+    def _waiting_for(self, groups: Sequence[TrajectoryGroup]) -> list[str]:
+        self._texts |= self.pool.take_answered()
+        return [g.group_id for g in groups if self.pool.is_asked and g.group_id not in self._texts]
+
+
+@contextmanager
+def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[Judging]:
+    judging = Judging(experiment, run_dir)
+    try:
+        yield judging
+    finally:
+        judging.pool.close()
+        assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
 def judge_settings(base_url: str, **changes: Any) -> dict[str, Any]:

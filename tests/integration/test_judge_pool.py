@@ -7,8 +7,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +20,15 @@ from judge_helpers import (
     group_to_judge,
     helpful,
     judged_experiment,
+    pool_of,
     running,
 )
 from learner_helpers import byte_tokenizer
 
 from serl.batch.assemble import build_rows
-from serl.batch.group import finish
-from serl.config import ExperimentConfig
 from serl.hindsight.judge.endpoint import JudgeError
-from serl.hindsight.judge.pool import JudgePool
 from serl.rollout.prompt import PromptEncoder
 from serl.run.run_dir import RunDir
-from serl.types import TrajectoryGroup
-
-
-class Judging:
-    """A pool, driven as the training loop does it."""
-
-    def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
-        self.pool = JudgePool(experiment, run_dir)
-        self._experiment = experiment
-        self._texts: dict[str, dict[str, str]] = {}
-
-    def submit(self, group: TrajectoryGroup, earliest: int = 0) -> None:
-        if self.pool.is_asked:
-            trajectories = finish(group, self._experiment).trajectories_with_advantage
-            self.pool.submit(group, trajectories, earliest)
-
-    def wait_for(self, groups: Sequence[TrajectoryGroup]) -> None:
-        deadline = time.monotonic() + 60.0
-        while waiting := self._waiting_for(groups):
-            assert time.monotonic() < deadline, f"{self.pool.num_pending} answers are pending"
-            self.pool.wait_for(waiting)
-            time.sleep(0.01)
-
-    def take(
-        self, groups: Sequence[TrajectoryGroup], weights_seq_no: int = 0, held: Sequence[str] = ()
-    ) -> dict[str, str]:
-        """A batch of ``groups`` is taken; the groups ``held`` stay."""
-        self._waiting_for(groups)
-        self.pool.end_wait(weights_seq_no, lambda group_id: group_id in held)
-        texts: dict[str, str] = {}
-        for group in groups:
-            texts |= self._texts.get(group.group_id, {})
-        return texts
-
-    def texts_of(self, groups: Sequence[TrajectoryGroup]) -> dict[str, str]:
-        for group in groups:
-            self.submit(group)
-        self.wait_for(groups)
-        return self.take(groups)
-
-    def _waiting_for(self, groups: Sequence[TrajectoryGroup]) -> list[str]:
-        self._texts |= self.pool.take_answered()
-        return [g.group_id for g in groups if self.pool.is_asked and g.group_id not in self._texts]
-
-
-@contextmanager
-def pool_of(experiment: ExperimentConfig, run_dir: Path) -> Iterator[Judging]:
-    judging = Judging(experiment, run_dir)
-    try:
-        yield judging
-    finally:
-        judging.pool.close()
-        assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
 def asked_about(bodies: Sequence[dict[str, Any]]) -> list[str]:

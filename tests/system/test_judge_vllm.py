@@ -12,14 +12,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from judge_helpers import KEY, KEY_VARIABLE, judged_experiment
+from judge_helpers import KEY, KEY_VARIABLE, judged_experiment, pool_of
 from trajectories import make_step, make_trajectory
 
 from envs.base import PromptParts
 from envs.registry import make_provider
 from serl.config import ServingSection
 from serl.hindsight.judge.endpoint import probe
-from serl.hindsight.judge.pool import JudgePool
 from serl.models.resolve import resolve_model
 from serl.serving.engine_options import CPU_BLOCK_SIZE, replica_environment
 from serl.types import Step, Trajectory, TrajectoryGroup
@@ -117,15 +116,8 @@ def judge(base_url: str, run_dir: Path) -> tuple[dict[str, str], dict[str, float
         max_wait_s=ANSWER_TIMEOUT_S,
     )
     assert probe(experiment.hindsight.judge) is None
-    pool = JudgePool(experiment, run_dir)
-    group = played_group()
-    try:
-        pool.submit(group, 0, 0)
-        while not pool.has_answers([group], 0):
-            time.sleep(0.05)
-        return pool.take([group], 0, lambda group_id: True), pool.metrics()
-    finally:
-        pool.close()
+    with pool_of(experiment, run_dir) as pool:
+        return pool.texts_of([played_group()]), pool.pool.metrics()
 
 
 def test_a_language_model_judges_a_real_trajectory(
