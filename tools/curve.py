@@ -14,6 +14,7 @@ from pathlib import Path
 from serl.evaluation import EvaluationResult
 from serl.run.evaluations import read_evaluations
 from serl.run.metrics_writer import METRICS
+from serl.run.surroundings import write_any_character
 
 _WINDOW = 5
 
@@ -88,4 +89,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -30,6 +30,7 @@ from serl.hindsight.lambda_schedule import effective_lambda
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.rollout.actions import action_spans
+from serl.run.surroundings import write_any_character
 from serl.types import Step, Trajectory
 
 ATOL, RTOL = 2e-5, 1e-4
@@ -325,4 +326,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

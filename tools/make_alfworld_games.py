@@ -23,6 +23,7 @@ from envs.alfworld.generator.problem import Rules, problem_pddl, traj_data
 from envs.alfworld.generator.rooms import ROOM_SIZES
 from envs.alfworld.oracle import NoPlanError, plan
 from envs.alfworld.pack import write_pack
+from serl.run.surroundings import write_any_character
 
 logger = logging.getLogger(__name__)
 
@@ -141,4 +142,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any
 from envs.webshop.data_files import EMBEDDED_FORMAT
 from envs.webshop.generator.generate import DIFFICULTIES, GeneratedCatalogue, generate_catalogue
 from envs.webshop.nouns import NOUNS_FILE, TitleNouns, write_nouns
+from serl.run.surroundings import write_any_character
 
 
 def write_embedded(path: Path, catalogue: GeneratedCatalogue) -> None:
@@ -65,4 +66,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -21,6 +21,7 @@ import yaml
 from envs.base import EnvProvider, Task, TextEnv, Turn
 from envs.registry import UnknownEnvironmentError, make_provider
 from serl.rollout.episode_state import EpisodeState
+from serl.run.surroundings import write_any_character
 
 _LEFT_OPEN = re.compile(r"<([^<>]+)>")
 _QUIT = frozenset({"quit", "exit", "q"})
@@ -161,4 +162,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

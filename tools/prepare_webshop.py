@@ -32,6 +32,7 @@ from envs.webshop.nouns import FALLBACK, NOUNS_FILE, TitleNouns, read_nouns, wri
 from envs.webshop.packed import PACK_FOLDER, PackedCatalogue, write_pack
 from envs.webshop.reachability import reachable_on_own_product
 from envs.webshop.shop import Shop
+from serl.run.surroundings import write_any_character
 
 logger = logging.getLogger(__name__)
 
@@ -140,4 +141,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

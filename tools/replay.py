@@ -25,6 +25,7 @@ from typing import Any, TextIO, cast
 from envs.alfworld.engine import Engine, Frame
 from envs.alfworld.game import GameDataError, load_game
 from envs.alfworld.tasks import goal_sentences
+from serl.run.surroundings import write_any_character
 from tools.replay_webshop import Case, RecordingError, webshop_cases
 
 Trace = Mapping[str, Any]
@@ -184,4 +185,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -45,6 +45,7 @@ from serl.models.resolve import ModelPathError, resolve_model
 from serl.rollout.actions import action_token_mask
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
+from serl.run.surroundings import write_any_character
 from serl.types import Step, Trajectory
 from tools.report.statistics import mean_interval, weighted_mean_interval
 from tools.warm_start.demonstrations import response_text
@@ -358,4 +359,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import sys
+from pathlib import Path
 from urllib.request import proxy_bypass_environment
 
 import pytest
@@ -29,6 +30,13 @@ def test_a_terminal_that_lacks_a_character_shows_its_escape(monkeypatch: pytest.
     write_any_character()
     print("实验 …", flush=True)
     assert terminal.getvalue() == b"\\u5b9e\\u9a8c \\u2026\n"
+
+
+def test_every_tool_writes_to_any_terminal():
+    for path in (Path(__file__).resolve().parents[2] / "tools").rglob("*.py"):
+        _, is_command, block = path.read_text(encoding="utf-8").partition('if __name__ == "__main__":\n')
+        if is_command and "sys.exit(main(" in block:
+            assert block.startswith("    write_any_character()\n"), path
 
 
 @pytest.mark.parametrize("proxy", ["http_proxy", "https_proxy", "ALL_PROXY", "grpc_proxy"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
+from serl.run.surroundings import write_any_character
 from tools.bench.figures import Figures
 
 _EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -135,4 +136,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

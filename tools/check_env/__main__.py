@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from envs.registry import UnknownEnvironmentError
+from serl.run.surroundings import write_any_character
 from tools.check_env.episodes import CheckSettings, Target, TargetError, open_target
 from tools.check_env.report import check
 from tools.play import BadRequest, env_args
@@ -77,4 +78,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -13,6 +13,7 @@ from pathlib import Path
 from serl.run.evaluations import evaluations_file
 from serl.run.metrics_writer import METRICS
 from serl.run.records import TRAJECTORIES
+from serl.run.surroundings import write_any_character
 from tools.inspect.page import write_page
 from tools.inspect.reading import Problems, read_config, read_rows, read_trajectories
 from tools.inspect.summary import RunSummary
@@ -77,4 +78,5 @@ def _refuse(sentence: str) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from serl.run.surroundings import write_any_character
 from tools.reference.pages import REPOSITORY, outdated_pages, write_pages
 
 
@@ -28,4 +29,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from serl.run.surroundings import write_any_character
 from tools.report.page import write_report
 from tools.report.reading import read_sweep
 
@@ -36,4 +37,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

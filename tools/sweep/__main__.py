@@ -29,6 +29,7 @@ from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.run.preflight import examine_inputs, examine_machine, needed_cpus, needed_gpus
+from serl.run.surroundings import write_any_character
 from tools.sweep.runs import (
     COMMANDS,
     PlannedRun,
@@ -147,5 +148,6 @@ def _trial(
 
 
 if __name__ == "__main__":
+    write_any_character()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.exit(main())

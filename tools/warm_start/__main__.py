@@ -25,6 +25,7 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
+from serl.run.surroundings import write_any_character
 from tools.warm_start.playing import PlaySettings
 from tools.warm_start.run import WarmStartSettings, play_held_out, save, save_report, warm_start
 
@@ -143,4 +144,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())
