@@ -54,9 +54,12 @@ class Ragged:
         """The lists at ``indices``, in that order; neighbours are copied together."""
         chosen = np.asarray(indices, dtype=np.int64)
         starts = np.concatenate(([0], np.cumsum(self.lengths[chosen])))
-        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(chosen) else []
-        parts = [self.values[self.starts[run[0]] : self.starts[run[-1] + 1]] for run in runs]
-        return Ragged(np.concatenate([self.values[:0], *parts]), starts)
+        begins_run = np.diff(chosen, prepend=-2) != 1
+        ends_run = np.append(begins_run[1:], True)[: len(chosen)]
+        begins = self.starts[chosen[begins_run]].tolist()
+        ends = self.starts[chosen[ends_run] + 1].tolist()
+        runs = (self.values[begin:end] for begin, end in zip(begins, ends, strict=True))
+        return Ragged(np.concatenate([self.values[:0], *runs]), starts)
 
 
 @dataclass(frozen=True, slots=True)
