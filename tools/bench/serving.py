@@ -80,7 +80,7 @@ def _report_rollout(
     figures: Figures,
 ) -> None:
     runners, replica = "env runners", f"processor time, {REPLICA}"
-    bare, bare_ids = "bare engine, stop strings as the runners'", "bare engine, ids alone"
+    bare, bare_ids = "bare engine", "bare engine, ids alone"
     figures.add(runners, (one.per_s("response_tokens") for one in played), "tokens/s")
     figures.add("env steps", (one.per_s("env_steps") for one in played), "steps/s")
     figures.add(bare, (one.response_tokens / one.seconds for one in with_text), "tokens/s")

@@ -41,6 +41,7 @@ _IGNORED = -100
 _LR_THAT_CHANGES_NOTHING = 1e-12
 # Until every place is taken and everything has been called once.
 _RAMP_UP_ITERATIONS = 2
+_UNITS = {"env steps": "steps/s", "iteration": "s", "waiting for a batch": "of all", "staleness": "versions"}
 
 # One start, with everything that ends after it.
 _START_TIMEOUT_S = 600.0
@@ -195,15 +196,15 @@ def asynchrony(
         f"{options.iterations} iterations after {_RAMP_UP_ITERATIONS} unmeasured ones"
     )
     for max_staleness, own in runs.items():
-        for unit in own[0]:
-            figures.add(f"max_staleness {max_staleness}, {unit}", (one[unit] for one in own), unit)
-    figures.add_ratio("max_staleness 1, env steps/s", "max_staleness 0, env steps/s")
+        for what, unit in _UNITS.items():
+            figures.add(f"max_staleness {max_staleness}: {what}", (one[what] for one in own), unit)
+    figures.add_ratio("max_staleness 1: env steps", "max_staleness 0: env steps")
 
 
 def _train(
     experiment: ExperimentConfig, model_dir: Path, run_dir: Path, num_iterations: int
 ) -> dict[str, float]:
-    """What a run did, by unit. Every wait inside has the deadlines of the experiment."""
+    """What a run did, in `_UNITS`. Every wait inside has the deadlines of the experiment."""
     algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
     assert isinstance(algorithm, SERL)
     try:
@@ -218,10 +219,10 @@ def _train(
     finally:
         algorithm.stop()
     return {
-        "env steps/s": totals["runners/env_steps"] / seconds,
-        "s an iteration": seconds / num_iterations,
-        "of it waiting for a batch": totals["time/wait_for_batch_s"] / seconds,
-        "versions behind": totals["staleness/mean"] / num_iterations,
+        "env steps": totals["runners/env_steps"] / seconds,
+        "iteration": seconds / num_iterations,
+        "waiting for a batch": totals["time/wait_for_batch_s"] / seconds,
+        "staleness": totals["staleness/mean"] / num_iterations,
     }
 
 
