@@ -53,6 +53,7 @@ def driver(
         f"{experiment.model.path}: {options.groups} groups of {options.rollouts} trajectories of "
         f"{options.steps} steps come in over {options.seconds:g} s; {options.repetitions} updates"
     )
+    model = figures.prefix
     with local_cluster() as run_dir:
         for num_learners in options.learners or (1, 4):
             sized = with_settings(
@@ -68,7 +69,7 @@ def driver(
             pool = _StandInPool(pickled, options.seconds)
             seconds, sizes = _measured(sized, encoder, pool, run_dir, options.repetitions)
             not_polling = [own.pop(_NOT_POLLING) for own in seconds]
-            figures.prefix = f"{num_learners} learner{'s' if num_learners > 1 else ''}: "
+            figures.prefix = f"{model}{num_learners} learner{'s' if num_learners > 1 else ''}: "
             figures.add(_NOT_POLLING, (1000.0 * one for one in not_polling), "ms", at_most=options.goal_ms)
             figures.add(f"{_NOT_POLLING} / {_UPDATE_S:g} s", (one / _UPDATE_S for one in not_polling))
             figures.add_all(seconds, "ms", scale=1000.0)
