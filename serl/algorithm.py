@@ -15,6 +15,7 @@ while it could still be trained within ``training.max_staleness`` versions.
 from __future__ import annotations
 
 import functools
+import os
 import time
 import uuid
 from collections import Counter
@@ -67,7 +68,8 @@ _POLL_S = 0.05
 class SERLConfig(AlgorithmConfig):
     """Carries the frozen experiment; RLlib's own fields are derived from it in `from_experiment`.
 
-    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go.
+    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go,
+    ``start_dir`` the folder that the experiment's relative paths begin in.
     ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
     it; both are None until it runs.
     """
@@ -75,6 +77,7 @@ class SERLConfig(AlgorithmConfig):
     experiment: ExperimentConfig
     model_dir: str
     run_dir: str
+    start_dir: str
     serving_names: ServingNames | None
     make_policy: Callable[[], Policy] | None
 
@@ -88,8 +91,7 @@ class SERLConfig(AlgorithmConfig):
         """The RLlib configuration of ``experiment``."""
         config = cls()
         config.experiment = experiment
-        config.model_dir = model_dir
-        config.run_dir = run_dir
+        config.model_dir, config.run_dir, config.start_dir = model_dir, run_dir, os.getcwd()
         text = gymnasium.spaces.Text(max_length=2**20)
         config.environment(observation_space=text, action_space=text, disable_env_checking=True)
         config.framework("torch")

@@ -15,12 +15,14 @@ driver requests again.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import gymnasium
@@ -46,12 +48,14 @@ _LOOP_ANSWER_TIMEOUT_S = 60.0
 class EnvRunnerConfig(Protocol):
     """What an env runner needs of RLlib's config beyond RLlib's own fields.
 
-    ``model_dir`` is the policy's local Hugging Face folder, for its tokenizer. ``make_policy`` makes what
+    ``model_dir`` is the policy's local Hugging Face folder, for its tokenizer, ``start_dir`` the folder that
+    relative paths in the environment's arguments begin in. ``make_policy`` makes what
     answers this runner's requests, in the runner's process (None until the policy is served).
     """
 
     experiment: ExperimentConfig
     model_dir: str
+    start_dir: str
     make_policy: Callable[[], Policy] | None
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
@@ -68,6 +72,8 @@ class SERLEnvRunner(EnvRunner):
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
+        if Path(self.config.start_dir).is_dir():  # a cluster that was joined was started in another one
+            os.chdir(self.config.start_dir)
         experiment = self.config.experiment
         self._training_settings, self._evaluation_settings = _episode_settings(experiment)
         self.provider = make_provider(experiment.env.name, experiment.env.args)

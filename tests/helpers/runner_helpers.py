@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class RunnerConfig(AlgorithmConfig):
         text = gymnasium.spaces.Text(max_length=100)
         self.environment(observation_space=text, action_space=text)
         self.env_runners(env_runner_cls=SERLEnvRunner, create_local_env_runner=False)
-        self.experiment, self.model_dir = experiment, model_dir
+        self.experiment, self.model_dir, self.start_dir = experiment, model_dir, os.getcwd()
         self.make_policy: Callable[[], Policy] | None = None
 
 

@@ -9,8 +9,10 @@ import pytest
 from rollout_helpers import ScriptedClient, rollout_request
 from runner_helpers import RunnerConfig, runner_config, scripted_policy
 
+from serl.config import EnvSection
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.types import Trajectory
+from tools.make_alfworld_games import main as make_games
 
 
 @pytest.fixture
@@ -53,6 +55,23 @@ def test_the_env_runner_plays_what_it_is_sent_and_reports_it(runner: SERLEnvRunn
     rest = finish(runner, 4 - len(first.trajectories))
     assert sorted(len(t.steps) for t in first.trajectories + rest) == [1, 2, 3, 4]
     assert runner.exchange([], wait_s=0.0).counters["request_retries"] == 0
+
+
+def test_relative_paths_begin_where_the_run_was_started(
+    config: RunnerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The process of a runner was started by a cluster, in another folder."""
+    started, elsewhere = tmp_path / "started", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    arguments = ["--train", "2", "--heldout", "1", "--sizes", "small=1", "--seed", "3"]
+    assert make_games(["--out", str(started / "games"), *arguments]) == 0
+    monkeypatch.chdir(elsewhere)
+    env = EnvSection(name="alfworld", args={"data": "games"})
+    config.experiment = config.experiment.model_copy(update={"env": env})
+    config.start_dir = str(started)
+    runner = SERLEnvRunner(config=config, worker_index=1)
+    assert len(runner.provider.task_set("train")) == 2
+    runner.stop()
 
 
 def test_evaluation_is_sampled_at_its_own_temperature(runner: SERLEnvRunner, policy: ScriptedClient):
