@@ -19,6 +19,7 @@ from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.private import rllib
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrajectoryGroup
 
@@ -115,7 +116,7 @@ def update(
 
 
 def local_learner(group: SERLLearnerGroup) -> SERLLearner:
-    return group._learner
+    return rllib.local_learner(group)
 
 
 def reference_logprobs(

@@ -76,7 +76,7 @@ def test_what_the_judge_said_is_in_the_teachers_prompt_of_its_trajectory_only(tm
             metrics = pool.pool.metrics()
     rows, _ = build_rows([group], experiment, encoder, 0, texts)
     assert rows.has_teacher_prompt.tolist() == [False, False, True, True]
-    assert "The loser should open the drawer." in encoder.decode(rows.teacher_prompt_ids[2])
+    assert "The loser should open the drawer." in encoder.decode(rows.teacher_prompt_ids[2].tolist())
     assert (metrics["judge/answers"], metrics["judge/failed_nonsense"]) == (1, 1)
 
 
@@ -92,7 +92,7 @@ def test_a_judged_source_may_stand_beside_others_and_feedback_can_be_kept_from_t
     assert all("A successful attempt to compare with" in text for text in asked)
     assert not any("Nothing happens." in text for text in asked)
     rows, _ = build_rows([group], experiment, encoder, 0, texts)
-    weighted = encoder.decode(rows.teacher_prompt_ids[0])
+    weighted = encoder.decode(rows.teacher_prompt_ids[0].tolist())
     assert "Look in the drawer first" in weighted and "Nothing happens." in weighted
 
 

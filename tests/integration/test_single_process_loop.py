@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from learner_helpers import local_learner
 from single_process_loop import SingleProcessLoop
 
 from envs.registry import make_provider
@@ -43,7 +44,7 @@ def learners(config: ExperimentConfig) -> SERLLearnerGroup:
 
 
 def weights_of(group: SERLLearnerGroup) -> dict[str, torch.Tensor]:
-    return {name: w.detach().clone() for name, w in named_weights(group._learner.policy.model).items()}
+    return {name: w.detach().clone() for name, w in named_weights(local_learner(group).policy.model).items()}
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:

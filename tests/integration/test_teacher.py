@@ -159,6 +159,7 @@ def test_weights_follow_from_recorded_gaps_and_token_advantages_from_weights(
 ) -> None:
     records = records_of(update(hindsight_group(model_dir), groups, recorded=EVERYTHING))
     for record in records:
+        assert record.advantage is not None
         sign = (record.advantage > 0) - (record.advantage < 0)
         for delta, weight, token_advantage in zip(
             record.log_ratios, record.weights, record.token_advantages, strict=True
@@ -174,6 +175,7 @@ def test_weights_follow_from_recorded_gaps_and_token_advantages_from_weights(
 def centred_weights(records: list[TeacherRecord], mean_of: dict[int, float]) -> list[float]:
     weights = []
     for record in records:
+        assert record.advantage is not None
         sign = 1.0 if record.advantage > 0 else -1.0
         for delta in known(record.log_ratios):
             weights.append(min(max(2.718281828 ** (sign * (delta - mean_of[id(record)])), 0.1), 1.9))

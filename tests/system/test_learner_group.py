@@ -20,6 +20,7 @@ from learner_helpers import (
 from serl.batch.packing import plan_update
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.learner.teacher import context_free_rows
+from serl.private.rllib import remote_learners
 from serl.types import TrajectoryGroup
 
 START_S = 120.0
@@ -70,7 +71,9 @@ def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[di
     assert sum(len(plan.rows) for plan in plans) == len(trained) > len(plans)
     if group.is_local:
         return [local_learner(group).gradients(plans[0], 0)]
-    calls = [worker.gradients.remote(plan, 0) for worker, plan in zip(group._workers, plans, strict=True)]
+    calls = [
+        worker.gradients.remote(plan, 0) for worker, plan in zip(remote_learners(group), plans, strict=True)
+    ]
     return ray.get(calls, timeout=START_S)
 
 
@@ -170,7 +173,7 @@ def test_a_learner_that_dies_during_an_update_fails_it_and_is_named(
     two_learners: SERLLearnerGroup, groups: list[TrajectoryGroup]
 ) -> None:
     handle = started_update(two_learners, groups, 2)
-    ray.kill(two_learners._workers[1])
+    ray.kill(remote_learners(two_learners)[1])
     with pytest.raises(LearnerError, match="learner 1 failed in update 2"):
         finished(two_learners, handle)
 
@@ -182,7 +185,7 @@ def test_an_update_that_takes_too_long_fails_with_its_deadline(
     try:
         with pytest.raises(LearnerError, match="learner.update_timeout_s = 0.001 s"):
             finished(group, started_update(group, groups, 0))
-        ray.kill(group._workers[0])
+        ray.kill(remote_learners(group)[0])
         with pytest.raises(LearnerError, match="has not been polled"):
             started_update(group, groups, 1)
         with pytest.raises(LearnerError, match="learner 0 failed in save"):
