@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from byte_tokenizers import byte_level
 from trajectories import make_step, make_trajectory
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -31,15 +31,8 @@ SPECIAL_TOKENS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(alphabet + SPECIAL_TOKENS)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
-    fast.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    meaning = {"eos_token": "<|end|>", "pad_token": "<|end|>", "additional_special_tokens": SPECIAL_TOKENS}
+    return byte_level(SPECIAL_TOKENS, CHAT_TEMPLATE, **meaning)
 
 
 def save_tiny_policy(folder: Path, tied: bool = True, seed: int = 0) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from byte_tokenizers import byte_level
 from transformers import PreTrainedTokenizerFast
 
 from envs.base import EnvProvider, PromptParts, Task, TaskSet, TextEnv
@@ -98,13 +98,8 @@ def make_provider(args: dict[str, Any]) -> EnvProvider:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One id per byte, in the order of the byte alphabet, and an end token."""
-    vocabulary = {char: rank for rank, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<eos>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    return tokenizer
+    template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    return byte_level(["<eos>"], template, eos_token="<eos>")
 
 
 class ScriptedClient:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from byte_tokenizers import BYTE_IDS, byte_level
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
 from serl.serving.client import PolicyClient
@@ -71,19 +71,14 @@ def make_repeating_policy() -> LlamaForCausalLM:
 
 
 def save_tokenizer(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "</action>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast = byte_level(["<|end|>", "</action>"], eos_token="<|end|>")
     assert fast.convert_tokens_to_ids(["<|end|>", "</action>"]) == [END, CLOSE_ACTION]
     fast.save_pretrained(folder)
 
 
 def byte_id(text: str) -> int:
     """The token of one printable ASCII character."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet()).index(text)
+    return BYTE_IDS[text]
 
 
 def reference_logprobs(

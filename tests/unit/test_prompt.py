@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from byte_tokenizers import byte_level
 from transformers import PreTrainedTokenizerFast
 
 from envs.base import PromptParts, Turn
@@ -19,15 +19,7 @@ SYSTEM, USER, ASSISTANT, END = range(256, 260)
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One id per byte, in the order of the byte alphabet, then the four special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    byte_level = Tokenizer(models.BPE(vocab={char: rank for rank, char in enumerate(alphabet)}, merges=[]))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level)
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
+    return byte_level(SPECIAL, TEMPLATE, additional_special_tokens=SPECIAL)
 
 
 def render(parts: PromptParts) -> tuple[dict[str, str], ...]:
