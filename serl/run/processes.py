@@ -21,8 +21,8 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants() -> list[int]:
-    """Ids of all processes below this one, zombies left out."""
+def descendants(of: int | None = None) -> list[int]:
+    """Ids of all processes below the process ``of`` (None: this one), zombies left out."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -33,7 +33,7 @@ def descendants() -> list[int]:
         if state != "Z":
             children.setdefault(int(parent), []).append(int(entry.parent.name))
     found: list[int] = []
-    to_visit = [os.getpid()]
+    to_visit = [os.getpid() if of is None else of]
     while to_visit:
         below = children.get(to_visit.pop(), [])
         found += below

@@ -35,3 +35,9 @@ def test_a_tensor_that_is_not_as_described_is_refused(tmp_path: Path):
         write_tensor_file(tmp_path / "t.safetensors", described, iter([torch.zeros(3, 2)]))
     with pytest.raises(ValueError, match="shorter"):
         write_tensor_file(tmp_path / "t.safetensors", described, iter([]))
+
+
+def test_a_full_disk_is_an_error_and_not_a_shorter_file():
+    tensors = {"weight": torch.zeros(1000)}
+    with pytest.raises(OSError, match="No space left on device"):
+        write_tensor_file(Path("/dev/full"), tensors, iter(tensors.values()))
