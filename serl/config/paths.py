@@ -30,3 +30,13 @@ def expanded_path(text: str) -> Path:
         user = expanded.partition("/")[0]
         raise UnknownPathError(f"{text!r}: {user} has no home folder here; write the folder itself")
     return Path(expanded).absolute()
+
+
+def blocked_by(folder: Path) -> Path | None:
+    """What keeps files from being made in ``folder``, or ``folder`` itself; None if nothing does.
+
+    It is the nearest that there is of ``folder`` and the folders above it, where that cannot be written.
+    """
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return None if writable else existing

@@ -16,7 +16,7 @@ import re
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from serl.config.paths import UnknownPathError, expanded_path
+from serl.config.paths import UnknownPathError, blocked_by, expanded_path
 
 EMBEDDED_POLICIES = Path(__file__).resolve().parents[1] / "policies"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -88,10 +88,19 @@ def cache_folder() -> Path:
 
 def check_cache_is_writable() -> None:
     """Raises ModelPathError if no model can be put into the cache."""
-    folder = cache_folder()
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ModelPathError(_unwritable(f"{existing} is no folder that can be written"))
+    if blocked := blocked_by(cache_folder()):
+        raise ModelPathError(_unwritable(f"{blocked} is no folder that can be written"))
+
+
+def check_hub_can_be_asked(hub_id: str) -> None:
+    """Raises ModelPathError if a model that is not in the hub's local cache could not be put there."""
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    where = f"model.path = {hub_id!r}: not in the local hub cache, {HF_HUB_CACHE}"
+    if HF_HUB_OFFLINE:
+        raise ModelPathError(f"{where}, and HF_HUB_OFFLINE is set: unset it, or give a local folder")
+    if blocked := blocked_by(Path(HF_HUB_CACHE).absolute()):
+        raise ModelPathError(f"{where}, and {blocked} cannot be written: set HF_HOME to a folder that can")
 
 
 def _unwritable(reason: str) -> str:

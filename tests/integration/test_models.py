@@ -16,6 +16,7 @@ from serl.models.resolve import (
     ModelPathError,
     cache_folder,
     check_cache_is_writable,
+    check_hub_can_be_asked,
     ready_folder,
     resolve_model,
 )
@@ -113,6 +114,18 @@ def test_a_cache_that_cannot_be_made_is_named_with_what_to_set(
     monkeypatch.setenv("XDG_CACHE_HOME", "~nosuchuser/cache")
     with pytest.raises(ModelPathError, match="XDG_CACHE_HOME: .*~nosuchuser has no home folder"):
         check_cache_is_writable()
+
+
+def test_a_hub_model_that_cannot_be_put_into_the_cache_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(ModelPathError, match=rf"{tmp_path}/file cannot be written: set HF_HOME"):
+        check_hub_can_be_asked("serl-tests/no-such-model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelPathError, match="HF_HUB_OFFLINE is set: unset it, or give a local folder"):
+        check_hub_can_be_asked("serl-tests/no-such-model")
 
 
 def test_a_gguf_file_that_breaks_off_is_named(wheel: Path) -> None:

@@ -19,7 +19,7 @@ from envs.example import GuessEnv, GuessProvider
 from serl.config.load import load_experiment
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, ready_folder
 from serl.models.sizes import num_weights
-from serl.run.preflight import examine_address, examine_inputs, examine_machine
+from serl.run.preflight import Finding, examine_address, examine_inputs, examine_machine
 from serl.run.preflight import machine as machine_module
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
@@ -131,8 +131,32 @@ def gone_at_reset(args: dict[str, Any]) -> Provider:
     return Provider(GoneAtReset)
 
 
+class GoneForHalfOfTheTasks(GuessEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = super().reset(**kwargs)
+        if int(kwargs["options"]["task_id"]) % 2:
+            raise ConnectionError("simulator is gone")
+        return observation, info
+
+
+def gone_for_half(args: dict[str, Any]) -> Provider:
+    return Provider(GoneForHalfOfTheTasks)
+
+
 def hangs_at_reset(args: dict[str, Any]) -> Provider:
     return Provider(HangsAtReset)
+
+
+def guessing(factory: str, folder: Path) -> list[Finding]:
+    """What is found of an experiment with an environment of this file."""
+    path = folder / "guess.yaml"
+    path.write_text(
+        f"name: guess\nmodel: {{path: 'embedded:tiny_alfworld', max_model_len: 512}}\n"
+        f"env: {{name: '{__name__}:{factory}', call_timeout_s: 0.5}}\n"
+        "rollout: {max_prompt_length: 448, max_response_length: 32}\nhindsight: {max_context_length: 480}\n"
+        "evaluation: {split: valid}\n"
+    )
+    return examine_inputs(load_experiment(path))
 
 
 @pytest.mark.parametrize(
@@ -144,15 +168,15 @@ def hangs_at_reset(args: dict[str, Any]) -> Provider:
     ],
 )
 def test_an_environment_that_fails_at_once_is_told(factory: str, words: str, tmp_path: Path):
-    path = tmp_path / "guess.yaml"
-    path.write_text(
-        f"name: guess\nmodel: {{path: 'embedded:tiny_alfworld', max_model_len: 512}}\n"
-        f"env: {{name: '{__name__}:{factory}', call_timeout_s: 0.5}}\n"
-        "rollout: {max_prompt_length: 448, max_response_length: 32}\nhindsight: {max_context_length: 480}\n"
-        "evaluation: {split: valid}\n"
-    )
-    told = [f.text for f in examine_inputs(load_experiment(path)) if f.verdict == "wrong"]
+    told = [found.text for found in guessing(factory, tmp_path) if found.verdict == "wrong"]
     assert len(told) == 1 and told[0].startswith(f"{__name__}:{factory}: task ") and told[0].endswith(words)
+
+
+def test_tasks_that_cannot_be_played_beside_others_are_counted(tmp_path: Path):
+    found = guessing("gone_for_half", tmp_path)
+    assert {finding.verdict for finding in found} == {"ok"}
+    (told,) = [finding.text for finding in found if finding.subject == "environment"]
+    assert " tasks cannot be played: " in told and told.endswith("ConnectionError: simulator is gone")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +253,6 @@ def test_an_address_where_nobody_listens_is_told_within_seconds():
     (found,) = examine_address(f"127.0.0.1:{port}")
     assert found.verdict == "missing" and f"--address 127.0.0.1:{port}: nothing answers there" in found.text
     assert time.monotonic() - started < 5.0
-    assert examine_address("auto") == []
 
 
 def test_a_hub_model_that_is_not_here_is_no_folder_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

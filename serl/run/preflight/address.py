@@ -20,8 +20,13 @@ _HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/:\s]+|\[[^\]]+\]):(?P<port>
 _ASK = """
 import json, logging, sys
 import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
-print(json.dumps(ray.cluster_resources()))
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
+    answer = {"resources": ray.cluster_resources()}
+except Exception as error:
+    answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+print()
+print(json.dumps(answer))
 """
 
 
@@ -38,26 +43,17 @@ class AddressError(RuntimeError):
 
 
 def examine_address(address: str) -> list[Finding]:
-    """Whether anything listens at ``address``; asks no more and takes seconds at most."""
-    match = _HOST_AND_PORT.fullmatch(address)
-    if match is None:  # "auto", or a name that Ray knows
-        return []
-    host, port = match["host"].strip("[]"), int(match["port"])
+    """Whether the cluster at ``address`` can be joined; what it has is not asked, for it may grow."""
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        text = (
-            f"--address {address}: nothing answers there ({error}); give the address that `ray start --head` "
-            "printed, or leave --address out to start a cluster on this machine"
-        )
-        return [Finding("missing", "resources", text)]
+        cluster_resources(address)
+    except AddressError as error:
+        return [Finding("missing", "resources", str(error))]
     return []
 
 
 def cluster_resources(address: str) -> ClusterResources:
     """What the cluster at ``address`` has. Raises AddressError within seconds if it does not say."""
-    if unreachable := examine_address(address):
-        raise AddressError(unreachable[0].text)
+    _check_anybody_listens(address)
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _ASK, address],
@@ -70,8 +66,26 @@ def cluster_resources(address: str) -> ClusterResources:
         raise AddressError(
             f"--address {address}: no answer of a Ray cluster within {_ANSWER_SECONDS:g} s"
         ) from None
-    if asked.returncode != 0:
-        *_, reason = ["it did not say why", *filter(None, map(str.strip, asked.stderr.splitlines()))]
-        raise AddressError(f"--address {address}: the cluster cannot be joined: {reason}")
-    resources: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
+    try:
+        answer: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise AddressError(f"--address {address}: Ray ended with {asked.returncode} joining it") from None
+    if "error" in answer:
+        raise AddressError(f"--address {address}: it cannot be joined: {answer['error'][:500]}")
+    resources: dict[str, float] = answer["resources"]
     return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _check_anybody_listens(address: str) -> None:
+    """Raises AddressError; an ``address`` without host and port, such as ``auto``, is for Ray to find."""
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None:
+        return
+    host, port = match["host"].strip("[]"), int(match["port"])
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise AddressError(
+            f"--address {address}: nothing answers there ({error}); give the address that `ray start --head` "
+            "printed, or leave --address out to start a cluster on this machine"
+        ) from error

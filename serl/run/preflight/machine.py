@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from serl.config import ExperimentConfig
+from serl.config.paths import blocked_by
 from serl.models.resolve import ModelPathError
 from serl.models.sizes import num_weights
 from serl.run.preflight.address import AddressError, ClusterResources, cluster_resources
@@ -113,8 +114,8 @@ def _temporary_folder() -> Iterator[Finding]:
             f"the system allows. export RAY_TMPDIR=/tmp, or another folder of {_MAX_TEMPORARY_FOLDER} at most"
         )
         yield Finding("missing", "resources", text)
-    elif not os.access(folder, os.W_OK | os.X_OK) and Path(folder).exists():
-        yield Finding("missing", "resources", f"{variable} = {folder}: Ray cannot write there")
+    elif blocked := blocked_by(Path(folder).absolute()):
+        yield Finding("missing", "resources", f"{variable} = {folder}: Ray cannot write in {blocked}")
 
 
 def _shared_memory(experiment: ExperimentConfig) -> Iterator[Finding]:

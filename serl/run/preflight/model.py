@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serl.config import ExperimentConfig
-from serl.models.resolve import ModelPathError, check_cache_is_writable, ready_folder
+from serl.models.resolve import (
+    ModelPathError,
+    check_cache_is_writable,
+    check_hub_can_be_asked,
+    ready_folder,
+)
 from serl.run.preflight.finding import Finding
 
 
@@ -25,8 +30,8 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
     path = experiment.model.path
     try:
         folder = ready_folder(path)
-        if folder is None and path.startswith("wheel:"):
-            check_cache_is_writable()
+        if folder is None:
+            check_cache_is_writable() if path.startswith("wheel:") else check_hub_can_be_asked(path)
     except ModelPathError as error:
         yield Finding("wrong", "model", str(error))
         return

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from serl.config import ExperimentConfig
-from serl.config.paths import UnknownPathError, expanded_path
+from serl.config.paths import UnknownPathError, blocked_by, expanded_path
 from serl.run.preflight.finding import Finding
 
 
@@ -17,8 +16,5 @@ def examine_output(experiment: ExperimentConfig) -> Iterator[Finding]:
     except UnknownPathError as error:
         yield Finding("wrong", "output", f"output_dir = {error}")
         return
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding(
-            "wrong", "output", f"output_dir = {experiment.output_dir!r}: cannot write in {existing}"
-        )
+    if blocked := blocked_by(folder):
+        yield Finding("wrong", "output", f"output_dir = {experiment.output_dir!r}: cannot write in {blocked}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +45,7 @@ class _Opening:
 
 
 def examine_prompts(experiment: ExperimentConfig, tasks: Tasks, model_folder: Path) -> list[Finding]:
-    """Plays a sample of tasks for no more than a step, and renders their prompts for the policy in a folder.
+    """Plays a sample of tasks for a step, and renders their prompts for the policy in a folder.
 
     Environments, templates and tokenizers may raise anything, which is then what is found.
     """
@@ -53,13 +53,21 @@ def examine_prompts(experiment: ExperimentConfig, tasks: Tasks, model_folder: Pa
         encoder = _tried(
             "model", f"the tokenizer in {model_folder}", lambda: PromptEncoder.load(str(model_folder))
         )
-        openings = list(_openings(experiment, tasks))
+        openings, failures = _openings(experiment, tasks)
+        if not openings:
+            raise failures[0]
         _check_template(openings[0], encoder, model_folder)
         _check_response(experiment, openings[0].action, encoder, model_folder)
-        lengths = [len(encoder.encode(opening.messages)) for opening in openings]
+        lengths = _tried(
+            "model",
+            f"the tokenizer in {model_folder} cannot encode a prompt",
+            lambda: [len(encoder.encode(opening.messages)) for opening in openings],
+        )
     except _Unusable as found:
         return [Finding("wrong", found.subject, str(found))]
-    return [_judged(lengths, experiment.rollout.max_prompt_length)]
+    unplayable = f"{len(failures)} of {len(failures) + len(openings)} tasks cannot be played: "
+    told = [Finding("ok", "environment", unplayable + str(failures[0]))] if failures else []
+    return [*told, _judged(lengths, experiment.rollout.max_prompt_length)]
 
 
 def _judged(lengths: Sequence[int], limit: int) -> Finding:
@@ -72,18 +80,27 @@ def _judged(lengths: Sequence[int], limit: int) -> Finding:
     return Finding("ok", "prompts", f"{of}, of rollout.max_prompt_length = {limit}{told}")
 
 
-def _openings(experiment: ExperimentConfig, tasks: Tasks) -> Iterator[_Opening]:
-    """Of tasks from both sets, evenly spread; fewer where resets are slow. The first also takes a step."""
+def _openings(experiment: ExperimentConfig, tasks: Tasks) -> tuple[list[_Opening], list[_Unusable]]:
+    """Of tasks from both sets, evenly spread, fewer where environments are slow; and what fails."""
     deadline = time.monotonic() + _SECONDS
-    for number, task in enumerate(_spread(tasks.train.tasks) + _spread(tasks.held_out.tasks)):
-        if number and time.monotonic() > deadline:
-            return
-        yield _tried(
-            "environment",
-            f"{experiment.env.name}: task {task.task_id!r}",
-            lambda task=task, is_first=number == 0: _opening(experiment, tasks, task, is_first),
-            experiment.env.call_timeout_s,
-        )
+    openings: list[_Opening] = []
+    failures: list[_Unusable] = []
+    for task in _spread(tasks.train.tasks) + _spread(tasks.held_out.tasks):
+        if (openings or failures) and time.monotonic() > deadline:
+            break
+        what = f"{experiment.env.name}: task {task.task_id!r}"
+        try:
+            openings.append(
+                _tried(
+                    "environment",
+                    what,
+                    lambda task=task: _opening(experiment, tasks, task),
+                    experiment.env.call_timeout_s,
+                )
+            )
+        except _Unusable as failure:
+            failures.append(failure)
+    return openings, failures
 
 
 def _spread(tasks: Sequence[Task]) -> list[Task]:
@@ -91,16 +108,15 @@ def _spread(tasks: Sequence[Task]) -> list[Task]:
     return [tasks[index * len(tasks) // wanted] for index in range(wanted)]
 
 
-def _opening(experiment: ExperimentConfig, tasks: Tasks, task: Task, take_a_step: bool) -> _Opening:
+def _opening(experiment: ExperimentConfig, tasks: Tasks, task: Task) -> _Opening:
     env = tasks.provider.make_env()
     seed = environment_seed(task.task_id)
     try:
         state = EpisodeState(*env.reset(seed=seed, options={"task_id": task.task_id}))
         action = next(iter(state.info["admissible_actions"]), "look")
         messages = tasks.provider.messages(state.prompt_parts(experiment.env.history_length))
-        if take_a_step:
-            state.advance(action, env.step(action))
-            tasks.provider.messages(state.prompt_parts(experiment.env.history_length))
+        state.advance(action, env.step(action))
+        tasks.provider.messages(state.prompt_parts(experiment.env.history_length))
     finally:
         env.close()
     return _Opening(messages, action)
