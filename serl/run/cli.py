@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -203,20 +204,28 @@ def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
     prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
-    address = options.address
+    address, code = options.address, FAILED
     try:
         if options.evaluate:
             evaluate_checkpoint(experiment, options.evaluate, run_dir, console, stop, address=address)
         elif not train(experiment, run_dir, console, stop, resume=prepared.checkpoint, address=address):
             console.note(f"stopped; to resume: serl-run --resume {run_dir.path}")
-    except (TrainingInterrupted, NothingToTrainError, CheckpointError) as error:
+        code = DONE
+    except (TrainingInterrupted, CheckpointError, NothingToTrainError) as error:
         console.note(str(error))
-        return FAILED
+    except Exception:
+        if not stop.shutdown_hangs:
+            raise
+        traceback.print_exc()
     finally:
         console.close()
         run_dir.metrics.close()
+        # Of what ended in order nothing is left.
         kill_descendants(timeout_s=10.0)
-    return DONE
+        release_all_folders()
+    if stop.shutdown_hangs:
+        stop.end_at_once(code)
+    return code
 
 
 if __name__ == "__main__":

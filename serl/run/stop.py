@@ -25,11 +25,15 @@ _KILL_TIMEOUT_S = 10.0
 
 
 class StopRequest(threading.Event):
-    """Set by the first signal. ``before_ending``: what to do before the process ends at once."""
+    """Set by the first signal. ``before_ending``: what to do before the process ends at once.
+
+    ``shutdown_hangs`` is for whoever stops the cluster to say that only `end_at_once` is left.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.before_ending: list[Callable[[], None]] = []
+        self.shutdown_hangs = False
         self._first = 0.0
         # Standard error itself goes to a file while the cluster starts and stops.
         self._terminal = os.dup(2)

@@ -24,11 +24,16 @@ from serl.run.checkpoint import save_checkpoint
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
 from serl.run.evaluations import append_evaluation, read_evaluations
+from serl.run.processes import kill_descendants
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.run_dir import RunDir
+from serl.run.stop import StopRequest
 from serl.run.surroundings import reach_local_hosts_directly
 
 logger = logging.getLogger(__name__)
+
+# Everything that is to be kept has been saved by then.
+_SHUTDOWN_TIMEOUT_S = 30.0
 
 
 @contextmanager
@@ -37,12 +42,13 @@ def running_algorithm(
     model_dir: Path,
     run_dir: RunDir,
     console: Console,
-    stop: threading.Event,
+    stop: StopRequest,
     address: str | None,
 ) -> Iterator[SERL]:
     """The algorithm with everything it needs running, on the Ray cluster at ``address`` or one of its own.
 
-    At the end the algorithm is stopped, and so is a cluster of its own.
+    At the end the algorithm is stopped, and so is a cluster of its own. If that hangs, all processes of the
+    cluster are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
     """
     driver_log = run_dir.logs / "driver.log"
     algorithm: SERL | None = None
@@ -57,11 +63,33 @@ def running_algorithm(
         yield algorithm
     finally:
         with output_to_file(driver_log):
+            stop.shutdown_hangs = not _shut_down(algorithm, own_cluster=address is None)
+
+
+def _shut_down(algorithm: SERL | None, own_cluster: bool) -> bool:
+    """Whether it came to an end within ``_SHUTDOWN_TIMEOUT_S``; what it raised goes on then."""
+    failures: list[BaseException] = []
+
+    def stop_everything() -> None:
+        try:
             if algorithm is not None:
                 algorithm.stop()
-            if address is None and ray.is_initialized():
+            if own_cluster and ray.is_initialized():
                 serve.shutdown()
             ray.shutdown()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=stop_everything, name="shutdown", daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_TIMEOUT_S)
+    if thread.is_alive():
+        logger.error("shutting down takes longer than %g s: killing what is left", _SHUTDOWN_TIMEOUT_S)
+        kill_descendants(timeout_s=10.0)
+        return False
+    if failures:
+        raise failures[0]
+    return True
 
 
 def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
@@ -90,7 +118,7 @@ def train(
     experiment: ExperimentConfig,
     run_dir: RunDir,
     console: Console,
-    stop: threading.Event,
+    stop: StopRequest,
     resume: Path | None = None,
     address: str | None = None,
 ) -> bool:
@@ -116,7 +144,7 @@ def evaluate_checkpoint(
     checkpoint: Path,
     run_dir: RunDir,
     console: Console,
-    stop: threading.Event,
+    stop: StopRequest,
     address: str | None = None,
 ) -> EvaluationResult:
     """Plays the evaluation with the policy of ``checkpoint`` and trains nothing."""
@@ -222,9 +250,12 @@ class _Run:
         try:
             save_checkpoint(checkpoints, self.iteration, self.algorithm.save_checkpoint, keep)
         except (OSError, LearnerError) as error:
+            logger.exception("the checkpoint of iteration %d", self.iteration)
+            # A learner's error ends with its reason, after a traceback.
+            reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(
-                f"the checkpoint of iteration {self.iteration} cannot be written below {checkpoints}; "
-                f"earlier ones are as they were: {error}"
+                f"the checkpoint of iteration {self.iteration} cannot be written below {checkpoints}, "
+                f"earlier ones are as they were: {reason}"
             ) from error
         self.saved_iteration = self.iteration
 

@@ -161,3 +161,23 @@ def test_a_second_signal_leaves_neither_processes_nor_weights(
     _wait_until_gone(pids)
     assert _weights_in_shared_memory() <= before
     assert read_writer(tmp_path / "run") is None
+
+
+def test_an_env_runner_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, start: Callable[[int], _Process]
+) -> None:
+    run_dir = tmp_path / "run"
+    run = start(500)
+    run.wait_until(lambda: len(_updates(run_dir)) >= 1)
+    pids = descendants(run.process.pid)
+    (runner,) = [pid for pid in pids if "SERLEnvRunner" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(runner, signal.SIGSTOP)
+    sent = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    code, said = run.end(timeout_s=300.0)
+    seconds = time.monotonic() - sent
+    assert code == 0 and "stopped; to resume: serl-run --resume" in said, said
+    (checkpoint,) = list_checkpoints(run_dir / "checkpoints")
+    assert read_algorithm_state(checkpoint)["weights_seq_no"] == _updates(run_dir)[-1]
+    _wait_until_gone(pids)
+    assert seconds < 60.0

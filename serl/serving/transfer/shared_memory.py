@@ -75,12 +75,6 @@ def release_all_folders() -> None:
         release_folder(application)
 
 
-def release_all_folders() -> None:
-    """Removes the folders of all deployments that this process started."""
-    for application in list(_held_locks):
-        release_folder(application)
-
-
 def read_weights(path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a version, by name; they map the file.
 
