@@ -17,8 +17,10 @@ def expanded_path(text: str) -> Path:
     """The absolute path that ``text`` names, whether or not it exists.
 
     Raises UnknownPathError for a variable that is not set or empty, and for a user without a home: taken as
-    they stand, they would be folders of those names.
+    they stand, they would be folders of those names. So it does for what no path can be.
     """
+    if "\0" in text:
+        raise UnknownPathError(f"{text!r}: no path has a character of code 0")
     for match in _VARIABLE.finditer(text):
         name = match[1] or match[2]
         if not os.environ.get(name):

@@ -42,7 +42,7 @@ def resolve_model(path: str) -> Path:
         folder = expanded_path(path)
     except UnknownPathError as error:
         raise ModelPathError(f"model.path = {error}") from error
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return _checked(folder, path)
     if _HUB_ID.fullmatch(path):
         return _hub_snapshot(path)
@@ -63,7 +63,7 @@ def ready_folder(path: str) -> Path | None:
         target = _conversion_target(_gguf_file(name))
         return _checked(target, path) if (target / "config.json").is_file() else None
     try:
-        is_hub_id = _HUB_ID.fullmatch(path) is not None and not expanded_path(path).is_dir()
+        is_hub_id = _HUB_ID.fullmatch(path) is not None and not os.path.isdir(expanded_path(path))
     except UnknownPathError:
         is_hub_id = False
     return _hub_cache(path) if is_hub_id else resolve_model(path)
@@ -137,9 +137,9 @@ def _checked(folder: Path, path: str) -> Path:
     missing = [
         what
         for what, found in (
-            ("config.json", (folder / "config.json").is_file()),
+            ("config.json", os.path.isfile(folder / "config.json")),
             ("*.safetensors", any(folder.glob("*.safetensors"))),
-            ("tokenizer_config.json", (folder / "tokenizer_config.json").is_file()),
+            ("tokenizer_config.json", os.path.isfile(folder / "tokenizer_config.json")),
         )
         if not found
     ]

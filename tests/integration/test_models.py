@@ -37,7 +37,7 @@ def test_an_incomplete_folder_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_nothing_lists_what_could_be_given() -> None:
-    for path in ("/no/such/folder", "./folder", "../folder"):
+    for path in ("/no/such/folder", "./folder", "../folder", f"/{'x' * 300}"):
         with pytest.raises(ModelPathError, match="no such folder.*embedded:NAME or wheel:PACKAGE"):
             resolve_model(path)
 

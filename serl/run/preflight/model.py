@@ -46,7 +46,7 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
 def _context_length(experiment: ExperimentConfig, config: Path) -> Iterator[Finding]:
     try:
         longest = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         yield Finding("wrong", "model", f"{config} is not a model's configuration: {error}")
         return
     if longest is not None and experiment.model.max_model_len > longest:
