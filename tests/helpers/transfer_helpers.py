@@ -6,7 +6,7 @@ import contextlib
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +32,8 @@ from serl.serving.transfer.receiver import BACKEND, PolicyWeightReceiver
 WAIT_S = 60.0
 # Smaller than the embeddings: an update of the tiny policy travels in several buffers.
 BUFFER_BYTES = 2**15
+# vLLM has one model a process: what it notes of layers that are being loaded is not made for threads.
+_LOADING = threading.RLock()
 
 
 class QueueGroup:
@@ -149,8 +151,15 @@ class Replica:
         method = {"init_weight_transfer_engine": "init_transfer_engine"}.get(method, method)
         # vLLM packs weights on CPU for the number of threads of whoever loads them; tests compute with one.
         with ThreadPoolExecutor(len(self.receivers), initializer=lambda: torch.set_num_threads(1)) as workers:
-            for answer in [workers.submit(getattr(one, method), *args) for one in self.receivers]:
+            for answer in [workers.submit(_call, one, method, args) for one in self.receivers]:
                 answer.result(WAIT_S)
+
+
+def _call(receiver: PolicyWeightReceiver, method: str, args: tuple[Any, ...]) -> None:
+    # Workers must receive and join at the same time.
+    alone = method in ("start_weight_update", "finish_weight_update")
+    with _LOADING if alone else contextlib.nullcontext():
+        getattr(receiver, method)(*args)
 
 
 def broadcast(sender: Any, update: dict[str, Any], *replicas: Replica, timeout_s: float = WAIT_S) -> None:
@@ -214,5 +223,12 @@ def _config(model_dir: Path) -> Any:
 
 
 def _receiver(config: Any) -> PolicyWeightReceiver:
-    model = get_model(vllm_config=config)
+    model: Any = get_model(vllm_config=config)
+    load_weights = model.load_weights
+
+    def load_alone(named_tensors: Iterable[tuple[str, Tensor]]) -> set[str]:
+        with _LOADING:
+            return load_weights(named_tensors)
+
+    model.load_weights = load_alone
     return PolicyWeightReceiver(config.weight_transfer_config, config, torch.device("cpu"), model)
