@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -71,9 +72,17 @@ def cluster_resources(address: str) -> ClusterResources:
     except (IndexError, ValueError):
         raise AddressError(f"--address {address}: Ray ended with {asked.returncode} joining it") from None
     if "error" in answer:
-        raise AddressError(f"--address {address}: it cannot be joined: {answer['error'][:500]}")
+        raise AddressError(
+            f"--address {address}: it cannot be joined: {answer['error'][:500]}{_token_hint()}"
+        )
     resources: dict[str, float] = answer["resources"]
     return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _token_hint() -> str:
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return ". Its token is asked for: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must hold the same one"
+    return ". If it asks for a token, export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN"
 
 
 def _check_anybody_listens(address: str) -> None:

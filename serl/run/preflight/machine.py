@@ -24,9 +24,9 @@ _ATTENTION_PACKAGES = {
 }
 _BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
 _KEPT_VERSIONS = 2
-# A socket's path has 107 bytes, and this is the longest that Ray makes below the folder for temporary files.
-_LONGEST_SOCKET = "/ray/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store.12"
-_MAX_TEMPORARY_FOLDER = 107 - len(_LONGEST_SOCKET)
+# The longest path that the system has for a socket, and the longest of Ray's in its temporary folder.
+_MAX_SOCKET_BYTES = 107
+_LONGEST_SOCKET = "/ray/session_2026-01-31_12-00-00_123456_{pid}/sockets/plasma_store"
 
 
 def examine_machine(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
@@ -108,10 +108,11 @@ def _temporary_folder() -> Iterator[Finding]:
     else:
         return
     length = len(os.fsencode(folder))
-    if length > _MAX_TEMPORARY_FOLDER:
+    longest = _MAX_SOCKET_BYTES - len(_LONGEST_SOCKET.format(pid=os.getpid()))
+    if length > longest:
         text = (
             f"{variable} = {folder} has {length} bytes; below it Ray's sockets would have longer paths than "
-            f"the system allows. export RAY_TMPDIR=/tmp, or another folder of {_MAX_TEMPORARY_FOLDER} at most"
+            f"the system allows. export RAY_TMPDIR=/tmp, or another folder of {longest} at most"
         )
         yield Finding("missing", "resources", text)
     elif blocked := blocked_by(Path(folder).absolute()):
