@@ -19,6 +19,8 @@ def expanded_path(text: str) -> Path:
     Raises UnknownPathError for a variable that is not set or empty, and for a user without a home: taken as
     they stand, they would be folders of those names. So it does for what no path can be.
     """
+    if not text.strip():
+        raise UnknownPathError(f"{text!r}: the path is empty")
     if "\0" in text:
         raise UnknownPathError(f"{text!r}: no path has a character of code 0")
     for match in _VARIABLE.finditer(text):

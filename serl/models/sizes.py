@@ -29,10 +29,16 @@ def _of_safetensors(file: Path) -> int:
         length = int.from_bytes(opened.read(8), "little")
         try:
             header = json.loads(opened.read(min(length, _MAX_HEADER_BYTES)))
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            weights = [entry for name, entry in header.items() if name != "__metadata__"]
+            end = max((entry["data_offsets"][1] for entry in weights), default=0)
+            count = sum(math.prod(entry["shape"]) for entry in weights)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise ModelPathError(f"{file} is not a whole file of weights: {error!r}") from error
-    return sum(math.prod(shape) for shape in shapes)
+    if file.stat().st_size != 8 + length + end:
+        raise ModelPathError(
+            f"{file} is not a whole file of weights: it has {file.stat().st_size} bytes of {8 + length + end}"
+        )
+    return count
 
 
 def _of_gguf(file: Path) -> int | None:

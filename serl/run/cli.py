@@ -132,16 +132,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="say what is wrong or missing, and start nothing")
-    task.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only play the evaluation")
-    task.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume from its newest checkpoint")
+    task.add_argument("--evaluate", type=_path, metavar="CHECKPOINT", help="only play the evaluation")
+    task.add_argument("--resume", type=_path, metavar="RUN_DIR", help="resume from its newest checkpoint")
     task.add_argument(
         "--resume-or-start",
-        type=Path,
+        type=_path,
         metavar="RUN_DIR",
         help="resume from its newest checkpoint, or start in this folder where there is none; does nothing, "
         "and ends with 0, where the run is complete: one command for jobs that are started again",
     )
-    parser.add_argument("--address", help="join the Ray cluster at this address, for instance auto")
+    parser.add_argument(
+        "--address", type=_given, help="join the Ray cluster at this address, for instance auto"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and "=" in options.experiment and not Path(options.experiment).exists():
         options.overrides.insert(0, options.experiment)
@@ -149,6 +151,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.experiment is None and not (options.evaluate or options.resume):
         parser.error("an EXPERIMENT.yaml is needed")
     return options
+
+
+def _given(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("no value: is a variable not set?")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_given(text))
 
 
 def _experiment(options: argparse.Namespace, checkpoint: Path | None) -> ExperimentConfig:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serl.models.resolve import EMBEDDED_POLICIES
+from serl.run.cli import main
 from serl.run.preflight import address as address_module
 from serl.run.preflight.address import AddressError, cluster_resources
 
@@ -71,6 +72,13 @@ def test_a_cluster_that_is_not_there_ends_check_and_run_within_seconds(tmp_path:
         assert code == 1 and f"--address {address}: nothing answers there" in said
         assert time.monotonic() - started < 60.0
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--address", "--resume", "--resume-or-start", "--evaluate"])
+def test_an_option_of_which_a_shell_left_nothing_is_refused(option: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([QUICKSTART, option, ""])
+    assert ended.value.code == 2 and f"{option}: no value: is a variable not set?" in capsys.readouterr().err
 
 
 def test_a_server_that_is_no_cluster_is_told_before_long(monkeypatch: pytest.MonkeyPatch):

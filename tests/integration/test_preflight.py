@@ -228,9 +228,12 @@ def test_shared_memory_is_estimated_in_the_type_that_is_broadcast(model: Path, f
 
 
 def test_damaged_weights_are_told(model: Path):
-    (model / "model.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"no weights at all")
-    with pytest.raises(ModelPathError, match="not a whole file of weights"):
-        num_weights(str(model))
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (b"", b"\x10" + b"\0" * 7 + b"no weights at all", whole[:-1], whole[:100]):
+        file.write_bytes(damaged)
+        (told,) = wrong(f"model.path={model}")
+        assert told.startswith(f"model: {file} is not a whole file of weights: ")
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])

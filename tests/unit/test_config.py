@@ -136,6 +136,7 @@ def test_a_path_means_what_a_shell_makes_of_it(tmp_path: Path, monkeypatch: pyte
         ("$NO_SUCH_NAME/runs", "the environment variable NO_SUCH_NAME is not set"),
         ("/${EMPTY}/runs", "the environment variable EMPTY is not set"),
         ("~nosuchuser/runs", "~nosuchuser has no home folder here"),
+        (" ", "the path is empty"),
         ("runs\0", "no path has a character of code 0"),
     ):
         with pytest.raises(UnknownPathError, match=words):

@@ -72,9 +72,9 @@ def cluster_resources(address: str) -> ClusterResources:
     except (IndexError, ValueError):
         raise AddressError(f"--address {address}: Ray ended with {asked.returncode} joining it") from None
     if "error" in answer:
-        raise AddressError(
-            f"--address {address}: it cannot be joined: {answer['error'][:500]}{_token_hint()}"
-        )
+        error = str(answer["error"])
+        hint = "" if error.startswith("ValueError") else _token_hint()
+        raise AddressError(f"--address {address}: it cannot be joined: {error[:500]}{hint}")
     resources: dict[str, float] = answer["resources"]
     return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 

