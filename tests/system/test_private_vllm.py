@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from serving_helpers import experiment, make_policy, save_tokenizer
 from vllm import __version__
+from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+from vllm.distributed.utils import StatelessProcessGroup
 from vllm.distributed.weight_transfer import nccl_common, packed_tensor
 
-from serl.private.vllm import SEEN_IN, nccl_wire_format
+from serl.private.vllm import SEEN_IN, check_nccl_group, nccl_wire_format
 from serl.serving.engine_options import replica_environment
 
 CONTRACT = f"seen in vLLM {SEEN_IN}, this is {__version__}"
@@ -145,3 +147,11 @@ def test_the_nccl_broadcast_takes_what_it_is_given() -> None:
     assert producer.parameters["num_buffers"].default == wire["packed_num_buffers"], CONTRACT
     fields = nccl_common.NCCLWeightTransferInitInfo.__dataclass_fields__
     assert {*wire, "master_address", "master_port", "world_size", "rank_offset"} <= set(fields), CONTRACT
+
+
+def test_a_group_that_sends_nothing_says_so() -> None:
+    """vLLM makes one of a single member, too; its broadcasts return at once."""
+    no_store: Any = None
+    alone = PyNcclCommunicator(StatelessProcessGroup(rank=0, world_size=1, store=no_store), "cpu")
+    with pytest.raises(RuntimeError, match="broadcasts would do nothing"):
+        check_nccl_group(alone)
