@@ -34,7 +34,7 @@ def reach_local_hosts_directly(address: str | None = None) -> dict[str, str]:
     else:
         hosts = list(dict.fromkeys([*hosts, *_local_hosts(address)]))
     names = (*_EXCEPTIONS, _EXCEPTIONS_OF_GRPC) if known[-1] else _EXCEPTIONS
-    excepted = dict.fromkeys(names, ",".join(hosts))
+    excepted: dict[str, str] = {name: ",".join(hosts) for name in names}
     os.environ.update(excepted)
     return excepted
 

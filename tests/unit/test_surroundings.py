@@ -6,7 +6,7 @@ import io
 import socket
 import sys
 from pathlib import Path
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # pyright: ignore[reportAttributeAccessIssue]
 
 import pytest
 

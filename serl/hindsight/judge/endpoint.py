@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def make_client(settings: JudgeSection, key: str | None) -> AsyncOpenAI:
 
 
 @contextmanager
-def _no_client_as_judge_error(settings: JudgeSection) -> Iterator[None]:
+def _no_client_as_judge_error(settings: JudgeSection) -> Generator[None]:
     try:
         yield
     except (ImportError, ValueError) as error:
