@@ -358,6 +358,21 @@ def test_bfloat16_computes_in_low_precision_on_float32_weights(
     assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
 
 
+def test_learners_send_each_other_the_precision_that_is_published(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: set[torch.dtype] = set()
+
+    def gather(shard: torch.Tensor) -> torch.Tensor:
+        gathered.add(shard.dtype)
+        return shard
+
+    monkeypatch.setattr("serl.learner.learner.whole", gather)
+    group = learner_group(model_dir, model={"path": str(model_dir), "dtype": "bfloat16"})
+    assert len(list(local_learner(group)._published_tensors())) == len(weights(group))
+    assert gathered == {torch.bfloat16}
+
+
 def test_published_weights_have_the_names_of_the_checkpoint(model_dir: Path, tmp_path: Path) -> None:
     untied = save_tiny_policy(tmp_path, tied=False)
     for folder, has_head in ((model_dir, False), (untied, True)):

@@ -283,6 +283,25 @@ def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> Non
     assert find_weight_store(names) is not None
 
 
+def test_a_broadcast_that_does_not_end_tells_which_replica_could_not_load_it(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ServingNames("serl-failing", "policy", "serl-weights-failing", "serl")
+    store = create_weight_store(names)
+    publisher = WeightPublisher(names, "shared_memory", timeout_s=20.0)
+
+    def wait_in_vain(timeout_s: float) -> None:
+        ray.get(store.report_failure.remote("a replica", "UpdateError: other bytes"))
+        raise TimeoutError("the broadcast did not end")
+
+    monkeypatch.setattr(publisher._sender, "transmit", wait_in_vain)
+    try:
+        with pytest.raises(WeightLoadError, match="did not end, because .*: a replica: UpdateError: other"):
+            publisher.publish(make_policy(0).named_parameters(), 1)
+    finally:
+        release_folder(names.application)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the transfer works here")
 @pytest.mark.parametrize("transfer", ["nccl", "ipc"])
 def test_a_transfer_between_gpus_needs_a_gpu(transfer: Any) -> None:
