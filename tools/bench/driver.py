@@ -104,9 +104,8 @@ def _measured(
                 "of it, the longest gap": max(pool.gaps),
             }
             seconds.append({**polling, **parts})
-            travelled = {
-                unit: loop.iteration_metrics[f"learner/num_{unit}s"] for unit in ("byte", "row", "token")
-            }
+            names = {"byte": "num_bytes", "row": "num_rows", "token": "num_tokens"}
+            travelled = {unit: loop.iteration_metrics["learner/" + name] for unit, name in names.items()}
             sizes.append(
                 {f"a {unit} that travels": travelled["byte"] / travelled[unit] for unit in ("row", "token")}
             )
