@@ -75,7 +75,7 @@ def test_a_row_says_what_its_teacher_reads_and_from_which_sources(model_dir: Pat
         *[("immediate_feedback",)] * 2,  # a success does not quote itself
         *[("successful_sample",)] * 2,
     ]
-    assert rows.row(0).context is not None and "FEEDBACK-HERE" in rows.row(0).context
+    assert "FEEDBACK-HERE" in (rows.row(0).context or "")
     assert metrics["evidence_share/successful_sample"] == metrics["evidence_share/immediate_feedback"] == 0.5
     assert metrics["evidence_share/any"] == 1.0
     feedback_only = experiment(model_dir, hindsight=TEACHER_ON)

@@ -125,7 +125,11 @@ def test_a_save_keeps_the_newest(tmp_path: Path):
     checkpoints.mkdir()
     for iteration in (1, 2, 3):
         source = write_checkpoint(tmp_path / "elsewhere", iteration)
-        save_checkpoint(checkpoints, iteration, lambda folder, source=source: source.rename(folder), keep=2)
+
+        def move(folder: Path, source: Path = source) -> None:
+            source.rename(folder)
+
+        save_checkpoint(checkpoints, iteration, move, keep=2)
     assert [path.name for path in list_checkpoints(checkpoints)] == ["iteration_000002", "iteration_000003"]
 
 
