@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # What a fixture needs is imported in it: the unit tier should not wait for Ray.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registrations_of_one_file() -> Iterator[None]:
+    """What a file registers of its own, no other file finds: a wrong name's hint lists every entry."""
+    from serl.config.registry import ESTIMATORS, LOSSES, SOURCES
+
+    yield
+    for registry in (ESTIMATORS, LOSSES, SOURCES):
+        for name, entry in list(registry._entries.items()):
+            if not entry.function.__module__.startswith("serl."):
+                del registry._entries[name]
+                sys.modules.pop(entry.function.__module__, None)
 
 
 @pytest.fixture(scope="session")
