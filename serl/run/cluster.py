@@ -1,0 +1,105 @@
+"""The algorithm on its Ray cluster: started, and brought to an end whatever hangs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from serl.algorithm import SERL, SERLConfig
+from serl.config import ExperimentConfig
+from serl.run.console import Console
+from serl.run.driver_log import log_to_file, output_to_file
+from serl.run.processes import kill_descendants
+from serl.run.run_dir import RunDir
+from serl.run.stop import StopRequest
+from serl.run.surroundings import reach_local_hosts_directly
+
+logger = logging.getLogger(__name__)
+
+# Everything that is to be kept has been saved by then.
+_SHUTDOWN_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def running_algorithm(
+    experiment: ExperimentConfig,
+    model_dir: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: StopRequest,
+    address: str | None,
+) -> Iterator[SERL]:
+    """The algorithm with everything it needs running, on the Ray cluster at ``address`` or one of its own.
+
+    At the end the algorithm is stopped, and so is a cluster of its own. If that hangs, all processes of the
+    cluster are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
+    """
+    driver_log = run_dir.logs / "driver.log"
+    algorithm: SERL | None = None
+    try:
+        with output_to_file(driver_log):
+            _start_ray(experiment, address, driver_log)
+            built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
+        assert isinstance(built, SERL)
+        algorithm = built
+        algorithm.should_stop = stop.is_set
+        algorithm.on_progress = console.progress
+        yield algorithm
+    finally:
+        with output_to_file(driver_log):
+            stop.shutdown_hangs = not _shut_down(algorithm, own_cluster=address is None)
+
+
+def _shut_down(algorithm: SERL | None, own_cluster: bool) -> bool:
+    """Whether it came to an end within ``_SHUTDOWN_TIMEOUT_S``; what it raised goes on then."""
+    failures: list[BaseException] = []
+
+    def stop_everything() -> None:
+        try:
+            if algorithm is not None:
+                algorithm.stop()
+            if own_cluster and ray.is_initialized():
+                serve.shutdown()
+            ray.shutdown()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=stop_everything, name="shutdown", daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_TIMEOUT_S)
+    if thread.is_alive():
+        logger.error("shutting down takes longer than %g s: killing what is left", _SHUTDOWN_TIMEOUT_S)
+        kill_descendants(timeout_s=10.0)
+        return False
+    if failures:
+        raise failures[0]
+    return True
+
+
+def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
+    stop_handler = signal.getsignal(signal.SIGTERM)
+    if address is None:
+        # Without an address Ray would join a cluster that `ray start` has left running on this machine.
+        context = ray.init(
+            address="local",
+            include_dashboard=experiment.cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+        )
+    else:
+        # Those of the cluster's workers that start elsewhere do not inherit this process's environment.
+        excepted = reach_local_hosts_directly(address)
+        runtime_env = {"env_vars": excepted} if excepted else None
+        context = ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
+    # Ray puts its own handler in the place of the one that saves a checkpoint.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop_handler)
+    log_to_file(driver_log)
+    logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
