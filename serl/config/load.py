@@ -22,6 +22,7 @@ from serl.config.yaml_files import parse_yaml, read_mapping
 
 COMMAND_LINE = "on the command line"
 
+_MAX_SECTIONS = 30
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 
 
@@ -52,6 +53,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     match = _OVERRIDE.fullmatch(text)
     if match is None:
         raise ConfigError([f"{text!r} {COMMAND_LINE}: not of the form key.path=value"])
+    if match[1].count(".") > _MAX_SECTIONS:
+        raise ConfigError([f"{match[1][:60]}… {COMMAND_LINE}: more than {_MAX_SECTIONS} sections in another"])
     value = parse_yaml(match[2], f"{match[1]} {COMMAND_LINE}")
     if value is None and match[2].strip().lower() not in ("null", "~"):
         raise ConfigError([f"{text!r} {COMMAND_LINE}: no value after ="])
@@ -60,7 +63,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _read_with_bases(path: Path, readers: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The merged mapping of ``path`` and its bases, and from which file each dotted key is."""
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a name that no file can have
+        raise ConfigError([f"{str(path)!r}: cannot be read: {error}"]) from error
     if resolved in readers:
         chain = " extends ".join(str(reader) for reader in (*readers, resolved))
         raise ConfigError([f"extends goes round in a circle: {chain}"])

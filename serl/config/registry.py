@@ -14,10 +14,12 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import FunctionType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -27,6 +29,8 @@ from serl.config.nearest import name_hint
 from serl.config.problems import Location, Problem, problems_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_OWN_NAME = re.compile(r"\w+(?:\.\w+)*:\w+")
 
 
 class UnknownEntryError(ValueError):
@@ -101,11 +105,13 @@ class Registry:
     def get(self, name: str) -> Entry:
         """The entry ``name``; its module is imported first.
 
-        Raises UnknownEntryError, and what importing a module of one's own raises.
+        Raises UnknownEntryError; ImportError and NameTakenError for a module of one's own.
         """
-        module_name, _, short = name.rpartition(":")
-        if module_name:
-            module = importlib.import_module(module_name)
+        module_name, colon, short = name.rpartition(":")
+        if colon:
+            if not _OWN_NAME.fullmatch(name):
+                raise UnknownEntryError("one of your own is written package.module:name")
+            module = _imported(module_name)
             entry = self._entries.get(short)
             if entry is None or not any(value is entry.function for value in vars(module).values()):
                 raise UnknownEntryError(f"{module_name} registers no such {self.noun}")
@@ -131,6 +137,16 @@ class Registry:
         except ValidationError as error:
             return problems_of(error, args_at, known_keys=list(entry.options.model_fields))
         return []
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, NameTakenError):
+        raise
+    except Exception as error:  # a module may raise anything; it is refused like one that is not there
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ImportError(f"{error!r} ({place.filename}, line {place.lineno})") from error
 
 
 def _options_of(function: Callable[..., Any]) -> type[BaseModel]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from serl.config.errors import ConfigError
 from serl.config.hindsight import HindsightSection
 from serl.config.objective import AdvantageSection, LossSection
-from serl.config.registry import ESTIMATORS, LOSSES, SOURCES
+from serl.config.registry import ESTIMATORS, LOSSES, SOURCES, UnknownEntryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +90,21 @@ def _says_something(values: Mapping[str, Any], key: str, value: Any) -> bool:
     """
     match key.split("."):
         case ["advantage", "args", option]:
-            entry = ESTIMATORS.get(values["advantage"].get("estimator", AdvantageSection().estimator))
+            registry, name = ESTIMATORS, values["advantage"].get("estimator", AdvantageSection().estimator)
         case ["loss", "args", option]:
-            entry = LOSSES.get(values["loss"].get("name", LossSection().name))
-        case ["hindsight", "args", source, option]:
-            if source not in values["hindsight"].get("sources", HindsightSection().sources):
+            registry, name = LOSSES, values["loss"].get("name", LossSection().name)
+        case ["hindsight", "args", name, option]:
+            if name not in (values["hindsight"].get("sources", HindsightSection().sources) or ()):
                 return False
-            entry = SOURCES.get(source)
+            registry = SOURCES
         case ["serving", "engine_args", "enable_prefix_caching"]:
             return value is False
         case _:
             return True
-    field = entry.options.model_fields.get(option)
+    try:
+        field = registry.get(str(name)).options.model_fields.get(option)
+    except (ImportError, UnknownEntryError):
+        return True  # a name that is none is told by who validates it
     return field is not None and field.default != value
 
 
@@ -115,5 +118,8 @@ def _mapping_at(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return  # refused where it is validated, whatever is put there
+        values = cast(dict[str, Any], inner)
     values[name] = value

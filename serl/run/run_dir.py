@@ -6,6 +6,7 @@
       metrics.jsonl       one object a write: "iteration", "time" (Unix seconds) and the metrics
       trajectories.jsonl  trajectories to look at, one object each (serl.run.records)
       evaluations.jsonl   evaluations, one object each (serl.run.evaluations)
+      failures.jsonl      what failed without ending the run (serl.run.failures)
       judge/answers.jsonl what a judge answered (serl.hindsight.judge.cache)
       tensorboard/        the same metrics as curves
       checkpoints/        serl.run.checkpoint
@@ -14,7 +15,7 @@
 
 Every line of a ``.jsonl`` file directly in the folder has an "iteration": the number of learner updates so
 far, which is the ``weights_seq_no`` of the weights they left. A run that resumes from iteration N drops the
-lines of later ones, and its TensorBoard events from N + 1 on replace the earlier ones.
+lines of later ones, but for failures, and its TensorBoard events from N + 1 on replace the earlier ones.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from serl.config import ExperimentConfig
 from serl.config.paths import expanded_path
+from serl.config.yaml_files import dump_yaml
 from serl.durable_files import json_bytes, write_atomically
 from serl.run.evaluations import rename_former_file
 from serl.run.metrics_writer import MetricsWriter
@@ -85,7 +85,7 @@ class RunDir:
 
 def config_yaml(experiment: ExperimentConfig) -> str:
     """The experiment as YAML that `serl.config.load` reads back to the same experiment."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(experiment.model_dump(mode="json"))
 
 
 def versions() -> dict[str, Any]:
