@@ -210,7 +210,7 @@ def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
     from serl.iteration import TrainingInterrupted
     from serl.run.console import Console
     from serl.run.train import evaluate_checkpoint, train
-    from serl.serving.transfer.shared_memory import release_all_folders
+    from serl.serving.weights_folder import release_all_folders
 
     stop.before_ending = [release_all_folders, prepared.lock.release]
     prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)

@@ -17,8 +17,8 @@ from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
-from serl.serving.transfer.shared_memory import claim_folder, release_folder
 from serl.serving.weight_store import create_weight_store
+from serl.serving.weights_folder import claim_folder, release_folder
 
 logger = logging.getLogger(__name__)
 

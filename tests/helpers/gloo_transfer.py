@@ -68,7 +68,7 @@ def main(model_dir: str) -> None:
     from serl.serving.engine_options import engine_arguments
     from serl.serving.messages import Answer, make_request
     from serl.serving.transfer.nccl import NCCLSender, worker_init_info
-    from serl.serving.transfer.shared_memory import claim_folder, release_folder
+    from serl.serving.weights_folder import claim_folder, release_folder
 
     torch.cuda.current_stream = lambda: _STREAM  # type: ignore[assignment]
     torch.cuda.current_device = lambda: 0

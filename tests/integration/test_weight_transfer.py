@@ -21,7 +21,8 @@ from serl.serving.transfer.ipc import IPCSender
 from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, describe, trailer
 from serl.serving.transfer.nccl import NCCLSender
 from serl.serving.transfer.receiver import PolicyWeightReceiver
-from serl.serving.transfer.shared_memory import SharedMemorySender, claim_folder, release_folder
+from serl.serving.transfer.shared_memory import SharedMemorySender
+from serl.serving.weights_folder import claim_folder, release_folder
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "rendezvous")
 __all__ = ["rendezvous"]

@@ -37,9 +37,9 @@ from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
 from serl.serving.transfer import make_sender
-from serl.serving.transfer.shared_memory import release_folder, weights_folder
 from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
 from serl.serving.weights import WeightLoadError, WeightPublisher
+from serl.serving.weights_folder import release_folder, weights_folder
 from serl.types import Completion, RequestRefused
 
 # Threads of torch that wait would take the cores from the replica.

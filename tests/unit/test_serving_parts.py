@@ -16,7 +16,7 @@ from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.engine import Deliver
 from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.streams import ClientStreams
-from serl.serving.transfer.shared_memory import claim_folder, release_folder, weights_folder
+from serl.serving.weights_folder import claim_folder, release_folder, weights_folder
 
 
 class AnswersOnDemand:

@@ -19,8 +19,9 @@ from serl.config import ExperimentConfig
 from serl.learner.parallel import full_tensors
 from serl.models.weights import named_weights
 from serl.serving.engine_options import build_engine, replica_environment
-from serl.serving.transfer.shared_memory import SharedMemorySender, claim_folder, release_folder
+from serl.serving.transfer.shared_memory import SharedMemorySender
 from serl.serving.weights import WeightPublisher
+from serl.serving.weights_folder import claim_folder, release_folder
 from serl.types import Trajectory
 from tools.bench.figures import Figures
 from tools.bench.play import (

@@ -1,16 +1,12 @@
 """Weights as safetensors files in shared memory: written by a learner, mapped by the replicas of its host.
 
-Each deployment has a folder, locked by the process that started it for as long as that lives; a folder
-without its lock is what a killed run left and is removed by the next start. A version is a file of its own
-that gets its name when it is complete, so a replica that still reads an old version is never disturbed.
+A version is a file of its own that gets its name when it is complete, so a replica that still reads an old
+version is never disturbed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,58 +17,9 @@ from safetensors.torch import save_file
 
 from serl.serving.transfer.landing import UpdateError, describe, trailer
 from serl.serving.transfer.sender import NamedTensors
+from serl.serving.weights_folder import weights_folder
 
 NUM_KEPT_VERSIONS = 2
-_PREFIX = "serl-weights-"
-_LOCK = "lock"
-
-# The locks this process holds, by application; the kernel gives them up when the process ends.
-_held_locks: dict[str, int] = {}
-
-
-def shared_memory_root() -> Path:
-    """``/dev/shm``, or the folder for temporary files where there is none."""
-    root = Path("/dev/shm")
-    return root if root.is_dir() else Path(tempfile.gettempdir())
-
-
-def weights_folder(application: str) -> Path:
-    """Where the weights of the deployment ``application`` lie."""
-    return shared_memory_root() / f"{_PREFIX}{application}"
-
-
-def claim_folder(application: str) -> int:
-    """Makes and locks the folder of ``application``; removes folders that killed runs left.
-
-    Returns how many were removed. Raises FileExistsError if a live process holds the folder.
-    """
-    num_removed = sum(_remove_if_stale(folder) for folder in shared_memory_root().glob(f"{_PREFIX}*"))
-    folder = weights_folder(application)
-    # Locked before it has a name that others look for.
-    unnamed = Path(tempfile.mkdtemp(dir=shared_memory_root()))
-    lock = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if folder.exists():
-        shutil.rmtree(unnamed)
-        os.close(lock)
-        raise FileExistsError(f"{folder} belongs to a running deployment of the same name")
-    unnamed.rename(folder)
-    _held_locks[application] = lock
-    return num_removed
-
-
-def release_folder(application: str) -> None:
-    """Removes the folder of ``application`` and gives its lock up."""
-    shutil.rmtree(weights_folder(application), ignore_errors=True)
-    lock = _held_locks.pop(application, None)
-    if lock is not None:
-        os.close(lock)
-
-
-def release_all_folders() -> None:
-    """Removes the folders of all deployments that this process started."""
-    for application in list(_held_locks):
-        release_folder(application)
 
 
 def read_weights(path: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -124,7 +71,8 @@ class SharedMemorySender:
         """Nothing to send: the file is complete before it is announced."""
 
     def snapshot(self) -> dict[str, Any]:
-        versions = sorted(self._folder.glob("*.safetensors"))
+        # By age: learners that resumed from a checkpoint count from a smaller version again.
+        versions = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for old in versions[:-NUM_KEPT_VERSIONS]:
             old.unlink(missing_ok=True)
         return self._update
@@ -145,21 +93,3 @@ def _distinct(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
             seen.add(storage)
             tensors[name] = copy
     return tensors
-
-
-def _remove_if_stale(folder: Path) -> bool:
-    try:
-        lock = os.open(folder / _LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False  # just being made, or just being removed
-    except PermissionError:
-        return False  # another user's
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    finally:
-        os.close(lock)
