@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -21,14 +23,14 @@ def token_offsets(token_ids: Sequence[int], tokenizer: Any) -> tuple[str, list[t
     """
     ids = [int(token_id) for token_id in token_ids]
     text = _decode(tokenizer, ids)
-    token_bytes = _token_bytes_of(tokenizer)
-    if token_bytes is not None:
-        joined, offsets = _offsets_of_bytes([token_bytes[token_id] for token_id in ids])
+    decoder = _decoder_of(tokenizer)
+    if decoder is not None:
+        joined, offsets = decoder(ids)
         # Some decoders strip the leading space of the first piece: the rest of the text is only shifted.
         stripped = len(joined) - len(text)
         if stripped >= 0 and joined[:stripped].isspace() == (stripped > 0) and joined[stripped:] == text:
             return text, [(max(start - stripped, 0), max(end - stripped, 0)) for start, end in offsets]
-    return text, _offsets_of_prefixes(tokenizer, ids)
+    return text, _offsets_of_prefixes(tokenizer, ids, text)
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
@@ -56,55 +58,95 @@ def _offsets_of_bytes(pieces: list[bytes]) -> tuple[str, list[tuple[int, int]]]:
     return "".join(parts), offsets
 
 
-def _offsets_of_prefixes(tokenizer: Any, ids: list[int]) -> list[tuple[int, int]]:
-    """Decodes every prefix. A character not complete yet shows as U+FFFD and changes with the next token."""
+def _offsets_of_pieces(pieces: list[str | int]) -> tuple[str, list[tuple[int, int]]]:
+    """Joins pieces of text and bytes; of bytes in a row that are not UTF-8 each becomes U+FFFD."""
+    text = ""
+    spans: dict[int, tuple[int, int]] = {}
+    with_text = [position for position, piece in enumerate(pieces) if piece != ""]
+    for are_bytes, group in groupby(with_text, key=lambda position: isinstance(pieces[position], int)):
+        positions = list(group)
+        if are_bytes:
+            parts, lengths = _characters_of(bytes(int(pieces[position]) for position in positions))
+        else:
+            parts, lengths = [str(pieces[position]) for position in positions], [1] * len(positions)
+        remaining = iter(positions)
+        for part, length in zip(parts, lengths, strict=True):
+            for position in islice(remaining, length):
+                spans[position] = (len(text), len(text) + len(part))
+            text += part
+    offsets: list[tuple[int, int]] = []
+    reached = 0
+    for position in range(len(pieces)):
+        offsets.append(spans.get(position, (reached, reached)))
+        reached = offsets[-1][1]
+    return text, offsets
+
+
+def _characters_of(data: bytes) -> tuple[list[str], list[int]]:
+    """The characters of ``data``, and how many bytes each takes."""
+    try:
+        characters = list(data.decode())
+    except UnicodeDecodeError:
+        return ["\ufffd"] * len(data), [1] * len(data)
+    return characters, [len(character.encode()) for character in characters]
+
+
+def _offsets_of_prefixes(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]]:
+    """Decodes every prefix of ``text``. A character not complete yet shows as another one, or several."""
     special = _special_ids(tokenizer)
     offsets: list[tuple[int, int]] = []
-    before = ""
+    reached = 0
     for position, token_id in enumerate(ids):
-        after = _decode(tokenizer, ids[: position + 1])
         if token_id in special:
-            offsets.append((len(before), len(before)))
+            offsets.append((reached, reached))
             continue
-        only_added = len(after) > len(before) and after.startswith(before)
-        start = len(before) if only_added else len(before.rstrip("\ufffd"))
-        offsets.append((min(start, len(after)), len(after)))
-        before = after
+        shown = _decode(tokenizer, ids[: position + 1])
+        settled = len(os.path.commonprefix([shown, text]))
+        end = min(settled + (len(shown) > settled), len(text))
+        offsets.append((reached, max(reached, end)))
+        reached = max(reached, settled)
     return offsets
 
 
-class _TokenBytes(dict[int, bytes]):
-    """The bytes each id adds to the text, filled in as ids are met; special ids add none."""
+Piece = TypeVar("Piece", bytes, "str | int")
 
-    def __init__(self, tokenizer: Any, byte_level: bool):
+
+class _TokenTable(dict[int, Piece]):
+    """What each id adds to the text, filled in as ids are met; ``nothing`` for special ids."""
+
+    def __init__(self, tokenizer: Any, read: Callable[[str], Piece], nothing: Piece) -> None:
         super().__init__()
         # The cache must not keep its own weak key alive: it holds the token table, not the tokenizer.
         self._convert = tokenizer.backend_tokenizer.id_to_token
         self._special = _special_ids(tokenizer)
-        self._byte_level = byte_level
+        self._read = read
+        self._nothing = nothing
 
-    def __missing__(self, token_id: int) -> bytes:
+    def __missing__(self, token_id: int) -> Piece:
         # Ids beyond the vocabulary, which a padded output layer can sample, decode to nothing.
-        token = "" if token_id in self._special else self._convert(token_id) or ""
-        self[token_id] = _byte_level_bytes(token) if self._byte_level else _piece_bytes(token)
+        token = "" if token_id in self._special else self._convert(token_id)
+        self[token_id] = self._read(token) if token else self._nothing
         return self[token_id]
 
 
-_TABLES: WeakKeyDictionary[Any, _TokenBytes | None] = WeakKeyDictionary()
+_Decoder = Callable[[list[int]], tuple[str, list[tuple[int, int]]]]
+_DECODERS: WeakKeyDictionary[Any, _Decoder | None] = WeakKeyDictionary()
 
 
-def _token_bytes_of(tokenizer: Any) -> _TokenBytes | None:
-    """The byte table of a tokenizer whose decoder works piece by piece; None if it is of another kind."""
-    if tokenizer not in _TABLES:
+def _decoder_of(tokenizer: Any) -> _Decoder | None:
+    """Text and offsets of ids by a table, if the tokenizer's own decoder works piece by piece; else None."""
+    if tokenizer not in _DECODERS:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         decoder = "" if backend is None else repr(backend.decoder)
         if "ByteLevel(" in decoder:
-            _TABLES[tokenizer] = _TokenBytes(tokenizer, byte_level=True)
+            of_bytes = _TokenTable(tokenizer, _byte_level_bytes, b"")
+            _DECODERS[tokenizer] = lambda ids: _offsets_of_bytes([of_bytes[token_id] for token_id in ids])
         elif "ByteFallback(" in decoder or "Metaspace(" in decoder:
-            _TABLES[tokenizer] = _TokenBytes(tokenizer, byte_level=False)
+            of_pieces = _TokenTable[str | int](tokenizer, _text_or_byte, "")
+            _DECODERS[tokenizer] = lambda ids: _offsets_of_pieces([of_pieces[token_id] for token_id in ids])
         else:
-            _TABLES[tokenizer] = None
-    return _TABLES[tokenizer]
+            _DECODERS[tokenizer] = None
+    return _DECODERS[tokenizer]
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:
@@ -130,6 +172,6 @@ def _byte_level_bytes(token: str) -> bytes:
     return token.encode()  # an added token is stored as plain text
 
 
-def _piece_bytes(token: str) -> bytes:
+def _text_or_byte(token: str) -> str | int:
     fallback = _BYTE_FALLBACK.fullmatch(token)
-    return bytes([int(fallback[1], 16)]) if fallback else token.replace("\u2581", " ").encode()
+    return int(fallback[1], 16) if fallback else token.replace("\u2581", " ")
