@@ -35,6 +35,7 @@ from serl.algorithm_state import (
     ALGORITHM_STATE,
     algorithm_state_digest,
     read_algorithm_state,
+    require_same_tasks,
     write_algorithm_state,
 )
 from serl.batch.assemble import assemble, require_rows, trajectories_to_record
@@ -53,6 +54,7 @@ from serl.private.rllib import set_iteration, turn_env_runner_state_sync_off
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.rollout.episode import Policy
 from serl.rollout.prompt import PromptEncoder
+from serl.rollout.report import ENV_RUNNER_DIED, FailedRollout
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
@@ -188,6 +190,7 @@ class SERL(Algorithm):
         encoder = PromptEncoder.load(config.model_dir)
         self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
         self._weights_seq_no = 0
+        self.failures = self._collector.failures
         self._totals: Counter[str] = Counter()
         self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
@@ -262,7 +265,7 @@ class SERL(Algorithm):
         """Plays every evaluation task once, on the weights being served.
 
         Training episodes already with a runner go on; no update happens meanwhile. Raises TimeoutError
-        after ``evaluation.timeout_s``.
+        after ``evaluation.timeout_s``, and TooManyFailuresError.
         """
         settings = self.experiment.evaluation
         requests = evaluation_requests(self.evaluation_tasks, settings.num_tasks, self.experiment.seed)
@@ -278,12 +281,13 @@ class SERL(Algorithm):
             report = self._poll_runners(iteration)
             for trajectory in report.trajectories:
                 if trajectory.group_id in pending:
+        failed: list[FailedRollout] = []
                     pending.discard(trajectory.group_id)
                     finished.append(trajectory)
             for failure in report.failures:
-                if failure.request.group_id in pending and failure.reason == "env_runner_died":
+                if failure.request.group_id in pending and failure.reason == ENV_RUNNER_DIED:
                     self._pool.submit([failure.request], urgent=True)
-                else:
+                elif failure.request.group_id in pending:
                     pending.discard(failure.request.group_id)
             self._show_progress(iteration, "evaluation", len(finished), len(requests))
         self._pool.submit(waiting)
@@ -292,8 +296,10 @@ class SERL(Algorithm):
     def save_checkpoint(self, checkpoint_dir: str | Path) -> None:
         """Writes policy, learner state, `manifest.json` and `algorithm.json`, the last one last.
 
+                    failed.append(failure)
         Raises CheckpointError, with nothing written, if the disk has too little space.
         """
+        self._collector.failures.require_evaluation(len(requests), failed)
         directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
         require_free_space(directory, self._learners.saved_bytes())
@@ -313,12 +319,7 @@ class SERL(Algorithm):
         Whether files are as they were written is for the caller to ask (`serl.manifest.verify_checkpoint`).
         """
         state = read_algorithm_state(Path(checkpoint_dir))
-        if state["train_tasks_hash"] != self.train_tasks.content_hash:
-            raise ValueError(
-                f"{checkpoint_dir} was trained on other tasks: content hash "
-                f"{state['train_tasks_hash'][:12]}…, the configured tasks have "
-                f"{self.train_tasks.content_hash[:12]}…"
-            )
+        require_same_tasks(checkpoint_dir, state, self.train_tasks.content_hash)
         self._learners.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
         self._weights_seq_no = state["weights_seq_no"]
         set_iteration(self, self._weights_seq_no)
@@ -363,13 +364,8 @@ class SERL(Algorithm):
         iteration.counters.update(report.counters)
         self._totals.update(report.counters)
         self._collector.add(report.trajectories, self._weights_seq_no)
-        for failure in report.failures:
-            iteration.counters[f"failed_{failure.reason}"] += 1
-            if failure.reason == "request_refused":
-                raise RuntimeError(f"the engine refuses a request: {failure.message}")
-            replacement = self._collector.replace(failure)
-            if replacement is not None:
-                self._pool.submit([replacement], urgent=True)
+        iteration.counters.update(f"failed_{failure.reason}" for failure in report.failures)
+        self._pool.submit(self._collector.replace(report.failures), urgent=True)
         return report
 
     def _check_not_stopped(self, waiting_for: str) -> None:
@@ -398,3 +394,4 @@ class SERL(Algorithm):
                 judge_pending=self._collector.judge.num_pending,
             )
         )
+        self._collector.failures.require_episodes()

@@ -48,3 +48,12 @@ def read_algorithm_state(directory: Path) -> dict[str, Any]:
     if "counters" in buffer:
         buffer["counters"] = {_FORMER_COUNTERS.get(name, name): n for name, n in buffer["counters"].items()}
     return state
+
+
+def require_same_tasks(checkpoint: Path, state: dict[str, Any], content_hash: str) -> None:
+    """Raises CheckpointError unless the tasks with ``content_hash`` are those of ``state``."""
+    if state["train_tasks_hash"] != content_hash:
+        raise CheckpointError(
+            f"{checkpoint} was trained on other tasks: content hash {state['train_tasks_hash'][:12]}…, the "
+            f"configured tasks have {content_hash[:12]}…"
+        )

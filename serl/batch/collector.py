@@ -19,15 +19,19 @@ from serl.buffer.task_sampler import TaskSampler, is_evaluation_group
 from serl.config import ExperimentConfig
 from serl.hindsight.judge.pool import JudgePool
 from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.rollout.failures import FailureMonitor
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import FailedRollout
 from serl.types import RolloutRequest, Trajectory
+
+# Of all episodes that may be in flight: one bad moment that fails all of them does not end a run.
+_WINDOW_OF_FAILURES = 4
 
 
 class BatchCollector:
     """One thread drives it; no call waits. ``weights_seq_no`` is always the version being served.
 
-    ``run_dir`` is where the judge's answers are kept.
+    ``run_dir`` is where the judge's answers are kept. ``failures`` counts what fails, the judge's too.
     """
 
     def __init__(
@@ -44,7 +48,11 @@ class BatchCollector:
             max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
         )
         self._finisher = GroupFinisher(experiment, encoder)
+        batch = training.groups_per_batch * training.group_size
+        window = _WINDOW_OF_FAILURES * (training.max_staleness + 1) * batch
+        self.failures = FailureMonitor(experiment.rollout.max_failed_share, window)
         self.judge = JudgePool(experiment, run_dir)
+        self.judge.on_failure = self.failures.failed
         self._last_taken_at: int | None = None
 
     def admit(self, weights_seq_no: int) -> list[RolloutRequest]:
@@ -58,6 +66,7 @@ class BatchCollector:
 
     def add(self, trajectories: Sequence[Trajectory], weights_seq_no: int) -> None:
         """Takes trajectories in, those of evaluations aside; finishes the groups that they complete."""
+        self.failures.episodes_finished(len(trajectories))
         for trajectory in trajectories:
             if is_evaluation_group(trajectory.group_id):
                 continue
@@ -66,11 +75,12 @@ class BatchCollector:
                 self._finisher.submit(group, weights_seq_no)
         self._file_finished(weights_seq_no)
 
-    def replace(self, failure: FailedRollout) -> RolloutRequest | None:
-        """The request to play instead of one that failed; None if its group is not waited for any more."""
-        if failure.request.evaluation:
-            return None
-        return self._buffer.fail(failure.request, failure.reason)
+    def replace(self, failures: Sequence[FailedRollout]) -> list[RolloutRequest]:
+        """The requests to play instead of those that failed, where their groups are still waited for."""
+        self.failures.episodes_failed(failures)
+        of_training = [failure for failure in failures if not failure.request.evaluation]
+        replacements = [self._buffer.fail(failure.request, failure.reason) for failure in of_training]
+        return [request for request in replacements if request is not None]
 
     def take_batch(self, weights_seq_no: int) -> list[FinishedGroup] | None:
         """The groups of the next update, or None while there are too few or a judge still speaks.
@@ -101,7 +111,10 @@ class BatchCollector:
         return {"sampler": self._sampler.get_state(), "buffer": self._buffer.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Resumes from `get_state`. Raises ValueError if the state is that of other tasks."""
+        """Resumes from `get_state`; what is in flight is given up. Raises ValueError for a state of other tasks."""
+        self._finisher.forget()
+        self.judge.forget()
+        self._last_taken_at = None
         self._sampler.set_state(state["sampler"])
         self._buffer.set_state(state["buffer"])
         self._requeue_discarded()

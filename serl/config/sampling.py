@@ -62,6 +62,9 @@ class RolloutSection(Section):
     """Texts that end a response; they stay part of it."""
     request_timeout_s: PositiveFloat = 120.0
     """Seconds that one response may take; then its episode fails, and its rollout is attempted again."""
+    max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Share of the latest episodes (four times what may be in flight), or of one evaluation's, that may fail;
+    with more the run ends, with a checkpoint. 1: it never ends for that."""
     seeded_requests: bool = False
     """Every request carries its own seed, derived from the experiment's, so that the same weights sample the
     same tokens again (slower)."""

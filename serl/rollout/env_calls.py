@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from envs.base import StepAnswer, Task, TextEnv
@@ -16,6 +18,9 @@ from serl.rollout.report import add_seconds
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Simulators like to call `sys.exit`, which would end the event loop with everybody's episodes.
+RAISED_BY_FOREIGN_CODE = (Exception, SystemExit)
 
 
 class EpisodeFailure(RuntimeError):
@@ -26,12 +31,22 @@ class EpisodeFailure(RuntimeError):
         self.reason = reason
 
 
+@contextmanager
+def foreign_code(reason: str, what: str) -> Generator[None]:
+    """Whatever is raised inside becomes an EpisodeFailure that says ``what`` raised it."""
+    try:
+        yield
+    except RAISED_BY_FOREIGN_CODE as error:
+        raise EpisodeFailure(reason, f"{what} raised {error!r}") from error
+
+
 class EnvCalls:
     """`reset` and `step` of ``env`` for ``task``, as coroutines.
 
     An environment with ``blocking = True`` runs in ``executor`` and may take ``timeout_s`` seconds a call;
     any other one is trusted to answer at once and runs on the event loop itself. ``seconds`` adds up the
     time inside the environment, as does ``counters["environment_seconds"]``. These two raise EpisodeFailure.
+    A `close` that raises costs no episode: it is logged and counted as ``environment_close_errors``.
     """
 
     def __init__(
@@ -54,32 +69,50 @@ class EnvCalls:
     def close(self) -> None:
         """Closes the environment; nobody waits for a blocking one, whose threads may be busy for a while."""
         if self._env.blocking:
-            self._executor.submit(self._env.close).add_done_callback(self._log_close)
-        else:
+            self._executor.submit(self._env.close).add_done_callback(self._take_closed)
+            return
+        try:
             self._env.close()
+        except RAISED_BY_FOREIGN_CODE as error:
+            self._count_close_error(error)
 
-    def _log_close(self, closed: Future[None]) -> None:
-        if not closed.cancelled() and closed.exception() is not None:
-            logger.warning("task %r: close raised %r", self._task.task_id, closed.exception())
+    def _take_closed(self, closed: Future[None]) -> None:
+        if not closed.cancelled() and (error := closed.exception()) is not None:
+            self._count_close_error(error)
+
+    def _count_close_error(self, error: BaseException) -> None:
+        self._counters["environment_close_errors"] += 1
+        logger.warning("task %r: close raised %r", self._task.task_id, error, exc_info=error)
 
     async def _call(self, name: str, function: Callable[[], T]) -> T:
         started = time.perf_counter()
         try:
             if not self._env.blocking:
                 return function()
-            loop = asyncio.get_running_loop()
-            return await asyncio.wait_for(loop.run_in_executor(self._executor, function), self._timeout_s)
-        except Exception as error:  # whatever foreign code raises ends this episode alone, by name
+            called = asyncio.get_running_loop().run_in_executor(self._executor, partial(_outcome, function))
+            outcome = await asyncio.wait_for(called, self._timeout_s)
+            if outcome[1] is not None:
+                raise outcome[1]
+            return outcome[0]
+        except RAISED_BY_FOREIGN_CODE as error:  # it ends this episode alone, by name
             raise self._failure(name, error, time.perf_counter() - started) from error
         finally:
             seconds = time.perf_counter() - started
             self.seconds += seconds
             add_seconds(self._counters, "environment_seconds", seconds)
 
-    def _failure(self, name: str, error: Exception, seconds: float) -> EpisodeFailure:
+    def _failure(self, name: str, error: BaseException, seconds: float) -> EpisodeFailure:
         task_id = self._task.task_id
         if isinstance(error, TimeoutError) and seconds >= self._timeout_s:
             return EpisodeFailure(
                 "environment_timeout", f"task {task_id!r}: {name} took longer than {self._timeout_s:g} s"
             )
         return EpisodeFailure("environment_error", f"task {task_id!r}: {name} raised {error!r}")
+
+
+def _outcome(function: Callable[[], T]) -> tuple[T, None] | tuple[None, BaseException]:
+    """What ``function`` returns or raises, as a value: no future takes a StopIteration."""
+    try:
+        return function(), None
+    except RAISED_BY_FOREIGN_CODE as error:
+        return None, error

@@ -32,7 +32,7 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
-from serl.rollout.env_calls import EnvCalls
+from serl.rollout.env_calls import EnvCalls, foreign_code
 from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
 from serl.rollout.prompt import PromptEncoder
@@ -144,7 +144,9 @@ class SERLEnvRunner(EnvRunner):
     async def _play(self, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
         assert self._policy is not None
         timeout_s = self.config.experiment.env.call_timeout_s
-        env = EnvCalls(self.provider.make_env(), request.task, self._env_threads, timeout_s, counters)
+        with foreign_code("environment_error", f"task {request.task.task_id!r}: make_env"):
+            made = self.provider.make_env()
+        env = EnvCalls(made, request.task, self._env_threads, timeout_s, counters)
         try:
             return await run_episode(
                 request,

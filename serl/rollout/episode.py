@@ -10,13 +10,13 @@ import hashlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from envs.base import PromptParts
 from serl.rollout.actions import ResponseAction, action_token_mask
-from serl.rollout.env_calls import EnvCalls, EpisodeFailure
+from serl.rollout.env_calls import EnvCalls, EpisodeFailure, foreign_code
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import Prompt, PromptEncoder, fit_prompt
 from serl.rollout.report import add_seconds
@@ -86,19 +86,15 @@ async def run_episode(
     environment's own, a trajectory's is the sum of those of its steps; invalid actions cost nothing yet.
     ``counters`` are those of `RolloutReport`.
 
-    Raises EpisodeFailure if the environment fails, or the policy refuses or does not answer in time.
+    Raises EpisodeFailure if the environment fails, if no prompt can be made of what it says, or if the policy
+    refuses or does not answer in time.
     """
     started = time.perf_counter()
     counters["episodes_started"] += 1
-    state, record = EpisodeState(*await env.reset(environment_seed(request.task.task_id))), _Record()
+    state, record = await _begin(request, env), _Record()
     end_reason = "max_steps"
     while len(record.steps) < settings.max_steps:
-        prompt = fit_prompt(
-            state.prompt_parts(settings.history_length),
-            render_messages,
-            encoder.encode,
-            settings.max_prompt_length,
-        )
+        prompt = _prompt(request, state, render_messages, encoder, settings)
         if prompt is None:
             end_reason = "prompt_too_long"
             break
@@ -109,7 +105,7 @@ async def run_episode(
             seconds = time.perf_counter() - asked
             record.generation_seconds += seconds
             add_seconds(counters, "generation_seconds", seconds)
-        step = await _act(env, encoder, prompt, completion, state)
+        step = await _act(request, env, encoder, prompt, completion, state)
         record.steps.append(step)
         record.num_dropped_turns += prompt.num_dropped_turns
         _count_step(counters, prompt, step)
@@ -121,6 +117,34 @@ async def run_episode(
             break
     counters["episodes_finished"] += 1
     return _trajectory(request, state, record, end_reason, time.perf_counter() - started, env.seconds)
+
+
+async def _begin(request: RolloutRequest, env: EnvCalls) -> EpisodeState:
+    answer = await env.reset(environment_seed(request.task.task_id))
+    with foreign_code("environment_error", f"task {request.task.task_id!r}: what reset returned"):
+        return EpisodeState(*answer)
+
+
+def _prompt(
+    request: RolloutRequest,
+    state: EpisodeState,
+    render_messages: Callable[[PromptParts], tuple[dict[str, str], ...]],
+    encoder: PromptEncoder,
+    settings: EpisodeSettings,
+) -> Prompt | None:
+    task = f"task {request.task.task_id!r}"
+    with foreign_code("environment_error", f"{task}: what the environment said"):
+        parts = state.prompt_parts(settings.history_length)
+
+    def render(parts: PromptParts) -> tuple[dict[str, str], ...]:
+        with foreign_code("prompt_error", f"{task}: the environment's messages"):
+            return render_messages(parts)
+
+    def encode(messages: Sequence[dict[str, str]]) -> list[int]:
+        with foreign_code("prompt_error", f"{task}: the model's chat template or tokenizer"):
+            return encoder.encode(messages)
+
+    return fit_prompt(parts, render, encode, settings.max_prompt_length)
 
 
 async def _ask(
@@ -146,6 +170,7 @@ async def _ask(
 
 
 async def _act(
+    request: RolloutRequest,
     env: EnvCalls,
     encoder: PromptEncoder,
     prompt: Prompt,
@@ -156,7 +181,10 @@ async def _act(
     response_text = encoder.decode(completion.token_ids)
     action = ResponseAction.of(response_text)
     seen = state.observation
-    reward = state.advance(action.sent, await env.step(action.sent))
+    answer = await env.step(action.sent)
+    with foreign_code("environment_error", f"task {request.task.task_id!r}: what step returned"):
+        reward = state.advance(action.sent, answer)
+        feedback, action_valid = state.info["feedback"], action.is_valid(state.info)
     return Step(
         prompt_ids=prompt.token_ids,
         response_ids=completion.token_ids,
@@ -168,8 +196,8 @@ async def _act(
         response_text=response_text,
         anchor=seen,
         action=action.stated,
-        action_valid=action.is_valid(state.info),
-        feedback=state.info["feedback"],
+        action_valid=action_valid,
+        feedback=feedback,
         next_observation=state.observation,
         reward=reward,
         num_cached_tokens=completion.num_cached_tokens,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from serl.rollout.env_calls import EpisodeFailure
-from serl.rollout.report import FailedRollout, RolloutReport
+from serl.rollout.report import ABORTED, FailedRollout, RolloutReport
 from serl.types import RolloutRequest, Trajectory
 
 logger = logging.getLogger(__name__)
 
 # Once something has finished, a report waits this long for more of it: fewer and larger messages.
 COALESCE_S = 0.03
+
+_MAX_ORIGIN_CALLS = 8
 
 
 class TooManyRequestsError(ValueError):
@@ -98,7 +101,7 @@ class EpisodePool:
             self._failed.append(_aborted(request))
         elif isinstance(error, EpisodeFailure):
             logger.warning("episode failed: %s", error, exc_info=error.__cause__)
-            self._failed.append(FailedRollout(request, error.reason, str(error)))
+            self._failed.append(FailedRollout(request, error.reason, _with_origin(error)))
         elif error is not None:
             self._crash = error
         else:
@@ -124,5 +127,13 @@ class EpisodePool:
         return report
 
 
+def _with_origin(failure: EpisodeFailure) -> str:
+    """What failed in one line; below it the last calls that led to what was raised."""
+    if failure.__cause__ is None:
+        return str(failure)
+    lines = traceback.format_exception(failure.__cause__, limit=-_MAX_ORIGIN_CALLS, chain=False)
+    return f"{failure}\n{''.join(lines)}"
+
+
 def _aborted(request: RolloutRequest) -> FailedRollout:
-    return FailedRollout(request, "aborted", f"task {request.task.task_id!r}: aborted")
+    return FailedRollout(request, ABORTED, f"task {request.task.task_id!r}: aborted")

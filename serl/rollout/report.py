@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 
 from serl.types import RolloutRequest, Trajectory
 
+ABORTED, ENV_RUNNER_DIED = "aborted", "env_runner_died"
+
 
 @dataclass(slots=True, frozen=True)
 class FailedRollout:
     """A request that ended without a trajectory.
 
-    ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``,
-    ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``. ``message`` says what
-    happened, to which task.
+    ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``, ``prompt_error``,
+    ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``. The first line of
+    ``message`` says what happened, to which task or env runner; further ones where it was raised.
     """
 
     request: RolloutRequest
     reason: str
-    message: str = ""
+    message: str
 
 
 def add_seconds(counters: Counter[str], name: str, seconds: float) -> None:
@@ -34,8 +36,9 @@ class RolloutReport:
     ``num_unfinished`` requests are still played or queued. ``counters`` are sums since the last report:
     ``episodes_started``, ``episodes_finished``, ``env_steps``, ``invalid_actions``, ``prompt_tokens``,
     ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``request_retries``,
-    ``environment_seconds`` and ``generation_seconds``. The seconds add up over episodes that run at the
-    same time, so they can exceed wall time; failed episodes count in what they did before they failed.
+    ``environment_close_errors``, ``environment_seconds`` and ``generation_seconds``. The seconds add up over
+    episodes that run at the same time, so they can exceed wall time; failed episodes count in what they did
+    before they failed.
     ``error`` is the traceback of an error that is no failure of one episode ("": there was none).
     """
 

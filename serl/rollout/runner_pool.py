@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from serl.private.rllib import worker_manager
-from serl.rollout.report import FailedRollout, RolloutReport
+from serl.rollout.report import ENV_RUNNER_DIED, FailedRollout, RolloutReport
 from serl.types import RolloutRequest, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _EXCHANGE = "exchange"
 
 
 class EnvRunnerError(RuntimeError):
-    """An env runner met an error that is no failure of one episode; the text ends with its traceback."""
+    """An env runner met an error that is no failure of one episode: a line about it, then its traceback."""
 
 
 @dataclass(slots=True)
@@ -51,6 +51,7 @@ class EnvRunnerPool:
 
     @property
     def num_running(self) -> int:
+        self._num_died = 0
         return sum(len(episodes) for episodes in self._running.values())
 
     @property
@@ -115,7 +116,8 @@ class EnvRunnerPool:
 
     def _take(self, runner: int, reply: RolloutReport, report: PoolReport) -> None:
         if reply.error:
-            raise EnvRunnerError(f"env runner {runner}: {reply.error}")
+            raised = reply.error.strip().splitlines()[-1]
+            raise EnvRunnerError(f"env runner {runner} failed: {raised}\n{reply.error}")
         report.trajectories += reply.trajectories
         report.failures += reply.failures
         report.counters.update(reply.counters)
@@ -127,8 +129,10 @@ class EnvRunnerPool:
 
     def _lose_runner(self, runner: int, error: str, report: PoolReport) -> None:
         lost = self._running.pop(runner, {})
-        logger.warning("env runner %d died with %d episodes: %s", runner, len(lost), error.splitlines()[0])
-        report.failures += [FailedRollout(request, "env_runner_died") for request in lost.values()]
+        self._num_died += 1
+        told = f"env runner {runner} died with {len(lost)} episodes (death {self._num_died}): {error}"
+        logger.warning("%s", told)
+        report.failures += [FailedRollout(request, ENV_RUNNER_DIED, told) for request in lost.values()]
         report.counters["env_runners_died"] += 1
 
     def _restore_runners(self) -> None:

@@ -14,8 +14,10 @@ from ray import serve
 
 from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
+from serl.iteration import Progress
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
+from serl.run.failures import FailureReport
 from serl.run.processes import kill_descendants
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
@@ -49,9 +51,19 @@ def running_algorithm(
             built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
         assert isinstance(built, SERL)
         algorithm = built
+        report = FailureReport(run_dir.path, console.note, lambda: built.weights_seq_no)
+        algorithm.failures.on_failure = report.take
+
+        def show(progress: Progress) -> None:
+            console.progress(progress)
+            report.write_if_due()
+
         algorithm.should_stop = stop.is_set
-        algorithm.on_progress = console.progress
-        yield algorithm
+        algorithm.on_progress = show
+        try:
+            yield algorithm
+        finally:
+            report.write()
     finally:
         with output_to_file(driver_log):
             stop.shutdown_hangs = not _shut_down(algorithm, own_cluster=address is None)

@@ -244,8 +244,12 @@ GROUPS: Mapping[str, MetricGroup] = {
             "time.",
             "generation_seconds": "Seconds waiting for the policy, added up in the same way.",
             "env_runners_died": "Env runners that died.",
+            "environment_close_errors": "Environments whose `close` raised; their episodes count all the "
+            "same.",
             "failed_<reason>": "Rollouts that failed in this iteration: `environment_error`, "
-            "`environment_timeout`, `policy_unavailable`, `request_refused`, `aborted` or `env_runner_died`.",
+            "`environment_timeout`, `prompt_error` (raised by the environment's messages, the chat template "
+            "or the tokenizer), `policy_unavailable`, `request_refused`, `aborted` or `env_runner_died`. "
+            "What happened is in `failures.jsonl`.",
         },
     ),
     "total": MetricGroup(

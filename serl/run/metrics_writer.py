@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serl.run.failures import FAILURES
+
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
@@ -23,13 +25,17 @@ class MetricsWriter:
         self._board: SummaryWriter | None = None
 
     def start(self, iteration: int) -> None:
-        """Resumes from ``iteration``; what was written of later iterations is dropped, at 0 everything."""
+        """Resumes from ``iteration``; what was written of later iterations is dropped, at 0 everything.
+
+        Failures stay: they are not undone by an iteration that is played again.
+        """
         # tensorboardX imports torch, for which checking a config should not wait.
         from tensorboardX import SummaryWriter
 
         for file in self._run_dir.glob("*.jsonl"):
-            # What is of iteration 0, the evaluation of the start, is played again.
-            drop_lines_after(file, iteration if iteration else -1)
+            if file.name != FAILURES:
+                # What is of iteration 0, the evaluation of the start, is played again.
+                drop_lines_after(file, iteration if iteration else -1)
         board = self._run_dir / "tensorboard"
         # Event files are named after the second they began in: two of one second would be one file.
         self._board = SummaryWriter(

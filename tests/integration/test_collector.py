@@ -103,15 +103,15 @@ def test_trajectories_of_evaluations_are_nobodys(tmp_path: Path) -> None:
     with collector_of(experiment(), tmp_path) as collector:
         request = RolloutRequest(TASKS.tasks[0], "evaluation000000", 0, seed=1, evaluation=True)
         collector.add([answered(request, 10.0)], 0)
-        assert collector.replace(FailedRollout(request, "environment_error")) is None
+        assert collector.replace([FailedRollout(request, "environment_error", "it broke")]) == []
         assert "buffer/trajectories_late" not in collector.metrics()
 
 
 def test_a_failed_rollout_is_replaced_by_the_same_one_with_another_seed(tmp_path: Path) -> None:
     with collector_of(experiment(), tmp_path) as collector:
         failed = collector.admit(0)[1]
-        replacement = collector.replace(FailedRollout(failed, "environment_error"))
-    assert replacement is not None and replacement.seed != failed.seed
+        (replacement,) = collector.replace([FailedRollout(failed, "environment_error", "it broke")])
+    assert replacement.seed != failed.seed
     assert (replacement.group_id, replacement.rollout_index) == (failed.group_id, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -45,7 +46,8 @@ class _Requests:
 class JudgeClient:
     """Lives on one event loop. At most ``max_concurrent_requests`` requests are under way at any time.
 
-    A failed request is sent again after ``retry_delay_s`` seconds, then twice that, and so on.
+    A failed request is sent again after ``retry_delay_s`` seconds, then twice that, and so on. Why stands in
+    ``sent_again``, of which another thread may take.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class JudgeClient:
         self._key = key
         self._cache = cache
         self._client = make_client(settings, key)
+        self.sent_again: deque[UnusableAnswer] = deque()
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
         self._same_request: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -119,6 +122,7 @@ class JudgeClient:
             except UnusableAnswer as error:
                 if error.reason not in _WORTH_A_RETRY:
                     raise
+                self.sent_again.append(error)
                 delay_s = self._retry_delay_s * 2**retry
             # Not all at the same moment, when an endpoint comes back.
             await asyncio.sleep(min(delay_s, _MAX_RETRY_DELAY_S) * random.uniform(0.75, 1.25))

@@ -10,7 +10,6 @@ is asked about trajectories without an advantage, nor about a group that will be
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import Counter
@@ -32,7 +31,6 @@ from serl.types import Trajectory, TrajectoryGroup
 if TYPE_CHECKING:
     from serl.hindsight.judge.client import JudgeClient, Messages
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT_S = 10.0
@@ -50,7 +48,8 @@ class JudgePool:
     """Judgements of trajectories of finished groups. One thread drives it.
 
     Without a judged source in ``hindsight.sources`` nothing is to be submitted. Answers are kept in
-    ``run_dir/judge/answers.jsonl``.
+    ``run_dir/judge/answers.jsonl``. ``on_failure(kind, reason, text, count)`` is told of trajectories without
+    a usable answer (``judge``) and of requests that have to be sent again (``judge_request``).
     """
 
     def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
@@ -63,6 +62,7 @@ class JudgePool:
         self._groups: dict[str, _JudgedGroup] = {}
         self._waiting_since: float | None = None
         self._statistics = _Statistics()
+        self.on_failure: Callable[[str, str, str, int], None] = lambda kind, reason, text, count: None
 
     @property
     def is_asked(self) -> bool:
@@ -128,6 +128,13 @@ class JudgePool:
             if not still_held(group_id):
                 del self._groups[group_id]
 
+    def forget(self) -> None:
+        """Gives up every request: what was asked about is not in the buffer any more."""
+        for group_id in list(self._groups):
+            self._statistics.counts["given_up"] += len(self._give_up(group_id))
+        self._groups.clear()
+        self._waiting_since = None
+
     @property
     def num_pending(self) -> int:
         """Trajectories asked about and not answered yet."""
@@ -182,6 +189,9 @@ class JudgePool:
 
     def _collect(self) -> None:
         """Files what has been answered since; raises JudgeError under ``strict`` for a failure."""
+        while self._client is not None and self._client.sent_again:
+            again = self._client.sent_again.popleft()
+            self.on_failure("judge_request", again.reason, f"{again.detail}; it is sent again", 1)
         for judged in self._groups.values():
             for trajectory_id in [name for name, future in judged.pending.items() if future.done()]:
                 judgement = judged.pending.pop(trajectory_id).result()
@@ -192,10 +202,9 @@ class JudgePool:
                     judged.texts[trajectory_id] = judgement.text
 
     def _fail(self, reason: str, detail: str, trajectory_ids: Sequence[str]) -> None:
-        counts = self._statistics.counts
-        if not counts[f"failed_{reason}"]:
-            logger.warning("the judge gave no usable answer, %s: %s", reason, detail)
-        counts[f"failed_{reason}"] += len(trajectory_ids)
+        self._statistics.counts[f"failed_{reason}"] += len(trajectory_ids)
+        about = f"trajectory {trajectory_ids[0]}" + (" and others" if len(trajectory_ids) > 1 else "")
+        self.on_failure("judge", reason, f"no usable answer about {about}: {detail}", len(trajectory_ids))
         if self._settings.strict:
             raise JudgeError(
                 f"hindsight.judge.strict = true: the judge gave no usable answer about trajectory "
