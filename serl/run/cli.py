@@ -21,6 +21,7 @@ from serl.config.renamed import former_keys
 from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
+from serl.run.ending import explain
 from serl.run.preflight import (
     Finding,
     examine,
@@ -225,10 +226,14 @@ def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
         code = DONE
     except (TrainingInterrupted, CheckpointError, NothingToTrainError) as error:
         console.note(str(error))
-    except Exception:
-        if not stop.shutdown_hangs:
+    except Exception as error:
+        told = explain(error, run_dir)
+        if told is not None:
+            console.note(told)
+        elif not stop.shutdown_hangs:
             raise
-        traceback.print_exc()
+        else:
+            traceback.print_exc()
     finally:
         console.close()
         run_dir.metrics.close()

@@ -43,7 +43,7 @@ def running_algorithm(
     At the end the algorithm is stopped, and so is a cluster of its own. If that hangs, all processes of the
     cluster are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
     """
-    driver_log = run_dir.logs / "driver.log"
+    driver_log = run_dir.driver_log
     algorithm: SERL | None = None
     try:
         with output_to_file(driver_log):

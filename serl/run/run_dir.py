@@ -76,6 +76,10 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def driver_log(self) -> Path:
+        return self.logs / "driver.log"
+
     def _begin(self, experiment: ExperimentConfig) -> None:
         self.logs.mkdir(exist_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from serl.evaluation import EvaluationResult
 from serl.iteration import TrainingInterrupted
 from serl.learner.learner_group import LearnerError
 from serl.models.resolve import resolve_model
+from serl.rollout.failures import TooManyFailuresError
 from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import save_checkpoint
 from serl.run.cluster import running_algorithm
@@ -107,6 +108,11 @@ class _Run:
             self.console.note(f"{interruption}; saving a checkpoint")
             self.save()
             return False
+        except TooManyFailuresError:
+            if self.iteration:
+                self.console.note("too many episodes fail; saving a checkpoint")
+                self.save()
+            raise
         self.console.summary(read_evaluations(self.run_dir.path))
         return True
 
