@@ -11,11 +11,14 @@ from serl.types import Step
 
 # A chat template may open the thinking at the end of the prompt; then a response only closes it.
 _THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>\s*|<think>.*?</think>\s*", re.DOTALL | re.IGNORECASE)
+_END_OF_THINKING = re.compile(r"</think>\s*", re.IGNORECASE)
 
 
 def without_thinking(response: str) -> str:
     """``response`` without its ``<think>…</think>`` parts, one that the prompt opened included."""
-    return _THINKING.sub("", response)
+    # Behind the last end nothing is thinking, and looking for an end from every beginning would take long.
+    end = max((match.end() for match in _END_OF_THINKING.finditer(response)), default=0)
+    return _THINKING.sub("", response[:end]) + response[end:]
 
 
 def quote_steps(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serl.config import JudgeSection
+from serl.config.yaml_files import is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,22 @@ class AnswerCache:
         content = self._log.read()
         num_unreadable = 0
         for line in content.splitlines():
-            try:
-                answer = json.loads(line)
-                self._texts[answer["key"]] = str(answer["text"])
-            except (json.JSONDecodeError, TypeError, KeyError):
+            answer = _answer_in(line)
+            if answer is None:
                 num_unreadable += 1
+            else:
+                self._texts[answer[0]] = answer[1]
         if num_unreadable:
             logger.warning("%s: %d lines are no answer (a run that was killed?)", file, num_unreadable)
         if content and not content.endswith("\n"):
             self._log.write("\n")
+
+
+def _answer_in(line: str) -> tuple[str, str] | None:
+    try:
+        answer = json.loads(line)
+        key, text = answer["key"], answer["text"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    usable = isinstance(key, str) and isinstance(text, str) and is_unicode(text)
+    return (key, text) if usable else None

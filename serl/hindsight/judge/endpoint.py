@@ -85,7 +85,7 @@ def probe(settings: JudgeSection) -> str | None:
         )
     with client:
         try:
-            models = [model.id for model in client.models.list().data]
+            models = [str(model.id) for model in client.models.list().data]
         except APIStatusError as error:
             # Not every server lists its models.
             if error.status_code in (404, 405, 501):
@@ -93,7 +93,7 @@ def probe(settings: JudgeSection) -> str | None:
             return f"answers with HTTP status {error.status_code}"
         except APIConnectionError as error:
             return f"cannot be reached: {type(error.__cause__ or error).__name__}"
-        except (APIError, AttributeError, TypeError, ValueError):
+        except (APIError, AttributeError, TypeError, ValueError, RecursionError):
             return "does not answer like an OpenAI-compatible endpoint"
     absent = [name for name in (settings.model, settings.fallback_model) if name and name not in models]
     if absent:
