@@ -189,8 +189,8 @@ class SERL(Algorithm):
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
         encoder = PromptEncoder.load(config.model_dir)
         self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
-        self._weights_seq_no = 0
         self.failures = self._collector.failures
+        self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
         self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
@@ -274,6 +274,7 @@ class SERL(Algorithm):
         self._pool.submit(requests)
         pending = {request.group_id for request in requests}
         finished: list[Trajectory] = []
+        failed: list[FailedRollout] = []
         while pending:
             waiting_for = f"{len(pending)} of {len(requests)} evaluation episodes"
             self._check_not_stopped(waiting_for)
@@ -281,7 +282,6 @@ class SERL(Algorithm):
             report = self._poll_runners(iteration)
             for trajectory in report.trajectories:
                 if trajectory.group_id in pending:
-        failed: list[FailedRollout] = []
                     pending.discard(trajectory.group_id)
                     finished.append(trajectory)
             for failure in report.failures:
@@ -289,17 +289,17 @@ class SERL(Algorithm):
                     self._pool.submit([failure.request], urgent=True)
                 elif failure.request.group_id in pending:
                     pending.discard(failure.request.group_id)
+                    failed.append(failure)
             self._show_progress(iteration, "evaluation", len(finished), len(requests))
         self._pool.submit(waiting)
+        self._collector.failures.require_evaluation(len(requests), failed)
         return evaluation_result(finished, len(requests), self._weights_seq_no, iteration.seconds)
 
     def save_checkpoint(self, checkpoint_dir: str | Path) -> None:
         """Writes policy, learner state, `manifest.json` and `algorithm.json`, the last one last.
 
-                    failed.append(failure)
         Raises CheckpointError, with nothing written, if the disk has too little space.
         """
-        self._collector.failures.require_evaluation(len(requests), failed)
         directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
         require_free_space(directory, self._learners.saved_bytes())
@@ -372,6 +372,7 @@ class SERL(Algorithm):
         """Not called during an update, when the learners are ahead of the counters."""
         if self.should_stop():
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
+        self._collector.failures.require_episodes()
 
     def _check_deadline(self, iteration: Iteration, waiting_for: str) -> None:
         if time.monotonic() > iteration.deadline:
@@ -394,4 +395,3 @@ class SERL(Algorithm):
                 judge_pending=self._collector.judge.num_pending,
             )
         )
-        self._collector.failures.require_episodes()
