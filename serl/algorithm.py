@@ -44,23 +44,24 @@ from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
 from serl.buffer.task_sampler import evaluation_requests
 from serl.config import ExperimentConfig
-from serl.evaluation import EvaluationResult, evaluation_result
+from serl.evaluation import EvaluationEpisodes, EvaluationResult, evaluation_result
 from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
 from serl.manifest import require_free_space, write_manifest
+from serl.pickled_checkpoints import NoPickledCheckpoints
 from serl.private.rllib import set_iteration, turn_env_runner_state_sync_off
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.rollout.episode import Policy
 from serl.rollout.prompt import PromptEncoder
-from serl.rollout.report import ENV_RUNNER_DIED, FailedRollout
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
 from serl.serving.weights import BroadcastStats
 from serl.types import TeacherRecords, Trajectory
+from serl.watched_actors import WatchedActors
 
 T = TypeVar("T")
 
@@ -155,7 +156,7 @@ class SERLConfig(AlgorithmConfig):
         return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
 
-class SERL(Algorithm):
+class SERL(NoPickledCheckpoints, Algorithm):
     """Asynchronous group-relative policy optimisation with selective hindsight distillation.
 
     Config: `SERLConfig.from_experiment`. Before the first `train()` a caller may set ``should_stop``
@@ -189,9 +190,13 @@ class SERL(Algorithm):
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
         encoder = PromptEncoder.load(config.model_dir)
         self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
+        self._actors = WatchedActors(experiment.cluster.heartbeat_timeout_s, names)
+        self._actors.watch_env_runners(self.env_runner_group)
+        self._actors.watch_learners(self._learners)
         self.failures = self._collector.failures
         self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
+        self._first_state = self._state()
         self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
         self.last_teacher_records: TeacherRecords = {}
@@ -241,7 +246,8 @@ class SERL(Algorithm):
             functools.partial(self._learners.poll_publish, call, timeout_s=0.0), iteration, "the replicas"
         )
         self._weights_seq_no += 1
-        return broadcast
+        self._actors.snapshot = broadcast.snapshot
+        return broadcast.stats
 
     def _log(
         self,
@@ -255,7 +261,8 @@ class SERL(Algorithm):
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
         metrics |= self._collector.metrics()
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
-        metrics |= {f"total/{name}": float(value) for name, value in self._totals.items()}
+        totals = self._totals + self._actors.num_hung
+        metrics |= {f"total/{name}": float(value) for name, value in totals.items()}
         metrics |= iteration.metrics() | {"weights_seq_no": float(self._weights_seq_no)}
         self.iteration_metrics = metrics
         for name, value in metrics.items():
@@ -272,28 +279,17 @@ class SERL(Algorithm):
         iteration = Iteration(time.monotonic() + settings.timeout_s)
         waiting = self._pool.withdraw_queued()
         self._pool.submit(requests)
-        pending = {request.group_id for request in requests}
-        finished: list[Trajectory] = []
-        failed: list[FailedRollout] = []
-        while pending:
-            waiting_for = f"{len(pending)} of {len(requests)} evaluation episodes"
+        episodes = EvaluationEpisodes(requests)
+        while episodes.num_pending:
+            waiting_for = f"{episodes.num_pending} of {len(requests)} evaluation episodes"
             self._check_not_stopped(waiting_for)
-            self._check_deadline(iteration, waiting_for)
+            iteration.check_deadline(waiting_for, self._pool, self._collector)
             report = self._poll_runners(iteration)
-            for trajectory in report.trajectories:
-                if trajectory.group_id in pending:
-                    pending.discard(trajectory.group_id)
-                    finished.append(trajectory)
-            for failure in report.failures:
-                if failure.request.group_id in pending and failure.reason == ENV_RUNNER_DIED:
-                    self._pool.submit([failure.request], urgent=True)
-                elif failure.request.group_id in pending:
-                    pending.discard(failure.request.group_id)
-                    failed.append(failure)
-            self._show_progress(iteration, "evaluation", len(finished), len(requests))
+            self._pool.submit(episodes.take(report.trajectories, report.failures), urgent=True)
+            self._show_progress(iteration, "evaluation", len(episodes.finished), len(requests))
         self._pool.submit(waiting)
-        self._collector.failures.require_evaluation(len(requests), failed)
-        return evaluation_result(finished, len(requests), self._weights_seq_no, iteration.seconds)
+        self._collector.failures.require_evaluation(len(requests), episodes.failed)
+        return evaluation_result(episodes.finished, len(requests), self._weights_seq_no, iteration.seconds)
 
     def save_checkpoint(self, checkpoint_dir: str | Path) -> None:
         """Writes policy, learner state, `manifest.json` and `algorithm.json`, the last one last.
@@ -304,45 +300,68 @@ class SERL(Algorithm):
         directory.mkdir(parents=True, exist_ok=True)
         require_free_space(directory, self._learners.saved_bytes())
         files = self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
-        state = {
+        state = self._state()
+        write_manifest(directory, files | {ALGORITHM_STATE: algorithm_state_digest(state)})
+        write_algorithm_state(directory, state)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "has_manifest": True,
             "weights_seq_no": self._weights_seq_no,
             "totals": dict(self._totals),
             "train_tasks_hash": self.train_tasks.content_hash,
         } | self._collector.get_state()
-        write_manifest(directory, files | {ALGORITHM_STATE: algorithm_state_digest(state)})
-        write_algorithm_state(directory, state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Resumes from `save_checkpoint`: the tasks of groups that were in flight are played again.
 
         Whether files are as they were written is for the caller to ask (`serl.manifest.verify_checkpoint`).
         """
-        state = read_algorithm_state(Path(checkpoint_dir))
-        require_same_tasks(checkpoint_dir, state, self.train_tasks.content_hash)
-        self._learners.load(Path(checkpoint_dir), timeout_s=self.experiment.checkpoint.timeout_s)
+        self._resume_from(Path(checkpoint_dir))
+        if self._weights_seq_no > 0:
+            self._actors.snapshot = self._learners.publish_weights(self._weights_seq_no).snapshot
+
+    def restart_learners(self, checkpoint: Path | None) -> None:
+        """Puts new learners in the place of those that failed; resumes from ``checkpoint``, or starts anew.
+
+        Env runners and replicas live on. Their episodes are given up, and the tasks of every group since then
+        are played again; ``total/learner_restarts`` and ``total/updates_redone`` count it.
+        """
+        totals, reached = self._totals, self._weights_seq_no
+        totals["rollouts_given_up"] += self._pool.give_up(self.experiment.cluster.heartbeat_timeout_s)
+        self._learners.start()
+        self._actors.watch_learners(self._learners)
+        self._resume_from(checkpoint)
+        totals.update(learner_restarts=1, updates_redone=reached - self._weights_seq_no)
+        self._totals = totals
+        self._actors.snapshot = self._learners.publish_weights(self._weights_seq_no).snapshot
+
+    def _resume_from(self, checkpoint: Path | None) -> None:
+        """None: the learners are as they were at the start."""
+        state = self._first_state
+        if checkpoint is not None:
+            state = read_algorithm_state(checkpoint)
+            require_same_tasks(checkpoint, state, self.train_tasks.content_hash)
+            self._learners.load(checkpoint, timeout_s=self.experiment.checkpoint.timeout_s)
         self._weights_seq_no = state["weights_seq_no"]
         set_iteration(self, self._weights_seq_no)
         self._collector.set_state(state)
         self._totals = Counter(state["totals"])
-        if self._weights_seq_no > 0:
-            self._learners.publish_weights(self._weights_seq_no)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Nothing: the pool brings runners back, and a runner is complete with its constructor's arguments.
-
-        RLlib's own way would bring the learners' whole state here first.
-        """
+        """Nothing: the pool brings them back, and RLlib's way would bring the learners' state here first."""
         return []
 
     def cleanup(self) -> None:
+        if hasattr(self, "_actors"):
+            self._actors.close()
         super().cleanup()
         stop_serving(self._serving_names)
         self._collector.close()
 
     def _turn(self, iteration: Iteration, waiting_for: str, phase: str) -> None:
         """Once round the loop: new groups in, episodes out."""
-        self._check_deadline(iteration, waiting_for)
+        iteration.check_deadline(waiting_for, self._pool, self._collector)
         self._pool.submit(self._collector.admit(self._weights_seq_no))
         self._poll_runners(iteration)
         training = self.experiment.training
@@ -374,24 +393,7 @@ class SERL(Algorithm):
             raise TrainingInterrupted(f"stopped while waiting for {waiting_for}")
         self._collector.failures.require_episodes()
 
-    def _check_deadline(self, iteration: Iteration, waiting_for: str) -> None:
-        if time.monotonic() > iteration.deadline:
-            raise TimeoutError(
-                f"waited too long for {waiting_for}; {self._pool.num_running} episodes run, "
-                f"{self._pool.num_queued} wait; {self._collector.describe()}"
-            )
-
     def _show_progress(self, iteration: Iteration, phase: str, episodes: int, wanted: int) -> None:
-        self.on_progress(
-            Progress(
-                phase=phase,
-                episodes=episodes,
-                episodes_wanted=wanted,
-                env_steps=iteration.counters["env_steps"],
-                response_tokens=iteration.counters["response_tokens"],
-                staleness=self.iteration_metrics.get("staleness/mean", 0.0),
-                seconds=iteration.seconds,
-                judged=self._collector.judge.num_done,
-                judge_pending=self._collector.judge.num_pending,
-            )
-        )
+        staleness, judge = self.iteration_metrics.get("staleness/mean", 0.0), self._collector.judge
+        progress = iteration.progress(phase, episodes, wanted, staleness, judge.num_done, judge.num_pending)
+        self.on_progress(progress)

@@ -38,13 +38,19 @@ def read_algorithm_state(directory: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((directory / ALGORITHM_STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{directory} is not a complete checkpoint: {ALGORITHM_STATE}: {error}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{directory} is not a complete checkpoint: {ALGORITHM_STATE} holds no object")
+    if type(state.get("weights_seq_no")) is not int:
+        raise CheckpointError(
+            f"{directory} is not a complete checkpoint: {ALGORITHM_STATE} has no weights_seq_no"
+        )
     buffer = state.get("buffer", {})
+    if not isinstance(buffer, dict) or not isinstance(buffer.get("counters", {}), dict):
+        raise CheckpointError(f"{directory} is not a complete checkpoint: {ALGORITHM_STATE}: buffer")
     if "counters" in buffer:
         buffer["counters"] = {_FORMER_COUNTERS.get(name, name): n for name, n in buffer["counters"].items()}
     return state

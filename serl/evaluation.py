@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from serl.batch.metrics import episode_means
 from serl.rollout.episode import EPISODE_METRICS
-from serl.types import Trajectory
+from serl.rollout.report import ENV_RUNNER_DIED, FailedRollout
+from serl.types import RolloutRequest, Trajectory
 
 _Z_95 = 1.959964
 
@@ -104,3 +105,35 @@ def evaluation_result(
             name: mean for name, mean in episode_means(trajectories).items() if name not in EPISODE_METRICS
         },
     )
+
+
+class EvaluationEpisodes:
+    """The episodes of one evaluation: those that are played, ``finished`` and ``failed`` ones.
+
+    An episode that was lost with its env runner is played again.
+    """
+
+    def __init__(self, requests: Sequence[RolloutRequest]) -> None:
+        self._pending = {request.group_id for request in requests}
+        self.finished: list[Trajectory] = []
+        self.failed: list[FailedRollout] = []
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    def take(
+        self, trajectories: Sequence[Trajectory], failures: Sequence[FailedRollout]
+    ) -> list[RolloutRequest]:
+        """Takes what the env runners reported; returns the requests to be sent again."""
+        for trajectory in trajectories:
+            if trajectory.group_id in self._pending:
+                self._pending.discard(trajectory.group_id)
+                self.finished.append(trajectory)
+        lost = [failure for failure in failures if failure.request.group_id in self._pending]
+        again = [failure.request for failure in lost if failure.reason == ENV_RUNNER_DIED]
+        for failure in lost:
+            if failure.reason != ENV_RUNNER_DIED:
+                self._pending.discard(failure.request.group_id)
+                self.failed.append(failure)
+        return again

@@ -5,6 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Describes(Protocol):
+    def describe(self) -> str: ...
 
 
 class TrainingInterrupted(RuntimeError):
@@ -40,6 +45,28 @@ class Iteration:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    def check_deadline(self, waiting_for: str, *parts: Describes) -> None:
+        """Raises TimeoutError after the deadline; its text ends with what ``parts`` say of themselves."""
+        if time.monotonic() > self.deadline:
+            state = "; ".join(part.describe() for part in parts)
+            raise TimeoutError(f"waited too long for {waiting_for}; {state}")
+
+    def progress(
+        self, phase: str, episodes: int, wanted: int, staleness: float, judged: int, judge_pending: int
+    ) -> Progress:
+        """How far the iteration is, in ``phase``, with ``episodes`` of the ``wanted``."""
+        return Progress(
+            phase=phase,
+            episodes=episodes,
+            episodes_wanted=wanted,
+            env_steps=self.counters["env_steps"],
+            response_tokens=self.counters["response_tokens"],
+            staleness=staleness,
+            seconds=self.seconds,
+            judged=judged,
+            judge_pending=judge_pending,
+        )
 
     def metrics(self) -> dict[str, float]:
         """Below ``runners/``, ``throughput/`` and ``time/``."""

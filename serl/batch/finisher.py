@@ -47,6 +47,12 @@ class GroupFinisher:
             done.append(self._jobs.pop(0).result())
         return done
 
+    def forget(self) -> None:
+        """Gives up what was submitted; what is being done ends on its own, and nobody gets it."""
+        for job in self._jobs:
+            job.cancel()
+        self._jobs.clear()
+
     def close(self) -> None:
         """Gives up what waits; what is being done ends on its own."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -38,10 +38,12 @@ class CheckpointSection(Section):
 
 
 class ClusterSection(Section):
-    """The Ray cluster that `serl-run` starts when it joins none."""
+    """The Ray cluster: the one that `serl-run` starts when it joins none, and what runs on either."""
 
     dashboard: bool = True
     """Whether Ray's dashboard is started, which takes memory and a part of a core."""
+    heartbeat_timeout_s: float = Field(default=60.0, ge=1.0)
+    """Seconds within which every actor must answer a heartbeat; one that does not is killed and replaced."""
 
 
 class LoggingSection(Section):

@@ -27,6 +27,9 @@ class TrainingSection(Section):
     """Groups that may be discarded so for one batch; further ones stay in it, and learners do not starve."""
     iteration_timeout_s: PositiveFloat = 3600.0
     """Seconds that one iteration may take; then the run fails."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often within an hour remote learners that failed are replaced, and the run resumes in place from
+    its newest checkpoint; then it fails."""
 
 
 class LearnerSection(Section):
@@ -59,5 +62,7 @@ class LearnerSection(Section):
     """Tokens of one forward and backward pass on one learner; bounds its memory and changes no result."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Seconds that remote learners may take to get a place in the cluster and to load the model."""
     update_timeout_s: PositiveFloat = 1800.0
-    """Seconds that one update may take; then the run fails."""
+    """Seconds that one update may take; then new learners do it again (``training.max_restarts``)."""

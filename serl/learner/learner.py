@@ -24,6 +24,7 @@ from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
 from serl.hindsight.lambda_schedule import teacher_lambda
 from serl.hindsight.teacher_weights import whole_batch
+from serl.learner.actors import LearnerProcess
 from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
 from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
@@ -53,10 +54,10 @@ from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
 from serl.models.weights import named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
-from serl.serving.weights import BroadcastStats, WeightPublisher
+from serl.serving.weights import Broadcast, WeightPublisher
 
 
-class SERLLearner(TorchLearner):
+class SERLLearner(LearnerProcess, TorchLearner):
     """Policy, teacher and optimizer of one learner process; `SERLLearnerGroup` calls the public methods.
 
     With more than one learner all of them must be given the same call: they meet in collectives.
@@ -145,7 +146,7 @@ class SERLLearner(TorchLearner):
         self._optimizer.zero_grad(set_to_none=True)
         return gradients
 
-    def publish_weights(self, weights_seq_no: int) -> BroadcastStats | None:
+    def publish_weights(self, weights_seq_no: int) -> Broadcast | None:
         """Gathers the weights on all learners; the first one sends them to the deployment and reports."""
         tensors = self._published_tensors()
         try:

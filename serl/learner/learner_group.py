@@ -2,11 +2,12 @@
 
 RLlib's own asynchronous update is not used: it drops the call of a learner that is busy, and the others then
 wait for it in a collective. Here an update starts on all learners or on none, every answer is looked at, and
-the first failure of any of them is a `LearnerError`: the trial fails and resumes from its checkpoint.
+the first failure of any of them is a `LearnerError`; `start` puts new ones in their place.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,20 @@ from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
+from serl.learner.actors import end_learners, start_learners
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows
-from serl.private.rllib import local_learner, remote_learners
-from serl.serving.weights import BroadcastStats
+from serl.private.rllib import (
+    begin_remote_group,
+    local_learner,
+    remote_learners,
+    set_remote_learners,
+)
+from serl.serving.weights import Broadcast
 from serl.types import TeacherRecords
+
+logger = logging.getLogger(__name__)
 
 _PING_TIMEOUT_S = 30.0
 
@@ -70,9 +79,30 @@ class SERLLearnerGroup(LearnerGroup):
     """
 
     def __init__(self, *, config: Any, module_spec: Any = None, placement_group: Any = None) -> None:
-        super().__init__(config=config, module_spec=module_spec, placement_group=placement_group)
         self._experiment: ExperimentConfig = config.experiment
         self._in_flight: UpdateHandle | None = None
+        self._placement_group = placement_group
+        if config.num_learners == 0:
+            super().__init__(config=config, module_spec=module_spec)
+        else:
+            begin_remote_group(self, config, module_spec or config.get_multi_rl_module_spec())
+            self.start()
+
+    def start(self) -> None:
+        """Starts remote learners in the place of those there were; raises as `start_learners` does."""
+        self.shutdown()
+        self._in_flight = None
+        timeout_s = self._experiment.learner.start_timeout_s
+        learners = start_learners(self.config, self._module_spec, self._placement_group, timeout_s)
+        set_remote_learners(self, learners)
+
+    def shutdown(self) -> None:
+        """Ends the learners; nothing of theirs is saved."""
+        if self.is_local:
+            super().shutdown()
+            return
+        end_learners(remote_learners(self))
+        set_remote_learners(self, [])
 
     def start_update(self, rows: TrainingRows, weights_seq_no: int) -> UpdateHandle:
         """Starts training on ``rows``; returns at once with remote learners, at the end with a local one.
@@ -128,7 +158,7 @@ class SERLLearnerGroup(LearnerGroup):
         limit = f"2 · serving.update_timeout_s = {limit_s:g} s"
         return Call(f"the broadcast of weights {weights_seq_no}", limit, started + limit_s, answers)
 
-    def poll_publish(self, call: Call, timeout_s: float) -> BroadcastStats | None:
+    def poll_publish(self, call: Call, timeout_s: float) -> Broadcast | None:
         """What the broadcast took once all replicas serve the weights; None if not within ``timeout_s``.
 
         Raises LearnerError if a learner fails or not all replicas load the weights in time.
@@ -136,7 +166,7 @@ class SERLLearnerGroup(LearnerGroup):
         results = self._poll(call, timeout_s)
         return None if results is None else next(result for result in results if result is not None)
 
-    def publish_weights(self, weights_seq_no: int) -> BroadcastStats:
+    def publish_weights(self, weights_seq_no: int) -> Broadcast:
         """`start_publish`, and `poll_publish` to the end."""
         call = self.start_publish(weights_seq_no)
         stats = None
@@ -215,8 +245,18 @@ class SERLLearnerGroup(LearnerGroup):
     def _result(answer: Any, learner_index: int, what: str) -> Any:
         try:
             return ray.get(answer, timeout=_PING_TIMEOUT_S)
-        except (RayTaskError, RayActorError, GetTimeoutError) as error:
-            raise LearnerError(f"learner {learner_index} failed in {what}: {error}") from error
+        except RayTaskError as error:
+            cause = error.cause
+            raise LearnerError(
+                f"learner {learner_index} failed in {what}: {type(cause).__name__}: {cause}"
+            ) from error
+        except RayActorError as error:
+            logger.error("learner %d: %s", learner_index, error)
+            raise LearnerError(f"learner {learner_index} died in {what}") from error
+        except GetTimeoutError as error:
+            raise LearnerError(
+                f"the answer of learner {learner_index} to {what} did not arrive within {_PING_TIMEOUT_S:g} s"
+            ) from error
 
 
 def update_metrics(reports: Sequence[LearnerReport]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
     from ray.serve.handle import DeploymentHandle
 
 SEEN_IN = "2.60.0"
@@ -25,6 +26,32 @@ def route_on_callers_loop(handle: DeploymentHandle[Any]) -> None:
     `DeploymentHandle.options` cannot say otherwise.
     """
     handle._init(_run_router_in_separate_loop=False)
+
+
+def serve_controller() -> ActorHandle:
+    """The actor that keeps replicas alive; there is one a cluster. Raises ValueError before Serve's start."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+
+
+def listen_on_the_nodes_address() -> None:
+    """Makes this process's replica take calls by value at its node's address only, not at every address.
+
+    To be called in a deployment's constructor: Serve opens the port afterwards, and has no option for it.
+    """
+    import ray
+    from ray.serve._private import replica as module
+
+    replica: Any = module
+    listen = replica.add_port_to_grpc_server
+
+    def listen_on_the_node(server: Any, address: str) -> int:
+        host = ray.util.get_node_ip_address()
+        return listen(server, f"[{host}]:0" if ":" in host else f"{host}:0")
+
+    replica.add_port_to_grpc_server = listen_on_the_node
 
 
 def session_stream(handle: DeploymentHandle[Any], method: str, session_id: str) -> DeploymentHandle[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.core.learner.learner import Learner
@@ -55,6 +56,25 @@ def remote_learners(group: LearnerGroup) -> list[Any]:
     `LearnerGroup.foreach_learner` can leave out calls to busy learners, and errors.
     """
     return group._workers or []
+
+
+def begin_remote_group(group: LearnerGroup, config: AlgorithmConfig, module_spec: Any) -> None:
+    """What `LearnerGroup.__init__` does for remote learners before it starts them through Ray Train."""
+    group.config = config.copy(copy_frozen=False)
+    group._module_spec = module_spec
+    group._learner = group._worker_manager = None
+    group._ts_dropped = 0
+    group._is_shut_down = False
+    group._workers = []
+
+
+def set_remote_learners(group: LearnerGroup, learners: list[ActorHandle]) -> None:
+    """Makes ``learners`` those that the methods of `LearnerGroup` speak to."""
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+    group._workers = learners
+    group._worker_manager = FaultTolerantActorManager(learners)
+    group._is_shut_down = not learners
 
 
 def learner_index(learner: Learner) -> int:

@@ -11,7 +11,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from serl.private.rllib import worker_manager
@@ -21,6 +23,8 @@ from serl.types import RolloutRequest, Trajectory
 logger = logging.getLogger(__name__)
 
 _EXCHANGE = "exchange"
+# How much longer than for its episodes to end a runner's open call may take.
+_LAST_EXCHANGE_S = 10.0
 
 
 class EnvRunnerError(RuntimeError):
@@ -47,16 +51,20 @@ class EnvRunnerPool:
         self._queue: deque[RolloutRequest] = deque()
         self._running: dict[int, dict[tuple[str, int], RolloutRequest]] = {}
         self._called: set[int] = set()
+        self._num_died = 0
         self._probed_at = time.monotonic()
 
     @property
     def num_running(self) -> int:
-        self._num_died = 0
         return sum(len(episodes) for episodes in self._running.values())
 
     @property
     def num_queued(self) -> int:
         return len(self._queue)
+
+    def describe(self) -> str:
+        """One line for whoever waits for episodes."""
+        return f"{self.num_running} episodes run, {self.num_queued} wait"
 
     def submit(self, requests: Iterable[RolloutRequest], urgent: bool = False) -> None:
         """Queues requests; ``urgent`` ones go first (a rollout that must be played again)."""
@@ -70,6 +78,30 @@ class EnvRunnerPool:
         withdrawn = list(self._queue)
         self._queue.clear()
         return withdrawn
+
+    def give_up(self, timeout_s: float) -> int:
+        """Ends all episodes, reported or not, and forgets what was submitted; returns how many ran.
+
+        A runner that does not answer within ``timeout_s`` is killed; Ray starts it again.
+        """
+        num_running = self.num_running
+        self._queue.clear()
+        deadline = time.monotonic() + timeout_s
+        called = [runner for runner in self._actors.healthy_actor_ids() if self._running.get(runner)]
+        answers: dict[Any, int] = {self._actors.actors()[runner].abort.remote(): runner for runner in called}
+        _, silent = (
+            ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s) if answers else ([], [])
+        )
+        for answer in silent:
+            logger.error("env runner %d does not end its episodes: killing it", answers[answer])
+            ray.kill(self._actors.actors()[answers[answer]], no_restart=False)
+        while self._called and time.monotonic() < deadline + _LAST_EXCHANGE_S:
+            results = self._actors.fetch_ready_async_reqs(
+                tags=_EXCHANGE, timeout_seconds=self._exchange_wait_s, mark_healthy=False
+            )
+            self._called -= {result.actor_id for result in results.result_or_errors}
+        self._running.clear()
+        return num_running
 
     def poll(self, timeout_s: float) -> PoolReport:
         """Hands out queued requests and waits up to ``timeout_s`` for finished episodes.

@@ -257,6 +257,12 @@ GROUPS: Mapping[str, MetricGroup] = {
         {
             "<counter>": "Sum of `runners/<counter>` since the run began, resumed parts and evaluations "
             "included.",
+            "learner_restarts": "How often failed learners were replaced inside the run.",
+            "updates_redone": "Updates that were done again after that, from the newest checkpoint.",
+            "rollouts_given_up": "Rollouts that were under way when learners were replaced; their groups are "
+            "played again.",
+            "hung_<kind>": "Actors that did not answer within `cluster.heartbeat_timeout_s` and were killed, "
+            "since this process began: `env_runners`, `learners`, `weight_stores`, `serve_controllers`.",
         },
     ),
     "records": MetricGroup(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from serl.algorithm import SERL
@@ -15,11 +16,12 @@ from serl.learner.learner_group import LearnerError
 from serl.models.resolve import resolve_model
 from serl.rollout.failures import TooManyFailuresError
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import save_checkpoint
+from serl.run.checkpoint import find_checkpoint, save_checkpoint
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
 from serl.run.evaluations import append_evaluation, read_evaluations
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
+from serl.run.restarts import RestartBudget
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
 
@@ -36,19 +38,36 @@ def train(
 ) -> bool:
     """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to resume from.
 
-    Returns False if ``stop`` was set before the end; a checkpoint has been written then.
+    Remote learners that fail are replaced in place and resume from the newest checkpoint. Returns False if
+    ``stop`` was set before the end; a checkpoint has been written then. Raises LearnerError when learners fail
+    more often than ``training.max_restarts`` allows.
     """
     model_dir = resolve_model(experiment.model.path)
+    restarts = RestartBudget(experiment.training.max_restarts)
     with running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm:
-        if resume is not None:
-            algorithm.load_checkpoint(str(resume))
-        run_dir.metrics.start(algorithm.weights_seq_no)
-        records = TrajectoryWriter(
-            run_dir.path,
-            PromptEncoder.load(str(model_dir)).tokenizer,
-            max_bytes=int(experiment.logging.max_trajectories_mib * 2**20),
-        )
-        return _Run(experiment, run_dir, console, algorithm, records).iterate()
+        begin = partial(algorithm.load_checkpoint, str(resume)) if resume is not None else None
+        while True:
+            try:
+                if begin is not None:
+                    begin()
+                run_dir.metrics.start(algorithm.weights_seq_no)
+                records = TrajectoryWriter(
+                    run_dir.path,
+                    PromptEncoder.load(str(model_dir)).tokenizer,
+                    max_bytes=int(experiment.logging.max_trajectories_mib * 2**20),
+                )
+                stop.nothing_to_save = False
+                return _Run(experiment, run_dir, console, algorithm, records).iterate()
+            except LearnerError as error:
+                if experiment.learner.num_learners == 0:
+                    raise
+                logger.exception("replacing the learners")
+                which = restarts.spend(error, algorithm.weights_seq_no)
+                checkpoint, _ = find_checkpoint(run_dir.path)
+                resumed = "the beginning" if checkpoint is None else checkpoint.name
+                console.note(f"{error}; new learners resume from {resumed} ({which})")
+                begin = partial(algorithm.restart_learners, checkpoint)
+                run_dir.metrics.close()
 
 
 def evaluate_checkpoint(
@@ -167,12 +186,12 @@ class _Run:
         try:
             save_checkpoint(checkpoints, self.iteration, self.algorithm.save_checkpoint, keep)
         except (OSError, LearnerError) as error:
+            if isinstance(error, LearnerError) and not isinstance(error.__cause__, OSError):
+                raise  # the disk is not what is wrong
             logger.exception("the checkpoint of iteration %d", self.iteration)
-            # A learner's error ends with its reason, after a traceback.
-            reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(
                 f"the checkpoint of iteration {self.iteration} cannot be written below {checkpoints}, "
-                f"earlier ones are as they were: {reason}"
+                f"earlier ones are as they were: {error}"
             ) from error
         self.saved_iteration = self.iteration
 

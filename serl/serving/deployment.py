@@ -15,16 +15,18 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from serl.config import ExperimentConfig
+from serl.private.ray_serve import listen_on_the_nodes_address
 from serl.serving.autoscaling import OPEN_REQUESTS
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
 from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.names import ServingNames
 from serl.serving.streams import ClientStreams
-from serl.serving.weight_store import WeightVersion, find_weight_store
+from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
 from serl.types import Sampling
 
 logger = logging.getLogger(__name__)
@@ -47,10 +49,13 @@ class PolicyReplica:
     def __init__(
         self, experiment: ExperimentConfig, model_dir: str, run_dir: str, names: ServingNames
     ) -> None:
+        listen_on_the_nodes_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         _send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
-        self._store = find_weight_store(names)
+        self._names = names
+        self._heartbeat_timeout_s = experiment.cluster.heartbeat_timeout_s
+        self._store = self._find_store()
         seed = (experiment.seed + zlib.crc32(replica_id.encode())) % 2**31
         # Importing vLLM makes millions of objects that stay; looking for garbage among them takes a fifth of
         # a replica's start.
@@ -63,16 +68,17 @@ class PolicyReplica:
         self._update_timeout_s = experiment.serving.update_timeout_s
         self._nccl_group: dict[str, Any] | None = None
         snapshot: Any = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
-        report = LoadReport(0, 0.0, 0.0) if snapshot is None else self._load(snapshot)
+        model_weights = Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))
+        self._loaded = model_weights if snapshot is None else self._load(snapshot)
         _warm_up(self._engine, experiment)
         self._streams = ClientStreams(self._engine, replica_id)
-        num_workers = experiment.serving.tensor_parallel_size
-        ray.get(self._store.register.remote(self._name, num_workers, report), timeout=_STORE_ANSWER_TIMEOUT_S)
+        self._num_workers = experiment.serving.tensor_parallel_size
+        self._register()
         self._follower = threading.Thread(target=self._follow_weights, name="weights", daemon=True)
         self._follower.start()
         logger.info(
             "serving weights %d; the start took %.1f processor seconds",
-            report.weights_seq_no,
+            self._loaded.report.weights_seq_no,
             time.process_time(),
         )
 
@@ -93,21 +99,40 @@ class PolicyReplica:
         return {OPEN_REQUESTS: statistics["running_requests"] + statistics["waiting_requests"]}
 
     def check_health(self) -> None:
-        """Raises RuntimeError if the replica no longer learns of new weights."""
+        """Raises RuntimeError if the replica no longer learns of new weights, or its engine hangs."""
         if not self._follower.is_alive():
             raise RuntimeError("the thread that follows the weight store has ended")
+        seconds = self._engine.seconds_in_step
+        if seconds > self._heartbeat_timeout_s:
+            raise RuntimeError(f"the engine has been in one step for {seconds:.0f} s")
 
     def _follow_weights(self) -> None:
         try:
             while True:
-                known = self._engine.weights_seq_no
-                wanted = self._store.wait_for_newer.remote(self._name, known, _WEIGHT_POLL_S)
-                version: Any = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
-                if version is not None:
-                    self._store.acknowledge.remote(self._name, self._load(version))
+                try:
+                    self._follow_store()
+                except (RayActorError, GetTimeoutError) as error:
+                    logger.warning("the weight store is gone, looking for the next: %s", error)
+                    self._store = self._find_store()
+                    self._register()
         except Exception as error:
             # Whatever went wrong, from here on this replica would serve ever older weights.
             self._end(error)
+
+    def _follow_store(self) -> None:
+        while True:
+            wanted = self._store.wait_for_other.remote(self._name, self._loaded.broadcast, _WEIGHT_POLL_S)
+            version: Any = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
+            if version is not None:
+                self._loaded = self._load(version)
+                self._store.acknowledge.remote(self._name, self._loaded)
+
+    def _find_store(self) -> ActorHandle:
+        return find_weight_store(self._names, self._heartbeat_timeout_s + _STORE_ANSWER_TIMEOUT_S)
+
+    def _register(self) -> None:
+        registered = self._store.register.remote(self._name, self._num_workers, self._loaded)
+        ray.get(registered, timeout=_STORE_ANSWER_TIMEOUT_S)
 
     def _end(self, error: BaseException) -> None:
         try:
@@ -117,7 +142,7 @@ class PolicyReplica:
             logger.exception("nobody to tell that this replica ends")
         _exit_process(error)
 
-    def _load(self, version: WeightVersion) -> LoadReport:
+    def _load(self, version: WeightVersion) -> Loaded:
         update = version.update
         if update["kind"] == "nccl" and update["group"] != self._nccl_group:
             from serl.serving.transfer.nccl import worker_init_info
@@ -125,7 +150,8 @@ class PolicyReplica:
             joined = self._engine.join_transfer_group(worker_init_info(update["group"], self._name))
             joined.result(self._update_timeout_s)
             self._nccl_group = update["group"]
-        return self._engine.load_weights(update, version.weights_seq_no).result(self._update_timeout_s)
+        loading = self._engine.load_weights(update, version.weights_seq_no)
+        return Loaded(version.broadcast, loading.result(self._update_timeout_s))
 
 
 def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:

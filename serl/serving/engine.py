@@ -60,6 +60,7 @@ class EngineThread:
         self._numbers = itertools.count()
         self._counters: Counter[str] = Counter()
         self.weights_seq_no = 0
+        self._step_began: float | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def wait_until_built(self, timeout_s: float) -> None:
@@ -70,6 +71,12 @@ class EngineThread:
             if self._built.done():
                 raise
             raise TimeoutError(f"vLLM's engine was not built within {timeout_s:g} s") from error
+
+    @property
+    def seconds_in_step(self) -> float:
+        """How long the engine's present step has lasted; 0 between two steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def submit(self, requests: list[Request], deliver: Deliver) -> list[str]:
         """Queues ``requests``; ``deliver`` gets their answers, in the engine's thread, as they finish.
@@ -130,7 +137,10 @@ class EngineThread:
                 self._take_inbox()
                 if self._engine.has_unfinished_requests():
                     self._counters["engine_steps"] += 1
-                    self._deliver(self._engine.step())
+                    self._step_began = time.monotonic()
+                    outputs = self._engine.step()
+                    self._step_began = None
+                    self._deliver(outputs)
         except BaseException as error:
             logger.exception("the engine broke")
             self._on_death(error)

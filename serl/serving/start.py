@@ -17,7 +17,7 @@ from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
-from serl.serving.weight_store import create_weight_store
+from serl.serving.weight_store import WeightVersion, create_weight_store
 from serl.serving.weights_folder import claim_folder, release_folder
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ NAMESPACE = "serl"
 LANES_PER_REPLICA = 8
 
 _POLL_INTERVAL_S = 0.1
+_NAME_FREE_TIMEOUT_S = 30.0
+# Serve replaces a replica at the third failed check in a row.
+_NUM_HEALTH_CHECKS = 3
+_HEALTH_CHECK_PERIOD_S = 2.0
 # A call that waits in a replica costs nothing; the engine has its own queue.
 _MAX_ONGOING_CALLS = 100_000
 
@@ -58,7 +62,7 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     _weight_stores[names.application] = create_weight_store(names)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LoggingConfig(log_level="WARNING"))
-    application = _deployment(serving).bind(experiment, model_dir, run_dir, names)
+    application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
     serve.run_many(
         [serve.RunTarget(application, name=names.application, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
@@ -94,12 +98,44 @@ def stop_serving(names: ServingNames) -> None:
 
     May be called twice. Ray Serve itself goes on: other applications may use it.
     """
-    if names.application in serve.status().applications:
-        serve.delete(names.application)
-    store = _weight_stores.pop(names.application, None)
+    _stop(names.application)
+
+
+def stop_all_serving() -> None:
+    """Ends all deployments that this process started and did not stop."""
+    for application in list(_weight_stores):
+        _stop(application)
+
+
+def _stop(application: str) -> None:
+    if application in serve.status().applications:
+        serve.delete(application)
+    store = _weight_stores.pop(application, None)
     if store is not None:
         ray.kill(store)
-    release_folder(names.application)
+    release_folder(application)
+
+
+def weight_store_of(names: ServingNames) -> ActorHandle:
+    """The store that this process started for ``names``."""
+    return _weight_stores[names.application]
+
+
+def replace_weight_store(names: ServingNames, snapshot: WeightVersion | None) -> None:
+    """Ends the store, if it still lives, and starts another one that offers ``snapshot``.
+
+    Replicas and learners look for it under the same name. Raises TimeoutError.
+    """
+    ray.kill(_weight_stores[names.application])
+    deadline = time.monotonic() + _NAME_FREE_TIMEOUT_S
+    while True:
+        try:
+            _weight_stores[names.application] = create_weight_store(names, snapshot)
+            return
+        except ValueError as error:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the weight store {names.weight_store!r} does not end") from error
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _num_session_lanes(serving: ServingSection) -> int:
@@ -116,7 +152,8 @@ def _what_replicas_said(names: ServingNames) -> str:
     return "\n".join(message for message in [application.message, *messages] if message)
 
 
-def _deployment(serving: ServingSection) -> serve.Deployment:
+def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
+    serving = experiment.serving
     if serving.autoscaling is None:
         replicas: dict[str, object] = {"num_replicas": serving.num_replicas}
     else:
@@ -138,10 +175,16 @@ def _deployment(serving: ServingSection) -> serve.Deployment:
         },
         request_router_config={"request_router_class": SESSION_ROUTER},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        health_check_period_s=2.0,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=_health_check_timeout_s(experiment.cluster.heartbeat_timeout_s),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5.0,
         # A replica that cannot start once will not start a second time either.
         max_constructor_retry_count=1,
         **replicas,
     )
+
+
+def _health_check_timeout_s(heartbeat_timeout_s: float) -> float:
+    """Of one check, so that a silent replica has failed all of them within ``heartbeat_timeout_s``."""
+    return max(heartbeat_timeout_s / _NUM_HEALTH_CHECKS - _HEALTH_CHECK_PERIOD_S, 0.5)

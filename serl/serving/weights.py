@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 from serl.serving.transfer import make_sender
 from serl.serving.transfer.sender import NamedTensors
 from serl.serving.weight_store import WeightVersion, dead_replicas, find_weight_store
+
+logger = logging.getLogger(__name__)
 
 # How often a publisher that waits looks whether a silent replica still lives.
 _LIVENESS_INTERVAL_S = 0.5
@@ -35,6 +38,14 @@ class BroadcastStats:
     num_replicas: int
 
 
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A broadcast that all replicas have loaded; ``snapshot`` is what later ones are to load."""
+
+    stats: BroadcastStats
+    snapshot: WeightVersion
+
+
 class WeightPublisher:
     """Publishes the weights of one learner to the deployment ``names``.
 
@@ -47,41 +58,63 @@ class WeightPublisher:
     ) -> None:
         self._names = names
         self._timeout_s = timeout_s
-        self._store = find_weight_store(names)
+        self._store = find_weight_store(names, timeout_s)
         self._sender = make_sender(transfer, names.application)
+        self._published: int | None = None
 
-    def publish(self, named_tensors: NamedTensors, weights_seq_no: int) -> BroadcastStats:
+    def publish(self, named_tensors: NamedTensors, weights_seq_no: int) -> Broadcast:
         """Returns once every live replica serves ``named_tensors``, known as ``weights_seq_no``.
 
         Names are those of the Hugging Face checkpoint. Replicas that die meanwhile are not waited for:
-        whatever replaces them loads the newest weights before it serves. Raises TimeoutError, naming the
+        whatever replaces them loads the newest weights before it serves. What is in shared memory is
+        announced again if the weight store is replaced meanwhile. Raises TimeoutError, naming the
         replicas that did not load the weights, WeightLoadError if all of them failed to, or made a broadcast
-        fail, UpdateError if there are no tensors, and ValueError for a ``weights_seq_no`` that is not newer.
+        fail, UpdateError if there are no tensors, RayActorError if the store ends in a broadcast that cannot
+        be repeated, and ValueError for a ``weights_seq_no`` that is not newer than this learner's last one.
         """
+        if self._published is not None and weights_seq_no <= self._published:
+            raise ValueError(f"weights {weights_seq_no} are not newer than weights {self._published}")
         started = time.monotonic()
         deadline = started + self._timeout_s
+        self._store = find_weight_store(self._names, self._timeout_s)
         replicas = self._live_replicas()
         update = self._sender.prepare(named_tensors, weights_seq_no, replicas)
-        for_whom = None if update["kind"] == "shared_memory" else frozenset(replicas)
-        self._ask(self._store.announce.remote(WeightVersion(weights_seq_no, update, for_whom)))
-        self._transmit(weights_seq_no, deadline)
-        seconds_transport = time.monotonic() - started
-        reports = self._wait_until_loaded(weights_seq_no, deadline)
-        if not reports:
-            self._raise_if_all_failed(weights_seq_no)
-        snapshot = WeightVersion(weights_seq_no, self._sender.snapshot())
+        is_repeatable = update["kind"] == "shared_memory"
+        version = WeightVersion(weights_seq_no, update, None if is_repeatable else frozenset(replicas))
+        while True:
+            try:
+                stats = self._broadcast(version, set(replicas), started, deadline)
+                break
+            except RayActorError:
+                if not is_repeatable:
+                    raise
+                logger.warning("the weight store ended: announcing weights %d to the next", weights_seq_no)
+                self._store = find_weight_store(self._names, max(0.0, deadline - time.monotonic()))
+        self._published = weights_seq_no
+        snapshot = replace(version, update=self._sender.snapshot(), replicas=None)
         self._ask(self._store.offer_snapshot.remote(snapshot))
-        return BroadcastStats(
-            seconds_transport=seconds_transport,
-            seconds_load=max((report.seconds_load for report in reports), default=0.0),
-            seconds_paused=max((report.seconds_paused for report in reports), default=0.0),
-            num_bytes=update["num_bytes"],
-            num_replicas=len(reports),
-        )
+        return Broadcast(stats, snapshot)
 
     def close(self) -> None:
         """Frees what is held for the replicas; nothing can be published afterwards."""
         self._sender.close()
+
+    def _broadcast(
+        self, version: WeightVersion, expected: set[str], started: float, deadline: float
+    ) -> BroadcastStats:
+        self._ask(self._store.announce.remote(version))
+        self._transmit(version.weights_seq_no, deadline)
+        seconds_transport = time.monotonic() - started
+        reports = self._wait_until_loaded(version, expected, deadline)
+        if not reports:
+            self._raise_if_all_failed(version.weights_seq_no)
+        return BroadcastStats(
+            seconds_transport=seconds_transport,
+            seconds_load=max((report.seconds_load for report in reports), default=0.0),
+            seconds_paused=max((report.seconds_paused for report in reports), default=0.0),
+            num_bytes=version.update["num_bytes"],
+            num_replicas=len(reports),
+        )
 
     def _transmit(self, weights_seq_no: int, deadline: float) -> None:
         try:
@@ -103,11 +136,11 @@ class WeightPublisher:
         return "; ".join(f"{replica}: {error}" for replica, error in sorted(failures.items()))
 
     def _live_replicas(self) -> dict[str, int]:
-        self._forget_dead(self._ask(self._store.replicas.remote()))
+        self._forget(dead_replicas(self._ask(self._store.replicas.remote())))
         return self._ask(self._store.replicas.remote())
 
-    def _forget_dead(self, replicas: Iterable[str]) -> None:
-        for replica in dead_replicas(replicas):
+    def _forget(self, replicas: Iterable[str]) -> None:
+        for replica in replicas:
             self._ask(self._store.forget.remote(replica))
 
     def _ask(self, answer: ray.ObjectRef) -> Any:
@@ -118,17 +151,25 @@ class WeightPublisher:
                 f"the weight store {self._names.weight_store!r} did not answer within {self._timeout_s:g} s"
             ) from error
 
-    def _wait_until_loaded(self, weights_seq_no: int, deadline: float) -> list[LoadReport]:
+    def _wait_until_loaded(
+        self, version: WeightVersion, expected: set[str], deadline: float
+    ) -> list[LoadReport]:
+        """``expected`` are replicas that answer unless they die, registered with this store or not yet."""
         while True:
             remaining_s = deadline - time.monotonic()
             wait_s = max(0.0, min(_LIVENESS_INTERVAL_S, remaining_s))
-            reports = self._ask(self._store.wait_until_loaded.remote(weights_seq_no, wait_s))
-            behind = [name for name, report in reports.items() if report.weights_seq_no < weights_seq_no]
+            loaded = self._ask(self._store.wait_until_loaded.remote(version, wait_s))
+            behind = {name for name, found in loaded.items() if found.broadcast != version.broadcast}
+            behind |= expected - loaded.keys()
             if not behind:
-                return [report for report in reports.values() if report.weights_seq_no == weights_seq_no]
+                return [found.report for found in loaded.values()]
             if remaining_s <= 0:
                 raise TimeoutError(
-                    f"weights {weights_seq_no} were not loaded within {self._timeout_s:g} s by "
-                    f"{len(behind)} of {len(reports)} replicas: {', '.join(sorted(behind))}"
+                    f"weights {version.weights_seq_no} were not loaded within {self._timeout_s:g} s by "
+                    f"{len(behind)} of {len(behind | loaded.keys())} replicas: {', '.join(sorted(behind))}"
                 )
-            self._forget_dead(behind)
+            dead = dead_replicas(behind)
+            expected -= set(dead)
+            self._forget(dead)
+            if expected - loaded.keys():
+                time.sleep(_LIVENESS_INTERVAL_S)

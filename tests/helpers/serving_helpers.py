@@ -119,7 +119,7 @@ class Deployment:
 
     def publish(self, policy: LlamaForCausalLM) -> Any:
         self.weights_seq_no += 1
-        stats = self.publisher.publish(policy.named_parameters(), self.weights_seq_no)
+        stats = self.publisher.publish(policy.named_parameters(), self.weights_seq_no).stats
         self.policy = policy
         return stats
 

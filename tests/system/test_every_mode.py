@@ -138,7 +138,7 @@ def test_two_iterations(mode: str, house: House) -> None:
 
 def publish(learners: SERLLearnerGroup, house: House) -> None:
     house.weights_seq_no += 1
-    assert learners.publish_weights(house.weights_seq_no).num_replicas == 1
+    assert learners.publish_weights(house.weights_seq_no).stats.num_replicas == 1
 
 
 def test_every_mode_was_run(house: House) -> None:

@@ -35,9 +35,21 @@ from serving_helpers import (
 from serl.serving.client import PolicyClient
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
-from serl.serving.start import ServingStartError, start_serving, stop_serving, wait_until_ready
+from serl.serving.start import (
+    ServingStartError,
+    replace_weight_store,
+    start_serving,
+    stop_serving,
+    wait_until_ready,
+)
 from serl.serving.transfer import make_sender
-from serl.serving.weight_store import create_weight_store, find_weight_store, live_actors
+from serl.serving.weight_store import (
+    MODEL_WEIGHTS,
+    Loaded,
+    create_weight_store,
+    find_weight_store,
+    live_actors,
+)
 from serl.serving.weights import WeightLoadError, WeightPublisher
 from serl.serving.weights_folder import release_folder, weights_folder
 from serl.types import Completion, RequestRefused
@@ -207,6 +219,31 @@ def test_weights_that_are_not_newer_are_not_published(deployment: Deployment) ->
         deployment.publisher.publish(make_policy(3).named_parameters(), deployment.weights_seq_no)
 
 
+def test_learners_that_resumed_publish_an_older_version_and_it_is_served(deployment: Deployment) -> None:
+    resumed = WeightPublisher(deployment.names, "shared_memory", timeout_s=60.0)
+    older = deployment.weights_seq_no - 1
+    stats = resumed.publish(make_policy(10).named_parameters(), older).stats
+    assert stats.num_replicas == 1
+    completion = deployment.generate(PROMPT)
+    assert completion.version_spans[0].weights_seq_no == older
+    assert largest_mismatch(make_policy(10), PROMPT, completion) < 1e-3
+
+
+def test_a_weight_store_that_ends_is_replaced_and_replicas_find_the_new_one(deployment: Deployment) -> None:
+    served = replica_actors(deployment.names)
+    deployment.weights_seq_no += 1
+    parameters = make_policy(12).named_parameters()
+    snapshot = deployment.publisher.publish(parameters, deployment.weights_seq_no).snapshot
+    replace_weight_store(deployment.names, snapshot)
+    # One that was killed while nobody looked, and takes a new version at once.
+    stats = deployment.publish(make_policy(11))
+    assert stats.num_replicas == 1
+    completion = deployment.generate(PROMPT)
+    assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
+    assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
+    assert replica_actors(deployment.names) == served
+
+
 def test_only_the_two_newest_versions_stay_in_shared_memory(deployment: Deployment) -> None:
     for seed in (4, 5, 6):
         deployment.publish(make_policy(seed))
@@ -271,7 +308,7 @@ def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> Non
     names = ServingNames("serl-silent", "policy", "serl-weights-silent", "serl")
     store = create_weight_store(names)
     # The name of an actor that lives and never loads anything: the store itself.
-    ray.get(store.register.remote(names.weight_store, 1, LoadReport(0, 0.0, 0.0)))
+    ray.get(store.register.remote(names.weight_store, 1, Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))))
     publisher = WeightPublisher(names, "shared_memory", timeout_s=1.0)
     try:
         with pytest.raises(
@@ -280,7 +317,7 @@ def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> Non
             publisher.publish(make_policy(0).named_parameters(), 1)
     finally:
         release_folder(names.application)
-    assert find_weight_store(names) is not None
+    assert find_weight_store(names, 1.0) is not None
 
 
 def test_a_broadcast_that_does_not_end_tells_which_replica_could_not_load_it(

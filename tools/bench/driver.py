@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -33,7 +34,8 @@ from serl.learner.report import LearnerReport
 from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import PoolReport
-from serl.serving.weights import BroadcastStats
+from serl.serving.weight_store import WeightVersion
+from serl.serving.weights import Broadcast, BroadcastStats
 from serl.types import RolloutRequest, Step, Task, Trajectory, VersionSpan
 from tools.bench.figures import Figures
 from tools.bench.play import local_cluster, with_settings
@@ -132,6 +134,7 @@ class _Loop(serl.algorithm.SERL):
         self._collector = collector
         self._weights_seq_no = 0
         self._totals = Counter()
+        self._actors = SimpleNamespace(num_hung=Counter(), snapshot=None)
 
 
 class _StandInPool:
@@ -140,8 +143,6 @@ class _StandInPool:
     ``gaps`` are the seconds between two polls since `begin_update`, ``busy_s`` what the caller's thread
     computed in them.
     """
-
-    num_running = num_queued = 0
 
     def __init__(self, pickled: Sequence[Sequence[bytes]], seconds: float) -> None:
         self._pickled = pickled
@@ -233,8 +234,8 @@ class _StandInLearner:
         report.sums["num_tokens"] += int((plan.rows.num_tokens + plan.rows.teacher_prompt_ids.lengths).sum())
         return report
 
-    def publish_weights(self, weights_seq_no: int) -> BroadcastStats:
-        return BroadcastStats(0.0, 0.0, 0.0, 0, 1)
+    def publish_weights(self, weights_seq_no: int) -> Broadcast:
+        return Broadcast(BroadcastStats(0.0, 0.0, 0.0, 0, 1), WeightVersion(weights_seq_no, {}))
 
 
 @contextmanager

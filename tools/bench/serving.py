@@ -218,7 +218,7 @@ def broadcast(
         ):
             publisher = WeightPublisher(names, "shared_memory", experiment.serving.update_timeout_s)
             # The first one also brings the replica's code into memory.
-            stats = publisher.publish(tensors.items(), 1)
+            stats = publisher.publish(tensors.items(), 1).stats
             for version in range(2, 2 + options.repetitions):
                 _generate(player)
                 own = {
@@ -226,7 +226,7 @@ def broadcast(
                     "writing": _seconds_of_writing(scratch, tensors, version),
                 }
                 started = time.perf_counter()
-                stats = publisher.publish(tensors.items(), version)
+                stats = publisher.publish(tensors.items(), version).stats
                 own["broadcast"] = time.perf_counter() - started
                 own["transport"] = stats.seconds_transport
                 own["vLLM's own load"] = stats.seconds_load

@@ -1,0 +1,88 @@
+"""Real actors that hang, die or take their time, and who is asked to do something about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from serl.heartbeat import HeartbeatMonitor
+
+DEADLINE_S = 120.0
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Answering:
+    def __init__(self, start_s: float = 0.0) -> None:
+        time.sleep(start_s)
+
+    def ping(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture
+def monitor() -> Iterator[HeartbeatMonitor]:
+    monitor = HeartbeatMonitor(timeout_s=2.0)
+    yield monitor
+    monitor.close()
+
+
+def start(start_s: float = 0.0) -> ray.actor.ActorHandle:
+    return ray.remote(Answering).options(num_cpus=0).remote(start_s)
+
+
+def wait_for(calls: list[str], wanted: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while wanted not in calls:
+        assert time.monotonic() < deadline, calls
+        time.sleep(0.1)
+
+
+def test_only_the_silent_actor_is_ended_and_the_dead_one_is_told(monitor: HeartbeatMonitor) -> None:
+    calls: list[str] = []
+    actors = {name: start() for name in ("healthy", "stopped", "killed")}
+    pids = {name: ray.get(actor.ping.remote(), timeout=DEADLINE_S) for name, actor in actors.items()}
+    actors["starting"] = start(start_s=8.0)
+    for name, actor in actors.items():
+        monitor.watch(
+            kind="actors",
+            name=name,
+            ping=actor.ping.remote,
+            end=lambda name=name: calls.append(f"end {name}"),
+            on_death=lambda name=name: calls.append(f"{name} is dead"),
+        )
+    # All have answered once, but for the one that is still being made.
+    time.sleep(3.0)
+    os.kill(pids["stopped"], signal.SIGSTOP)
+    os.kill(pids["killed"], signal.SIGKILL)
+    try:
+        wait_for(calls, "end stopped")
+        wait_for(calls, "killed is dead")
+        assert set(calls) == {"end stopped", "killed is dead"}
+        assert monitor.num_hung["actors"] == 1
+        ray.get(actors["starting"].ping.remote(), timeout=DEADLINE_S)
+    finally:
+        os.kill(pids["stopped"], signal.SIGCONT)
+    assert "end starting" not in calls and "end healthy" not in calls
+
+
+def test_ray_ends_a_stopped_process_and_starts_the_actor_again() -> None:
+    """What the monitor relies on: SIGSTOP does not keep a process from being killed."""
+    actor = ray.remote(Answering).options(num_cpus=0, max_restarts=1).remote()
+    pid = ray.get(actor.ping.remote(), timeout=DEADLINE_S)
+    os.kill(pid, signal.SIGSTOP)
+    ray.kill(actor, no_restart=False)
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            assert ray.get(actor.ping.remote(), timeout=DEADLINE_S) != pid
+            return
+        except RayActorError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
