@@ -10,7 +10,7 @@ from serl.run.failures import FAILURES
 from serl.run.run_dir import RunDir
 
 _OWN_PACKAGES = ("serl.", "envs.")
-_MAX_LINES = 6
+_MAX_LINES = 3
 _TRACEBACK = "Traceback (most recent call last):"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -45,5 +45,5 @@ def _shortened(text: str) -> str:
     lines = [line.strip() for line in _COLOURS.sub("", text).splitlines() if line.strip()]
     if len(lines) < 2 or (len(lines) <= _MAX_LINES and _TRACEBACK not in text):
         return "\n".join(lines)
-    first = lines[0].removesuffix(_TRACEBACK).rstrip(": ")
-    return f"{first_line(first)}: {first_line(lines[-1])}" if first else first_line(lines[-1])
+    first, last = first_line(lines[0].removesuffix(_TRACEBACK).rstrip(": ")), first_line(lines[-1])
+    return ": ".join(part for part in (first.removesuffix(last).rstrip(": "), last) if part)

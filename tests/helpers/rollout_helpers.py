@@ -24,8 +24,9 @@ FORWARD = "<action>forward</action>"
 class Corridor(TextEnv):
     """Task ``corridor N`` is solved by N times "forward"; "jump" ends it unsolved, "long" fills the screen.
 
-    ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``;
-    of ``speechless`` no messages can be made.
+    ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``,
+    of ``blocking exhausted`` it has no answer; ``exiting`` ends the process, ``mute`` gives no feedback, of
+    ``speechless`` no messages can be made, and ``stuck`` cannot be closed.
     """
 
     gate = threading.Event()
@@ -36,12 +37,17 @@ class Corridor(TextEnv):
         if self.kind == "unknown":
             raise KeyError(options["task_id"])
         self.blocking = self.kind == "blocking"
-        self.seed, self.length, self.position = seed, int(length or 1), 0
+        self.exhausted = length == "exhausted"
+        self.seed, self.length, self.position = seed, 1 if self.exhausted else int(length or 1), 0
         return "You stand at 0.", self._info(valid=True)
 
     def step(self, action: str):
         if self.kind == "broken":
             raise OSError("the floor gave way")
+        if self.kind == "exiting":
+            raise SystemExit(3)
+        if self.exhausted:
+            raise StopIteration
         if self.blocking:
             self.gate.wait(timeout=60.0)
         valid = action in ("forward", "jump", "long", "leave")
@@ -50,17 +56,14 @@ class Corridor(TextEnv):
         observation = "x" * 1000 if action == "long" else f"You stand at {self.position}."
         observation = observation if valid else "Nothing happens."
         ended = solved or action == "jump"
-        return (
-            observation,
-            10.0 * solved,
-            ended,
-            action == "leave",
-            self._info(valid, solved, f"did {action}"),
-        )
+        info = self._info(valid, solved, f"did {action}")
+        if self.kind == "mute":
+            del info["feedback"]
+        return observation, 10.0 * solved, ended, action == "leave", info
 
     def close(self) -> None:
         self.closed_in = threading.current_thread().name
-        if self.blocking:
+        if self.blocking or self.kind == "stuck":
             raise OSError("the door is stuck")
 
     def _info(self, valid: bool, success: bool = False, feedback: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gymnasium
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from rollout_helpers import ScriptedClient, byte_tokenizer
+from rollout_helpers import FORWARD, ScriptedClient, byte_tokenizer
 
 from serl.config import EnvSection, ExperimentConfig, ModelSection, RolloutSection
 from serl.rollout.env_runner import SERLEnvRunner
@@ -39,8 +39,15 @@ def runner_config(folder: Path) -> RunnerConfig:
 
 
 def scripted_policy(model_dir: str) -> ScriptedClient:
-    """Rollout 9 of a group never gets an answer."""
+    """Rollout 9 of a group never gets an answer, rollout 8 meets a bug."""
+
+    def respond(session_id: str, index: int) -> str:
+        if session_id.endswith("-8"):
+            raise ZeroDivisionError("a bug")
+        return FORWARD
+
     return ScriptedClient(
         PromptEncoder.load(model_dir),
+        respond,
         delay=lambda session_id: 3600.0 if session_id.endswith("-9") else 0.01,
     )

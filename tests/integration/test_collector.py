@@ -20,6 +20,7 @@ from envs.base import TaskSet
 from serl.batch.collector import BatchCollector
 from serl.batch.group import FinishedGroup
 from serl.config import ExperimentConfig
+from serl.rollout.failures import TooManyFailuresError
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import FailedRollout
 from serl.types import RolloutRequest, Step, Task, Trajectory
@@ -105,6 +106,24 @@ def test_trajectories_of_evaluations_are_nobodys(tmp_path: Path) -> None:
         collector.add([answered(request, 10.0)], 0)
         assert collector.replace([FailedRollout(request, "environment_error", "it broke")]) == []
         assert "buffer/trajectories_late" not in collector.metrics()
+
+
+def test_what_fails_is_told_to_the_monitor_and_too_much_of_it_ends_the_run(tmp_path: Path) -> None:
+    with collector_of(experiment(), tmp_path) as collector:
+        told: list[tuple[str, str]] = []
+        collector.failures.on_failure = lambda count: told.append((count.kind, count.reason))
+        collector.judge.on_failure("judge", "unreachable", "nobody answers", 1)
+        requests = collector.admit(0)
+        # Half of four times the eight episodes that may be in flight.
+        for _ in range(16):
+            collector.failures.require_episodes()
+            collector.replace([FailedRollout(requests[0], "environment_error", "it broke")])
+        collector.failures.require_episodes()
+        play(collector, requests[2:4], [10.0, 0.0])
+        collector.replace([FailedRollout(requests[0], "environment_error", "it broke")])
+        with pytest.raises(TooManyFailuresError, match="17 of the last 19 episodes failed"):
+            collector.failures.require_episodes()
+    assert told == [("judge", "unreachable"), *[("episode", "environment_error")] * 17]
 
 
 def test_a_failed_rollout_is_replaced_by_the_same_one_with_another_seed(tmp_path: Path) -> None:

@@ -250,6 +250,24 @@ def test_failures_are_not_cached(tmp_path: Path):
         assert len(endpoint.bodies) == 4
 
 
+def test_a_request_that_is_sent_again_and_one_that_is_given_up_are_told(tmp_path: Path):
+    async def respond(body: dict[str, Any], number: int) -> web.Response:
+        return web.Response(status=503, text="overloaded")
+
+    told: list[tuple[str, str, str, int]] = []
+    with running(respond) as endpoint:
+        experiment = judged_experiment(endpoint.base_url, max_retries=1)
+        with pool_of(experiment, tmp_path) as pool:
+            pool.pool.on_failure = lambda *failure: told.append(failure)
+            pool.texts_of([group_to_judge("g", [10.0, 0.0])])
+    assert sorted({(kind, reason, count) for kind, reason, _, count in told}) == [
+        ("judge", "server_error", 1),
+        ("judge_request", "server_error", 1),
+    ]
+    assert len(told) == 4 and all("HTTP status 503" in text for _, _, text, _ in told)
+    assert told[0][0] == "judge_request" and told[0][2].endswith("; it is sent again")
+
+
 def test_strict_fails_with_trajectory_and_reason(tmp_path: Path):
     groups = [group_to_judge("g", [10.0, 0.0])]
     with running(nothing) as endpoint:

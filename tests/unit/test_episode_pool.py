@@ -159,7 +159,9 @@ def test_one_failing_task_is_reported_and_the_others_go_on(
 
     report = asyncio.run(run())
     assert [(f.request.rollout_index, f.reason) for f in report.failures] == [(0, "environment_error")]
-    assert "broken 1" in report.failures[0].message and "the floor gave way" in report.failures[0].message
+    sentence, *origin = report.failures[0].message.splitlines()
+    assert sentence == "task 'broken 1': step raised OSError('the floor gave way')"
+    assert 'raise OSError("the floor gave way")' in "\n".join(origin)
     assert report.counters["episodes_started"] - report.counters["episodes_finished"] == 1
 
 

@@ -13,6 +13,7 @@ from rollout_helpers import (
     Corridor,
     CorridorProvider,
     ScriptedClient,
+    byte_tokenizer,
     episode,
     rollout_request,
 )
@@ -186,6 +187,9 @@ def test_the_rollouts_of_a_group_meet_the_same_world(encoder: PromptEncoder, env
     [
         ("broken 1", "task 'broken 1': step raised OSError('the floor gave way')"),
         ("unknown 1", "task 'unknown 1': reset raised KeyError('unknown 1')"),
+        ("exiting 1", "task 'exiting 1': step raised SystemExit(3)"),
+        ("blocking exhausted", "task 'blocking exhausted': step raised StopIteration()"),
+        ("mute 1", "task 'mute 1': what step returned raised KeyError('feedback')"),
     ],
 )
 def test_an_error_of_the_environment_names_the_task(
@@ -195,6 +199,24 @@ def test_an_error_of_the_environment_names_the_task(
         play(ScriptedClient(encoder), task_id)
     assert str(failure.value) == message
     assert failure.value.reason == "environment_error"
+
+
+def test_a_prompt_that_cannot_be_made_fails_the_episode_and_says_who_raised(
+    play: Callable, encoder: PromptEncoder
+):
+    with pytest.raises(EpisodeFailure) as failure:
+        play(ScriptedClient(encoder), "speechless 1")
+    assert failure.value.reason == "prompt_error"
+    assert str(failure.value) == (
+        "task 'speechless 1': the environment's messages raised LookupError('no words for the speechless')"
+    )
+    refusing = byte_tokenizer()
+    refusing.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(
+        EpisodeFailure, match="chat template or tokenizer raised .*System role not"
+    ) as failure:
+        play(ScriptedClient(PromptEncoder(refusing)))
+    assert failure.value.reason == "prompt_error"
 
 
 def test_a_policy_that_does_not_answer_in_time_fails_the_episode(play: Callable, encoder: PromptEncoder):
@@ -207,9 +229,11 @@ def test_a_policy_that_does_not_answer_in_time_fails_the_episode(play: Callable,
 def test_closing_a_blocking_environment_waits_for_nobody_and_logs_what_goes_wrong(
     env_threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ):
+    counters: Counter[str] = Counter()
+
     async def reset_and_close(task_id: str, executor: ThreadPoolExecutor) -> Corridor:
         world = Corridor()
-        env = EnvCalls(world, Task(task_id), executor, timeout_s=60.0, counters=Counter())
+        env = EnvCalls(world, Task(task_id), executor, timeout_s=60.0, counters=counters)
         await env.reset(0)
         env.close()
         return world
@@ -218,7 +242,11 @@ def test_closing_a_blocking_environment_waits_for_nobody_and_logs_what_goes_wron
         blocking = asyncio.run(reset_and_close("blocking 1", executor))
     assert blocking.closed_in.startswith("environments")
     assert "task 'blocking 1': close raised OSError('the door is stuck')" in caplog.text
+    assert counters["environment_close_errors"] == 1
     assert asyncio.run(reset_and_close("corridor 1", env_threads)).closed_in == "MainThread"
+    asyncio.run(reset_and_close("stuck 1", env_threads))
+    assert "task 'stuck 1': close raised OSError('the door is stuck')" in caplog.text
+    assert counters["environment_close_errors"] == 2
 
 
 def test_a_refused_request_fails_the_episode_with_the_engines_words(play: Callable, encoder: PromptEncoder):
