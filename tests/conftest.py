@@ -71,7 +71,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray cluster for one file. Its CPUs are a number: enough for two learners or a deployment."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

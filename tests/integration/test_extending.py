@@ -95,7 +95,7 @@ def test_a_learner_in_another_process_finds_the_loss_of_ones_own(model_dir: Path
     import ray
 
     environment = {"env_vars": {"PYTHONPATH": str(modules)}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     try:
         group = learner_group(model_dir, loss={"name": "my_loss:cispo"}, learner={"num_learners": 1})
         groups = sampled_groups(model_dir, [[10.0, 0.0]])
