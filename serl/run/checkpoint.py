@@ -81,6 +81,14 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return checkpoint
 
 
+def how_to_go_on(run_dir: Path) -> str:
+    """A sentence for whoever finds a run that has failed."""
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    if not checkpoints:
+        return "There is no checkpoint to resume from."
+    return f"To resume from {checkpoints[-1].name}: serl-run --resume {run_dir}"
+
+
 def save_checkpoint(checkpoints_dir: Path, iteration: int, write: Callable[[Path], None], keep: int) -> None:
     """Lets ``write`` fill a folder beside its final name, renames it, removes all but the newest ``keep``.
 

@@ -1,6 +1,7 @@
 """`serl-run`: train, check, evaluate or resume one experiment.
 
-Exit codes: 0 done (or stopped by a signal with a checkpoint saved), 2 bad input, 1 failed.
+Exit codes: 0 done (or stopped by a signal with a checkpoint saved), 2 bad input, 1 failed; 128 and the number
+of a signal that ended everything at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
 from serl.run.ending import explain
+from serl.run.guardian import Guardian
 from serl.run.preflight import (
     Finding,
     examine,
@@ -30,28 +32,34 @@ from serl.run.preflight import (
     examine_judge,
     examine_machine,
 )
-from serl.run.processes import kill_descendants
 from serl.run.resume import check_resumable, checkpoint_to_resume, is_complete, require_run_dir
 from serl.run.run_dir import CONFIG, RunDir, config_yaml
-from serl.run.stop import stop_on_signal
+from serl.run.stop import StopRequest, stop_on_signal
 from serl.run.surroundings import reach_local_hosts_directly, write_any_character
 from serl.run.writer_lock import RunDirInUseError, WriterLock
+from serl.serving.weights_folder import release_all_folders
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code.
+
+    Without ``arguments`` those of this process, which then hears signals as `serl.run.stop` says.
+    """
+    stop = stop_on_signal() if arguments is None else StopRequest()
+    stop.nothing_to_save = True
     write_any_character()
     options = _parse(arguments)
     reach_local_hosts_directly(options.address)
     with ExitStack() as held:
+        stop.before_ending = [held.close]
         try:
             prepared = _prepare(options, held)
         except (ConfigError, CheckpointError, ModelPathError, RunDirInUseError) as error:
             print(error, file=sys.stderr)
             return BAD_INPUT
-        return prepared if isinstance(prepared, int) else _run(prepared, options)
+        return prepared if isinstance(prepared, int) else _run(prepared, options, stop, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,19 +210,18 @@ def _comment(found: Finding) -> Iterable[str]:
         yield f"#   {line}"
 
 
-def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
+def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, held: ExitStack) -> int:
     """Evaluates, or trains to the end or to the first signal that asks to stop."""
     experiment, run_dir = prepared.experiment, prepared.run_dir
-    stop = stop_on_signal()
+    stop.guardian = Guardian.start(run_dir.path)
+    held.callback(release_all_folders)
+    prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)
     # These import torch, for which nothing above should wait.
     from serl.batch.assemble import NothingToTrainError
     from serl.iteration import TrainingInterrupted
     from serl.run.console import Console
     from serl.run.train import evaluate_checkpoint, train
-    from serl.serving.weights_folder import release_all_folders
 
-    stop.before_ending = [release_all_folders, prepared.lock.release]
-    prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
     address, code = options.address, FAILED
@@ -235,11 +242,11 @@ def _run(prepared: _Prepared, options: argparse.Namespace) -> int:
         else:
             traceback.print_exc()
     finally:
+        stop.expect_end()
         console.close()
         run_dir.metrics.close()
         # Of what ended in order nothing is left.
-        kill_descendants(timeout_s=10.0)
-        release_all_folders()
+        stop.kill_descendants()
     if stop.shutdown_hangs:
         stop.end_at_once(code)
     return code

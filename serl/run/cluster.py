@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
@@ -15,18 +15,21 @@ from ray import serve
 from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
+from serl.run.checkpoint import how_to_go_on
+from serl.run.cluster_watch import notice_hung_raylets, watched_cluster
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
 from serl.run.failures import FailureReport
-from serl.run.processes import kill_descendants
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
 from serl.run.surroundings import reach_local_hosts_directly
+from serl.serving.start import stop_all_serving
 
 logger = logging.getLogger(__name__)
 
 # Everything that is to be kept has been saved by then.
 _SHUTDOWN_TIMEOUT_S = 30.0
+_LEAVE_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -40,14 +43,26 @@ def running_algorithm(
 ) -> Iterator[SERL]:
     """The algorithm with everything it needs running, on the Ray cluster at ``address`` or one of its own.
 
-    At the end the algorithm is stopped, and so is a cluster of its own. If that hangs, all processes of the
-    cluster are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
+    At the end the algorithm is stopped, and so is a cluster of its own. If that hangs or fails, all its
+    processes are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
+    Ends the process if the cluster is lost.
     """
     driver_log = run_dir.driver_log
     algorithm: SERL | None = None
+    timeout_s = experiment.cluster.heartbeat_timeout_s
+
+    def end(what: str) -> None:
+        lost = "what came after the last checkpoint is lost"
+        stop.end_at_once(1, f"{what}: {lost}. {how_to_go_on(run_dir.path)}")
+
+    watch = ExitStack()
     try:
         with output_to_file(driver_log):
+            notice_hung_raylets(timeout_s)
             _start_ray(experiment, address, driver_log)
+            watch.enter_context(watched_cluster(end, timeout_s))
+            if address is not None:
+                stop.before_ending.insert(0, _leave_cluster)
             built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
         assert isinstance(built, SERL)
         algorithm = built
@@ -65,12 +80,19 @@ def running_algorithm(
         finally:
             report.write()
     finally:
+        stop.expect_end()
+        watch.close()
         with output_to_file(driver_log):
-            stop.shutdown_hangs = not _shut_down(algorithm, own_cluster=address is None)
+            trouble = _shut_down(algorithm, own_cluster=address is None)
+            if trouble:
+                stop.kill_descendants()
+        if trouble:
+            stop.shutdown_hangs = True
+            console.note(f"{trouble}: what was left of the cluster is killed; see {driver_log}")
 
 
-def _shut_down(algorithm: SERL | None, own_cluster: bool) -> bool:
-    """Whether it came to an end within ``_SHUTDOWN_TIMEOUT_S``; what it raised goes on then."""
+def _shut_down(algorithm: SERL | None, own_cluster: bool) -> str:
+    """Why it did not come to an end within ``_SHUTDOWN_TIMEOUT_S``, if so."""
     failures: list[BaseException] = []
 
     def stop_everything() -> None:
@@ -87,12 +109,19 @@ def _shut_down(algorithm: SERL | None, own_cluster: bool) -> bool:
     thread.start()
     thread.join(_SHUTDOWN_TIMEOUT_S)
     if thread.is_alive():
-        logger.error("shutting down takes longer than %g s: killing what is left", _SHUTDOWN_TIMEOUT_S)
-        kill_descendants(timeout_s=10.0)
-        return False
+        logger.error("shutting down takes longer than %g s", _SHUTDOWN_TIMEOUT_S)
+        return f"the shutdown took longer than {_SHUTDOWN_TIMEOUT_S:g} s"
     if failures:
-        raise failures[0]
-    return True
+        logger.error("shutting down", exc_info=failures[0])
+        return f"the shutdown failed ({type(failures[0]).__name__})"
+    return ""
+
+
+def _leave_cluster() -> None:
+    """Applications live on without their driver, if that is not stopped in order."""
+    thread = threading.Thread(target=stop_all_serving, name="leaves the cluster", daemon=True)
+    thread.start()
+    thread.join(_LEAVE_TIMEOUT_S)
 
 
 def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:

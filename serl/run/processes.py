@@ -1,4 +1,4 @@
-"""The processes below this one: whose they are when their parents die, and ending all of them."""
+"""The processes of a run: which they are, also when their parents have died, and ending all of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def adopt_orphans() -> None:
@@ -21,19 +24,15 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(of: int | None = None) -> list[int]:
-    """Ids of all processes below the process ``of`` (None: this one), zombies left out."""
+def descendants(*of: int) -> list[int]:
+    """Ids of all processes below the processes ``of`` (none given: this one), zombies left out."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold spaces and parentheses itself.
-            state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
-        except OSError:
-            continue  # it has just ended
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry.parent.name))
+    for pid in _all_processes():
+        state, parent = _stat(pid)[:2]
+        if state not in ("", "Z"):
+            children.setdefault(int(parent), []).append(pid)
     found: list[int] = []
-    to_visit = [os.getpid() if of is None else of]
+    to_visit = list(of) or [os.getpid()]
     while to_visit:
         below = children.get(to_visit.pop(), [])
         found += below
@@ -41,21 +40,120 @@ def descendants(of: int | None = None) -> list[int]:
     return found
 
 
-def kill_descendants(timeout_s: float) -> list[int]:
-    """Kills all processes below this one; returns those that live on after ``timeout_s``.
+def processes_with(variable: str, value: str) -> list[int]:
+    """Ids of this user's processes that were started with ``variable=value`` in their environment."""
+    entry, found = f"\0{variable}={value}\0".encode(), list[int]()
+    for pid in _all_processes():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue  # it has just ended, or is another user's
+        if entry in b"\0" + environment + b"\0":
+            found.append(pid)
+    return found
+
+
+def started(pid: int) -> str:
+    """When the process ``pid`` began, in ticks since its machine did; nothing if there is none.
+
+    A process id alone may be another process's by now. A zombie has ended.
+    """
+    state, _, began = _stat(pid)
+    return "" if state == "Z" else began
+
+
+def name_of(pid: int) -> str:
+    """The first 15 characters of its program's name; nothing if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def stop_descendants(name: str) -> list[int]:
+    """Stops the processes below this one whose program is ``name``: they do nothing, and look alive."""
+    found = [pid for pid in descendants() if name_of(pid) == name]
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    return found
+
+
+def kill_descendants(timeout_s: float, spare: Collection[int] = ()) -> None:
+    """Kills all processes below this one but ``spare``, see `kill_all`.
 
     Nobody else may still wait for a child of this process.
     """
-    deadline = time.monotonic() + timeout_s
-    while (living := descendants()) and time.monotonic() < deadline:
-        for pid in living:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        time.sleep(0.02)
+    kill_all(lambda: [pid for pid in descendants() if pid not in spare], timeout_s)
     _reap_children()
-    return living
+
+
+def kill_all(find: Callable[[], Iterable[int]], timeout_s: float) -> set[int]:
+    """Kills what ``find`` finds, until it finds nothing or for ``timeout_s``; returns what was killed.
+
+    Files in shared memory that are newer than this process, and that only those used, are removed.
+    """
+    deadline = time.monotonic() + timeout_s
+    killed: set[int] = set()
+    shared: set[Path] = set()
+    while (living := list(find())) and time.monotonic() < deadline:
+        for pid in living:
+            if pid not in killed:
+                shared.update(_shared_memory_files(pid))
+            killed.add(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    _remove_unused(shared)
+    return killed
+
+
+def _all_processes() -> Iterator[int]:
+    """Nothing where there is no ``/proc``."""
+    return (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+
+
+def _stat(pid: int) -> tuple[str, str, str]:
+    """State, parent, start in ticks; empty texts if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "", "", ""
+    # The name, in parentheses, may hold spaces and parentheses itself.
+    fields = text.rpartition(")")[2].split()
+    return fields[0], fields[1], fields[19]
+
+
+def _shared_memory_files(pid: int) -> set[Path]:
+    """Files right below ``/dev/shm`` that the process maps."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    files = {Path(line.split(maxsplit=5)[5]) for line in lines if f" {_SHARED_MEMORY}/" in line}
+    return {file for file in files if file.parent == _SHARED_MEMORY}
+
+
+def _remove_unused(files: set[Path]) -> None:
+    """Of processes that were killed: NCCL, torch and vLLM remove their segments only if they end in order."""
+    left = {file for file in files if _is_ours_and_new(file)}
+    if not left:
+        return
+    for pid in _all_processes():
+        left -= _shared_memory_files(pid)
+    for file in left:
+        file.unlink(missing_ok=True)
+
+
+def _is_ours_and_new(file: Path) -> bool:
+    """What is older than this process was there before the run, and may be somebody's data."""
+    try:
+        found = file.lstat()
+    except OSError:
+        return False  # it has no name any more
+    seconds_after_boot = int(started(os.getpid())) / os.sysconf("SC_CLK_TCK")
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds_after_boot
+    return found.st_uid == os.getuid() and found.st_ctime >= began
 
 
 def _reap_children() -> None:

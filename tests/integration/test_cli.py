@@ -357,6 +357,22 @@ def test_the_second_interrupt_ends_the_process_at_once():
             os.kill(pid, 0)
 
 
+def test_a_signal_is_heard_while_the_main_thread_is_in_a_call_and_another_thread_gets_it():
+    code = textwrap.dedent("""
+        import ctypes, os, signal, threading
+        threading.Thread(target=ctypes.CDLL(None).sleep, args=(1000,), daemon=True).start()
+        from serl.run.stop import stop_on_signal
+        stop = stop_on_signal()
+        stop.nothing_to_save = True
+        (other,) = [thread for thread in threading.enumerate() if thread.name.startswith("Thread-")]
+        signal.pthread_kill(other.ident, signal.SIGTERM)
+        ctypes.CDLL(None).sleep(1000)
+    """)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM before there was anything to save" in run.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_processes_asks_for_a_stop_and_ends_none_of_them(number: signal.Signals):
     code = textwrap.dedent(f"""
