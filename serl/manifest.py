@@ -63,7 +63,7 @@ def _read_manifest(directory: Path) -> dict[str, FileDigest]:
     try:
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         manifest = {name: FileDigest(**written) for name, written in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{directory} is damaged: {MANIFEST}: {error}") from error
     if ALGORITHM_STATE not in manifest:
         raise DamagedCheckpointError(f"{directory} is damaged: {MANIFEST} does not list {ALGORITHM_STATE}")
@@ -79,3 +79,5 @@ def _damage(file: Path, written: FileDigest) -> str:
         return "" if digest_of(file) == written else "holds other bytes than were written"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except ValueError as error:  # a name that no file can have
+        return f"cannot be read: {error}"

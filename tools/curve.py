@@ -7,13 +7,12 @@ their 95 % intervals. Needs matplotlib (``pip install .[dev]``).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from serl.evaluation import EvaluationResult
 from serl.run.evaluations import read_evaluations
-from serl.run.metrics_writer import METRICS
+from serl.run.metrics_writer import METRICS, read_metrics
 from serl.run.surroundings import write_any_character
 
 _WINDOW = 5
@@ -21,8 +20,9 @@ _WINDOW = 5
 
 def training_success(run_dir: Path) -> tuple[list[int], list[float]]:
     """Iterations and success rates of the training episodes; raises FileNotFoundError without metrics."""
-    rows = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
-    trained = [row for row in rows if "rollout/success" in row]
+    if not (run_dir / METRICS).is_file():
+        raise FileNotFoundError(f"it has no {METRICS}")
+    trained = [row for row in read_metrics(run_dir) if row.get("rollout/success") is not None]
     return [row["iteration"] for row in trained], [row["rollout/success"] for row in trained]
 
 

@@ -7,11 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serl.evaluation import EvaluationResult, SuccessRate
+from pydantic import TypeAdapter
+
+from serl.evaluation import EvaluationResult
+from serl.run.json_lines import read_lines, row_of
 
 EVALUATIONS = "evaluations.jsonl"
 # SERL 0.1 wrote the same lines under this name.
 _FORMER_NAME = "panels.jsonl"
+_EVALUATION = TypeAdapter(EvaluationResult)
 
 
 def evaluations_file(run_dir: Path) -> Path:
@@ -34,15 +38,13 @@ def append_evaluation(run_dir: Path, result: EvaluationResult) -> None:
 
 
 def read_evaluations(run_dir: Path) -> list[EvaluationResult]:
-    """All evaluations of a run, in the order they were played; none without a file."""
-    file = evaluations_file(run_dir)
-    if not file.exists():
-        return []
-    return [_evaluation(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    """All evaluations of a run, in the order they were played; none without a file.
+
+    Damaged lines are left out, with a warning.
+    """
+    return read_lines(evaluations_file(run_dir), _evaluation)
 
 
-def _evaluation(row: dict[str, Any]) -> EvaluationResult:
-    row["weights_seq_no"] = row.pop("iteration")
-    row["overall"] = SuccessRate(**row["overall"])
-    row["by_task_type"] = {name: SuccessRate(**rate) for name, rate in row["by_task_type"].items()}
-    return EvaluationResult(**row)
+def _evaluation(value: Any) -> EvaluationResult:
+    row = row_of(value)
+    return _EVALUATION.validate_python({**row, "weights_seq_no": row["iteration"]})

@@ -13,13 +13,17 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from serl.durable_files import write_atomically
 from serl.rollout.failures import FailureCount, first_line
+from serl.run.json_lines import read_lines, row_of
 
 logger = logging.getLogger(__name__)
 
 FAILURES = "failures.jsonl"
 _WRITE_INTERVAL_S = 10.0
+_COUNT = TypeAdapter(FailureCount)
 _WHAT = {
     "episode": "an episode failed",
     "evaluation": "an episode of an evaluation failed",
@@ -85,21 +89,5 @@ def _sum(earlier: tuple[int, FailureCount] | None, count: FailureCount) -> Failu
 
 def _read(file: Path) -> dict[tuple[str, str], tuple[int, FailureCount]]:
     """By kind and reason, with the iteration of the last; what is damaged is logged and left out."""
-    found: dict[tuple[str, str], tuple[int, FailureCount]] = {}
-    if not file.exists():
-        return found
-    for line in file.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            count = FailureCount(
-                kind=str(row["kind"]),
-                reason=str(row["reason"]),
-                count=int(row["count"]),
-                first_time=float(row["first_time"]),
-                last_time=float(row["last_time"]),
-                last_text=str(row["last_text"]),
-            )
-            found[count.kind, count.reason] = (int(row["iteration"]), count)
-        except (ValueError, TypeError, KeyError) as error:
-            logger.warning("%s: left out a line that is damaged: %r", file, error)
-    return found
+    found = read_lines(file, lambda value: (row_of(value)["iteration"], _COUNT.validate_python(value)))
+    return {(count.kind, count.reason): (iteration, count) for iteration, count in found}

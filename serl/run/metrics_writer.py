@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serl.run.failures import FAILURES
+from serl.run.json_lines import parse_line, read_lines, row_of
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -65,11 +69,30 @@ class MetricsWriter:
             self._board = None
 
 
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, in order: each a number or None by name; damaged lines are left out."""
+    return read_lines(run_dir / METRICS, _row_of_numbers)
+
+
+def _row_of_numbers(value: Any) -> dict[str, Any]:
+    row = row_of(value)
+    for name, found in row.items():
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
+            raise ValueError(f"{name} is no number")
+    return row
+
+
 def drop_lines_after(file: Path, iteration: int) -> None:
-    """Keeps the lines of a JSON-lines file up to ``iteration``; an unfinished last line goes too."""
+    """Keeps the lines of a JSON-lines file up to ``iteration``; an unfinished last line goes too.
+
+    So do damaged ones, of which a warning says how many they are.
+    """
     # Bytes, and not splitlines(): JSON leaves U+2028 and its like in strings as they are.
     *lines, unfinished = file.read_bytes().split(b"\n")
-    kept = [line for line in lines if (found := _iteration_of(line)) is not None and found <= iteration]
+    iterations = [_iteration_of(line) for line in lines]
+    kept = [line for line, at in zip(lines, iterations, strict=True) if at is not None and at <= iteration]
+    if num_damaged := iterations.count(None):
+        logger.warning("%s: %d lines are damaged and are dropped", file, num_damaged)
     if len(kept) == len(lines) and not unfinished:
         return
     replacement = file.with_suffix(".jsonl.new")
@@ -79,6 +102,6 @@ def drop_lines_after(file: Path, iteration: int) -> None:
 
 def _iteration_of(line: bytes) -> int | None:
     try:
-        return int(json.loads(line)["iteration"])
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return parse_line(line, row_of)["iteration"]
+    except ValueError:
         return None

@@ -8,10 +8,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from run_helpers import WEIGHTS, write_checkpoint
 
-from serl.algorithm_state import CheckpointError, algorithm_state_digest, write_algorithm_state
+from serl.algorithm_state import CheckpointError
 from serl.durable_files import digest_of, write_atomically, write_hashed
-from serl.manifest import require_free_space, verify_checkpoint, write_manifest
+from serl.manifest import require_free_space, verify_checkpoint
 from serl.run.checkpoint import (
     checkpoint_path,
     find_checkpoint,
@@ -20,19 +21,6 @@ from serl.run.checkpoint import (
     save_checkpoint,
 )
 from serl.run.resume import checkpoint_to_resume
-
-WEIGHTS = "policy/model.safetensors"
-
-
-def write_checkpoint(run_dir: Path, iteration: int) -> Path:
-    """As small as one can be: a file of weights, what the algorithm counts, and the manifest."""
-    folder = checkpoint_path(run_dir / "checkpoints", iteration)
-    (folder / "policy").mkdir(parents=True)
-    files = {WEIGHTS: write_hashed(folder / WEIGHTS, bytes(range(200)))}
-    state = {"has_manifest": True, "weights_seq_no": iteration}
-    write_manifest(folder, files | {"algorithm.json": algorithm_state_digest(state)})
-    write_algorithm_state(folder, state)
-    return folder
 
 
 def flip_a_bit(file: Path) -> None:

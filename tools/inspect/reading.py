@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from serl.config.errors import ConfigError
+from serl.config.yaml_files import read_mapping
+from serl.run.json_lines import row_of
 from serl.run.records import TrajectoryRecord
 from serl.run.run_dir import CONFIG
 
@@ -45,30 +48,36 @@ def read_rows(file: Path, problems: Problems) -> list[dict[str, Any]]:
         return rows
     for where, line in _lines(file):
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-        except ValueError as error:
+            rows.append(row_of(json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)))
+        except (ValueError, RecursionError) as error:
             problems.add(f"{where}: {error}")
-            continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            rows.append(row)
-        else:
-            problems.add(f"{where}: no object with an iteration")
     return rows
+
+
+def number_in(row: dict[str, Any], name: str) -> float | None:
+    """The value ``name`` of a row if it is a number."""
+    value = row.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def read_config(run_dir: Path, problems: Problems) -> dict[str, Any]:
     """The run's resolved configuration as plain values, whatever version wrote it; {} without one."""
-    file = run_dir / CONFIG
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.add(f"{CONFIG}: {' '.join(str(error).split())}")
+        return read_mapping(run_dir / CONFIG)
+    except ConfigError as error:
+        problems.add(str(error))
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
 
 
 def _lines(file: Path) -> Iterator[tuple[str, bytes]]:

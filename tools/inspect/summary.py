@@ -8,7 +8,7 @@ from typing import Any
 from serl.run.records import StepRecord, TrajectoryRecord
 from serl.types import TeacherRecord
 from tools.inspect.evidence_kinds import NO_ADVANTAGE, NO_EVIDENCE, NO_LAMBDA, evidence_kind
-from tools.inspect.reading import Problems
+from tools.inspect.reading import Problems, number_in
 
 _NUM_INNER_BINS = 18
 _LAST_KINDS = (NO_EVIDENCE, NO_ADVANTAGE, NO_LAMBDA)
@@ -27,9 +27,9 @@ class RunSummary:
         self._metrics = metrics
         self._evaluations = evaluations
         self._lambdas = {
-            row["iteration"]: row["learner/effective_lambda"]
+            row["iteration"]: effective_lambda
             for row in metrics
-            if row.get("learner/effective_lambda") is not None
+            if (effective_lambda := number_in(row, "learner/effective_lambda")) is not None
         }
         self.weight_bounds = _weight_bounds(config)
         self._weights = _WeightHistogram(self.weight_bounds)
@@ -77,7 +77,9 @@ class RunSummary:
             "weight_bounds": self.weight_bounds,
             "problems": problems.named,
             "num_problems": problems.count,
-            "num_left_out": int(sum(row.get("records/trajectories_left_out") or 0 for row in self._metrics)),
+            "num_left_out": int(
+                sum(number_in(row, "records/trajectories_left_out") or 0 for row in self._metrics)
+            ),
             "success": self._success(),
             "evaluations": [
                 evaluation for row in self._evaluations if (evaluation := _evaluation(row)) is not None
@@ -89,7 +91,7 @@ class RunSummary:
 
     def _facts(self, run_name: str) -> list[tuple[str, str]]:
         hindsight = _section(self._config, "hindsight")
-        evidence = hindsight.get("mode") or " + ".join(hindsight.get("sources") or ())
+        evidence = hindsight.get("mode") or " + ".join(map(str, _list(hindsight.get("sources"))))
         facts = [
             ("run", run_name),
             ("model", str(_section(self._config, "model").get("path", ""))),
@@ -105,9 +107,9 @@ class RunSummary:
     def _success(self) -> dict[str, Any]:
         """Of all training episodes where metrics tell, else of the recorded ones, not a fair sample."""
         rates = [
-            (row["iteration"], row["rollout/success"])
+            (row["iteration"], success)
             for row in self._metrics
-            if row.get("rollout/success") is not None
+            if (success := number_in(row, "rollout/success")) is not None
         ]
         if rates:
             return {"of": "all training episodes", "rates": rates}
@@ -173,11 +175,16 @@ def _weight_bounds(config: dict[str, Any]) -> tuple[float, float] | None:
 def _evaluation(row: dict[str, Any]) -> tuple[int, float, float, float, int] | None:
     """Iteration, rate, its interval and the number of tasks; None if the row lacks one or has no task."""
     overall = row.get("overall")
-    names = ("successes", "count", "low", "high")
-    if not isinstance(overall, dict) or any(overall.get(name) is None for name in names):
+    if not isinstance(overall, dict):
         return None
-    successes, count, low, high = (overall[name] for name in names)
-    return (row["iteration"], successes / count, low, high, count) if count else None
+    successes, count, low, high = (number_in(overall, name) for name in ("successes", "count", "low", "high"))
+    if successes is None or low is None or high is None or not count:
+        return None
+    return row["iteration"], successes / count, low, high, int(count)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from serl.config.errors import ConfigError
 from serl.run.surroundings import write_any_character
 from tools.report.page import write_report
-from tools.report.reading import read_sweep
+from tools.report.reading import UnreadableSweepError, read_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for a folder that holds no sweep or notes that do not exist."""
+    """Returns the exit status: 0, or 2 for a sweep or notes that cannot be read."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sweep = read_sweep(options.sweep)
         notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
-    except FileNotFoundError as error:
+    except (OSError, UnicodeDecodeError, ConfigError, UnreadableSweepError) as error:
         print(error, file=sys.stderr)
         return 2
     title = options.title or options.sweep.resolve().name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.evaluation import EvaluationResult
 from serl.run.evaluations import read_evaluations
-from serl.run.metrics_writer import METRICS
+from serl.run.json_lines import parse_line
+from serl.run.metrics_writer import METRICS, read_metrics
 from serl.run.run_dir import CONFIG
-from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, run_dirs
+from tools.sweep.runs import COMMANDS, Attempt, attempts, finished_run, last_iteration, run_dirs
 
 # What SERL 0.1 called the metrics that a report shows.
 _FORMER_NAMES = {
@@ -26,6 +25,11 @@ _FORMER_NAMES = {
     "learner/teacher_drift": "learner/teacher_log_ratio_without_context",
     "learner/teacher_feedback_effect": "learner/teacher_context_effect",
 }
+_VERSIONS = ("packages", "git_commit", "git_changed_files", "cpus", "platform", "python")
+
+
+class UnreadableSweepError(ValueError):
+    """A folder that is no sweep, or a file of one that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,16 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Everything below ``folder``; raises FileNotFoundError if it is no folder of a sweep."""
-    seed_folders = sorted(folder.glob("*/seed_*"), key=lambda path: (path.parent.name, _seed(path)))
+    """Everything below ``folder``.
+
+    Lines of metrics and evaluations that are damaged are left out, with a warning. Raises
+    UnreadableSweepError if it is no folder of a sweep or a file of a run cannot be read, ConfigError for a
+    run's config.
+    """
+    found = [path for path in folder.glob("*/seed_*") if path.name.removeprefix("seed_").isdecimal()]
+    seed_folders = sorted(found, key=lambda path: (path.parent.name, _seed(path)))
     if not seed_folders:
-        raise FileNotFoundError(f"{folder} holds no sweep: ARM/seed_N folders are expected in it")
+        raise UnreadableSweepError(f"{folder} holds no sweep: ARM/seed_N folders are expected in it")
     runs, unfinished, retried = [], [], []
     for path in seed_folders:
         arm, seed, tried = path.parent.name, _seed(path), attempts(path)
@@ -103,7 +113,7 @@ def read_sweep(folder: Path) -> Sweep:
         if len(tried) > 1:
             retried.append((arm, seed, tried))
     file = folder / COMMANDS
-    commands = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    commands = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     return Sweep(runs, unfinished, retried, list(dict.fromkeys(commands)))
 
 
@@ -116,18 +126,22 @@ def _read_run(arm: str, seed: int, run_dir: Path) -> Run:
         arm=arm,
         seed=seed,
         experiment=load_experiment(run_dir / CONFIG, recorded=True),
-        versions=json.loads((run_dir / "versions.json").read_text(encoding="utf-8")),
-        rows=list(_training_rows(run_dir / METRICS)),
+        versions=_read_versions(run_dir / "versions.json"),
+        # Rows of updates; those of evaluations have the iteration of the update before.
+        rows=[_under_present_names(row) for row in read_metrics(run_dir) if "weights_seq_no" in row],
         evaluations=read_evaluations(run_dir),
     )
 
 
-def _training_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of updates; those of evaluations have the iteration of the update before."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "weights_seq_no" in row:
-            yield _under_present_names(row)
+def _read_versions(file: Path) -> dict[str, Any]:
+    try:
+        versions = parse_line(file.read_bytes(), dict[str, Any])
+    except (OSError, ValueError) as error:
+        raise UnreadableSweepError(f"{file}: {error}") from error
+    missing = [name for name in _VERSIONS if name not in versions]
+    if missing or not isinstance(versions["packages"], dict):
+        raise UnreadableSweepError(f"{file}: no {', '.join(missing) or 'packages'} in it")
+    return versions
 
 
 def _under_present_names(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,17 +156,8 @@ def _unfinished(arm: str, seed: int, path: Path, tried: list[Attempt]) -> Unfini
     found = run_dirs(path)
     if not found:
         return UnfinishedRun(arm, seed, 0, None, tried)
-    metrics = found[-1] / METRICS
-    iterations = [row["iteration"] for row in _whole_rows(metrics)] if metrics.exists() else []
     wanted = load_experiment(found[-1] / CONFIG, recorded=True).training.num_iterations
-    return UnfinishedRun(arm, seed, max(iterations, default=0), wanted, tried)
-
-
-def _whole_rows(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file whose last line may be cut off."""
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        if line.endswith("}"):
-            yield json.loads(line)
+    return UnfinishedRun(arm, seed, last_iteration(found[-1] / METRICS), wanted, tried)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.run.checkpoint import list_checkpoints
 from serl.run.evaluations import evaluations_file
+from serl.run.json_lines import read_lines, row_of
 from serl.run.metrics_writer import METRICS
 from serl.run.resume import check_resumable
 from serl.run.run_dir import CONFIG
@@ -66,6 +69,9 @@ class Attempt:
     message: str
 
 
+_ATTEMPT = TypeAdapter(Attempt)
+
+
 def find_arms(paths: Sequence[Path]) -> list[Arm]:
     """The ``.yaml`` files of folders (not of folders in them, nor ``_….yaml``), and files named themselves.
 
@@ -101,14 +107,8 @@ def run_dirs(folder: Path) -> list[Path]:
 
 
 def last_iteration(file: Path) -> int:
-    """The greatest iteration in a ``.jsonl`` file of a run, 0 for none; half a last line is passed over."""
-    iterations = [0]
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            iterations.append(json.loads(line)["iteration"])
-        except json.JSONDecodeError:
-            continue
-    return max(iterations)
+    """The greatest iteration in a ``.jsonl`` file of a run, 0 for none; damaged lines are left out."""
+    return max((row["iteration"] for row in read_lines(file, row_of)), default=0)
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -131,9 +131,7 @@ def resumable_run(folder: Path) -> Path | None:
 
 
 def attempts(folder: Path) -> list[Attempt]:
-    file = folder / ATTEMPTS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [Attempt(**json.loads(line)) for line in lines]
+    return read_lines(folder / ATTEMPTS, _ATTEMPT.validate_python)
 
 
 def add_attempt(folder: Path, attempt: Attempt) -> None:
