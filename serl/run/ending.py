@@ -37,7 +37,15 @@ def _sentence(error: Exception) -> str | None:
         return text or None
     if module.startswith("ray.") or isinstance(error, OSError):
         return f"{type(error).__name__}: {text}"
+    if type(error) in (Exception, RuntimeError) and _raised_in(error).startswith("ray."):
+        return f"Ray: {text}"
     return None
+
+
+def _raised_in(error: Exception) -> str:
+    """The name of the module."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
 
 
 def _shortened(text: str) -> str:

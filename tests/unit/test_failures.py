@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import GetTimeoutError, RayTaskError
@@ -164,6 +165,17 @@ def test_an_error_that_ends_a_run_is_a_sentence_and_a_file(tmp_path: Path, error
     assert told in sentence and sentence.count(told) == 1
     assert file == f"the traceback is in {run_dir.driver_log}"
     assert type(error).__name__ in run_dir.driver_log.read_text()
+
+
+def test_what_ray_raises_without_a_class_of_its_own_is_a_sentence_too(tmp_path: Path):
+    experiment = ExperimentConfig(name="x", output_dir=str(tmp_path), model=ModelSection(path="embedded:x"))
+    run_dir = RunDir.create(experiment)
+    rays: dict[str, Any] = {"__name__": "ray._private.node"}
+    exec("def start(): raise Exception('The current node timed out')", rays)
+    with pytest.raises(Exception, match="timed out") as raised:
+        rays["start"]()
+    said = explain(raised.value, run_dir)
+    assert said is not None and said.startswith("Ray: The current node timed out\n")
 
 
 def test_an_error_that_nobody_expected_keeps_its_traceback(tmp_path: Path):
