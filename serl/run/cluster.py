@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
 from serl.run.checkpoint import how_to_go_on
-from serl.run.cluster_watch import notice_hung_raylets, watched_cluster
+from serl.run.closed_cluster import start_closed_cluster
+from serl.run.cluster_watch import prepare_watch, watched_cluster
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file
 from serl.run.failures import FailureReport
@@ -58,7 +60,7 @@ def running_algorithm(
     watch = ExitStack()
     try:
         with output_to_file(driver_log):
-            notice_hung_raylets(timeout_s)
+            prepare_watch(timeout_s)
             _start_ray(experiment, address, driver_log)
             watch.enter_context(watched_cluster(end, timeout_s))
             if address is not None:
@@ -127,13 +129,7 @@ def _leave_cluster() -> None:
 def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
     stop_handler = signal.getsignal(signal.SIGTERM)
     if address is None:
-        # Without an address Ray would join a cluster that `ray start` has left running on this machine.
-        context = ray.init(
-            address="local",
-            include_dashboard=experiment.cluster.dashboard,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-        )
+        context = start_closed_cluster(include_dashboard=experiment.cluster.dashboard)
     else:
         # Those of the cluster's workers that start elsewhere do not inherit this process's environment.
         excepted = reach_local_hosts_directly(address)
@@ -144,3 +140,5 @@ def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Pa
         signal.signal(signal.SIGTERM, stop_handler)
     log_to_file(driver_log)
     logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
+    if address is None:
+        logger.info("the cluster's token is in %s", os.environ["RAY_AUTH_TOKEN_PATH"])

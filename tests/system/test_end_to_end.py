@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closed_helpers import check_that_run_is_closed
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -125,19 +126,21 @@ def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tupl
     assert state["weights_seq_no"] == 3
 
 
-def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path: Path) -> None:
-    process = _serl_run(
-        "experiments/quickstart.yaml", *_SMALL, "training.num_iterations=500", f"output_dir={tmp_path}"
-    )
+def test_a_run_is_closed_to_others_and_ctrl_c_saves_a_checkpoint_and_exits_cleanly(
+    tmp_path: Path,
+) -> None:
+    everything = ("learner.num_learners=2", "cluster.dashboard=true", "training.num_iterations=500")
+    process = _serl_run("experiments/quickstart.yaml", *_SMALL, *everything, f"output_dir={tmp_path}")
     deadline = time.monotonic() + 300.0
     while not list(tmp_path.glob("*/checkpoints/iteration_000002")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the second iteration did not end"
         time.sleep(0.2)
+    (run_dir,) = tmp_path.iterdir()
+    check_that_run_is_closed(process.pid, run_dir)
     process.send_signal(signal.SIGINT)
     output = _finish(process, timeout_s=120.0)
     assert "--resume" in output
-    (run_dir,) = tmp_path.iterdir()
     last = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
     assert last["weights_seq_no"] == _metrics(run_dir)[-1]["iteration"]
     policy = load_file(list_checkpoints(run_dir / "checkpoints")[-1] / "policy" / "model.safetensors")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 
@@ -14,6 +15,7 @@ from serl.private.ray_serve import (
     CODE_ON_REPLICAS_OWN_LOOP,
     SEEN_IN,
     SESSION_ROUTER,
+    listen_on_the_nodes_address,
     route_on_callers_loop,
     session_stream,
 )
@@ -26,6 +28,13 @@ def speaker_class() -> type:
     """Made in a function, so that it travels to its replicas by value."""
 
     class Speaker:
+        def __init__(self) -> None:
+            listen_on_the_nodes_address()
+
+        async def listens_at(self) -> list[str]:
+            sockets = psutil.Process().net_connections("tcp")
+            return [each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN]
+
         async def speak(self, num_words: int) -> AsyncIterator[tuple[str, str]]:
             replica = serve.get_replica_context().replica_id.unique_id
             for _ in range(num_words):
@@ -48,18 +57,23 @@ async def converse(application: str) -> tuple[Any, dict[int, list[tuple[str, str
     return handle, heard
 
 
-def test_sessions_keep_their_replica_and_no_loop_but_the_callers_is_needed(ray_cluster: None) -> None:
+def test_sessions_keep_their_replica_which_listens_at_its_node_and_the_callers_loop_is_enough(
+    ray_cluster: None,
+) -> None:
     deployment = serve.deployment(speaker_class()).options(
         name="speaker",
         num_replicas=2,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": CODE_ON_REPLICAS_OWN_LOOP}},
         request_router_config={"request_router_class": SESSION_ROUTER},
     )
-    serve.run(deployment.bind(), name="contract", route_prefix=None)
+    anyone = serve.run(deployment.bind(), name="contract", route_prefix=None)
     try:
+        hosts = anyone.listens_at.remote().result(timeout_s=60.0)
         handle, heard = asyncio.run(converse("contract"))
     finally:
         serve.delete("contract")
+    node = ray.util.get_node_ip_address()
+    assert any(host.removeprefix("::ffff:") == node for host in hosts), f"{hosts}: {CONTRACT}"
     assert type(handle._router).__name__ == "CurrentLoopRouter", CONTRACT
     assert all(len(words) == 6 for words in heard.values())
     replicas = [{replica for replica, _ in words} for words in heard.values()]

@@ -26,6 +26,7 @@ from serl.algorithm import SERLConfig
 from serl.buffer.task_sampler import TaskSampler
 from serl.config import ExperimentConfig
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.run.closed_cluster import start_closed_cluster
 from serl.run.driver_log import output_to_file
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
@@ -59,7 +60,7 @@ def local_cluster() -> Iterator[Path]:
     try:
         with output_to_file(folder / "driver.log"):
             try:
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
                 yield folder
             finally:
                 if ray.is_initialized():

@@ -13,6 +13,7 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
 
+from serl.run.closed_cluster import start_closed_cluster
 from serl.run.evaluations import read_evaluations
 from tools.sweep.runs import finished_run
 from tools.sweep.trial import SerlRun
@@ -59,12 +60,10 @@ def run_trials(
     # Tune's own result files say nothing that the runs' folders do not.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    ray.init(
-        address=options.address or "local",
-        include_dashboard=None if options.address else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    if options.address:
+        ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
     try:
         tune.Tuner(
             tune.with_resources(SerlRun, dict(resources)),

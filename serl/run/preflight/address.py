@@ -15,6 +15,11 @@ from serl.run.preflight.finding import Finding
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 30.0
+# Ray's patience with a cluster that refuses it.
+_FEW_ATTEMPTS = {"RAY_NUM_REDIS_GET_RETRIES": "3"}
+# Ray raises what it raises for a cluster that is away; its C++ code tells the reason on standard error.
+_WRONG_TOKEN = "InvalidAuthToken"
+_NO_TOKEN = "AuthenticationError: "
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/:\s]+|\[[^\]]+\]):(?P<port>\d+)")
 
 # In a process of its own: Ray waits for minutes for a cluster that does not answer, uninterruptibly.
@@ -62,6 +67,7 @@ def cluster_resources(address: str) -> ClusterResources:
             encoding="utf-8",
             errors="replace",
             timeout=_ANSWER_SECONDS,
+            env=os.environ | _FEW_ATTEMPTS,
         )
     except subprocess.TimeoutExpired:
         raise AddressError(
@@ -73,16 +79,23 @@ def cluster_resources(address: str) -> ClusterResources:
         raise AddressError(f"--address {address}: Ray ended with {asked.returncode} joining it") from None
     if "error" in answer:
         error = str(answer["error"])
-        hint = "" if error.startswith("ValueError") else _token_hint()
-        raise AddressError(f"--address {address}: it cannot be joined: {error[:500]}{hint}")
+        if _WRONG_TOKEN in asked.stderr:
+            raise AddressError(f"--address {address}: {_token_to_give()}")
+        if error.startswith(_NO_TOKEN):
+            raise AddressError(f"--address {address}: {error.removeprefix(_NO_TOKEN).partition('. ')[0]}")
+        raise AddressError(f"--address {address}: it cannot be joined: {error[:500]}")
     resources: dict[str, float] = answer["resources"]
     return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
-def _token_hint() -> str:
-    if os.environ.get("RAY_AUTH_MODE") == "token":
-        return ". Its token is asked for: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must hold the same one"
-    return ". If it asks for a token, export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN"
+def _token_to_give() -> str:
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return (
+            "the cluster asks for a token: export RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN or "
+            "the path of its file in RAY_AUTH_TOKEN_PATH; where neither is set, ~/.ray/auth_token is read"
+        )
+    given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+    return f"the cluster has another token than the one in {(*given, '~/.ray/auth_token')[0]}"
 
 
 def _check_anybody_listens(address: str) -> None:

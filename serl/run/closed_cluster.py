@@ -1,0 +1,38 @@
+"""A Ray cluster on this machine that is closed to others: on loopback only, and with a token of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any
+
+import ray
+
+from serl.private.ray_core import forget_token, loopback_is_the_nodes_address
+
+# What listens beside Ray's processes: torch's and NCCL's groups, and vLLM's workers.
+_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+
+
+def start_closed_cluster(**options: Any) -> Any:
+    """Starts a cluster with ``options`` of `ray.init`, and returns Ray's context.
+
+    Nothing of it listens on another interface than loopback, and it answers only those who have its token.
+    The token is new, and in memory alone: where, RAY_AUTH_TOKEN_PATH says to this process and its children,
+    and only their user can read it there.
+    """
+    os.environ.update(_ON_LOOPBACK)
+    _have_fresh_token()
+    with loopback_is_the_nodes_address():
+        # Without an address Ray would join a cluster that `ray start` has left running on this machine.
+        return ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, **options)
+
+
+def _have_fresh_token() -> None:
+    # Ray turns authentication on for clusters of its own, unless these are set.
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        os.environ.pop(name, None)
+    memory = os.memfd_create("ray-token")
+    os.write(memory, secrets.token_hex(32).encode())
+    os.environ["RAY_AUTH_TOKEN_PATH"] = f"/proc/{os.getpid()}/fd/{memory}"
+    forget_token()

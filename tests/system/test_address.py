@@ -1,0 +1,121 @@
+"""A cluster that somebody else has started, and that asks for a token: with it, without it, with another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serl.run.preflight import examine_address
+from serl.run.processes import descendants
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_RAY = Path(sys.executable).with_name("ray")
+_TOKEN = "0123456789abcdef" * 4
+_SMALL = (
+    "training.groups_per_batch=2",
+    "training.group_size=4",
+    "training.num_iterations=1",
+    "env.max_steps=6",
+    "evaluation.at_start=false",
+    "evaluation.at_end=false",
+)
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return ours | {"CUDA_VISIBLE_DEVICES": ""} | variables
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster by `ray start`, in which SIGTERM does not reach workers, as the README says."""
+    # The paths of Ray's sockets must be short.
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    command = ["env", "--block-signal=TERM,HUP", str(_RAY), "start", "--head", "--block", "--port=0"]
+    options = [
+        "--num-cpus=8",
+        "--include-dashboard=false",
+        f"--ray-client-server-port={_free_port()}",
+        f"--temp-dir={folder}",
+    ]
+    with (folder / "console").open("w") as console:
+        head = subprocess.Popen(
+            [*command, *options],
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN),
+        )
+    try:
+        deadline = time.monotonic() + 120.0
+        while not (file := folder / "ray_current_cluster").exists() or not file.read_text():
+            assert head.poll() is None and time.monotonic() < deadline, (folder / "console").read_text()
+            time.sleep(0.2)
+        yield file.read_text().strip()
+    finally:
+        for pid in (*descendants(head.pid), head.pid):
+            os.kill(pid, signal.SIGKILL)
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serl_run(*arguments: str, **variables: str) -> tuple[int, str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml", *arguments],
+        cwd=_REPOSITORY,
+        env=_environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert "Traceback" not in run.stdout, run.stdout
+    return run.returncode, run.stdout
+
+
+def test_a_token_that_is_missing_or_wrong_is_one_sentence_and_with_it_a_run_joins(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(f"{_TOKEN}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mode, wrong, missing = {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "f" * 64}, tmp_path / "nothing"
+    for variables, words in (
+        ({}, "the cluster asks for a token: export RAY_AUTH_MODE=token, "),
+        (mode | wrong, "the cluster has another token than the one in RAY_AUTH_TOKEN"),
+        (mode, "Token authentication is enabled but no authentication token was found"),
+        (mode | {"RAY_AUTH_TOKEN_PATH": str(missing)}, f"cannot be opened or is empty: {missing}"),
+    ):
+        with monkeypatch.context() as patch:
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            (found,) = examine_address(address)
+        assert found.verdict == "missing" and found.text.startswith(f"--address {address}: ")
+        assert words in found.text and "\n" not in found.text
+
+    runs = tmp_path / "runs"
+    code, said = _serl_run("--check", "--address", address, **mode, **wrong)
+    assert code == 1 and "the cluster has another token" in said
+    code, said = _serl_run(f"output_dir={runs}", "--address", address)
+    assert code == 1 and said.count("\n") == 1 and "the cluster asks for a token" in said
+    assert not runs.exists()
+    by_path = mode | {"RAY_AUTH_TOKEN_PATH": f"{tmp_path}/token"}
+    code, said = _serl_run(*_SMALL, f"output_dir={runs}", "--address", address, **by_path)
+    assert code == 0, said
+    (run_dir,) = runs.iterdir()
+    assert '"learner/loss"' in (run_dir / "metrics.jsonl").read_text()
