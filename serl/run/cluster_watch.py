@@ -5,6 +5,7 @@ Ray itself waits a minute for its GCS, and then ends the process that waits, wit
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -22,14 +23,16 @@ _TICK_S = 1.0
 _CHECKS, _CHECK_INTERVAL_S = 5, 3.0
 
 
-def notice_hung_raylets(timeout_s: float) -> None:
-    """To be called before a cluster is started: its GCS takes a raylet that hangs for dead in that time.
+def prepare_watch(timeout_s: float) -> None:
+    """To be called before Ray starts or joins, with the ``timeout_s`` of `watched_cluster`.
 
-    What the environment says about it already stays.
+    What the environment says of Ray's own timeouts already stays.
     """
-    # A part is left for asking the GCS, see `watched_cluster`.
+    # Of one check, so that a raylet which hangs counts as dead in time to be told.
     check_s = max(0.8 * timeout_s / _CHECKS - _CHECK_INTERVAL_S, 1.0)
     os.environ.setdefault("RAY_health_check_timeout_ms", str(round(1000 * check_s)))
+    # Until Ray ends this process by itself.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(math.ceil(timeout_s) + 60))
 
 
 @contextmanager
