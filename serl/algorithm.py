@@ -138,6 +138,7 @@ class SERLConfig(AlgorithmConfig):
                 "temperature": self.experiment.rollout.temperature,
                 "gradient_checkpointing": self.experiment.learner.gradient_checkpointing,
                 "entropy_gradient": self.experiment.loss.entropy_coefficient > 0.0,
+                "empty": self.experiment.learner.num_learners > 1,
             },
         )
 

@@ -29,16 +29,16 @@ from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
 from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
 from serl.learner.parallel import (
+    fill_from_first_learner,
     full_tensors,
     gather_over_learners,
     shard_module,
-    sync_gradients,
     whole,
 )
 from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
-from serl.learner.rl_module import CausalLMModule
+from serl.learner.rl_module import CausalLMModule, load_model
 from serl.learner.state import LearnerState, load_state, save_state, saved_bytes
 from serl.learner.teacher import (
     WeightedTokens,
@@ -92,17 +92,36 @@ class SERLLearner(LearnerProcess, TorchLearner):
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """RLlib's hook at the end of `build`: the teacher is copied, and FSDP2 shards instead of DDP."""
-        hindsight = self._experiment.hindsight
-        self._teacher = copy_policy(self.policy) if teacher_lambda(hindsight, 0) > 0.0 else None
+        hindsight, on_gpu = self._experiment.hindsight, self.device.type == "cuda"
+        frozen_dtype = self._compute_dtype if on_gpu else torch.float32
+        is_taught = teacher_lambda(hindsight, 0) > 0.0
+        has_reference = self._experiment.loss.kl_coefficient > 0.0
+        self._teacher = copy_policy(self.policy, frozen_dtype) if is_taught else None
         # A checkpoint is loaded later, so this is the policy that the run began with, resumed or not.
-        self._reference = copy_policy(self.policy) if self._experiment.loss.kl_coefficient > 0.0 else None
+        self._reference = copy_policy(self.policy, frozen_dtype) if has_reference else None
         if self.distributed:
-            for module in (self.policy, self._teacher, self._reference):
-                if module is not None:
-                    shard_module(module, self._compute_dtype)
+            self._shard_and_fill()
             # Sharding made new parameters; those that RLlib knows belong to nothing any more.
             forget_registered_parameters(self)
             self.configure_optimizers()
+
+    def _shard_and_fill(self) -> None:
+        """No device holds more than its shards and one whole tensor; the first learner reads the files."""
+        shard_module(self.policy, self._compute_dtype, self.device)
+        is_first = learner_index(self) == 0
+        model = load_model(str(self.policy.model_dir), self._experiment.model.attention) if is_first else None
+        fill_from_first_learner(
+            named_weights(self.policy.model), {} if model is None else named_weights(model)
+        )
+        for module in (self._teacher, self._reference):
+            if module is not None:
+                shard_module(module, self._compute_dtype, self.device)
+                copy_weights(self.policy, module)
+
+    def _map_module_to_device(self, module: Any) -> None:
+        """RLlib's hook: a module that will be sharded has nothing to move yet."""
+        if not self.distributed:
+            super()._map_module_to_device(module)
 
     def ping(self) -> bool:
         """Answers when nothing else is being done."""
@@ -244,8 +263,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
         is_first: bool,
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
-        for index, rows in enumerate(minibatch.micro_batches):
-            sync_gradients(self.policy, enabled=index == len(minibatch.micro_batches) - 1)
+        for rows in minibatch.micro_batches:
             token_batch = self._token_batch(plan, rows)
             scores = self._forward(self.policy, token_batch)
             if not rows:

@@ -6,36 +6,53 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from serl.learner.rl_module import CausalLMModule
 from serl.private.transformers import decoder_layer_names
 
 
-def shard_module(module: CausalLMModule, compute_dtype: torch.dtype) -> None:
-    """Shards ``module`` over all learners, one unit a decoder layer; its parameters become new objects.
+def shard_module(module: CausalLMModule, compute_dtype: torch.dtype, device: torch.device) -> None:
+    """Shards an empty ``module`` over all learners, one unit a decoder layer, and gives its shards memory.
 
-    Gradients are reduced in float32 and averaged over the learners.
+    Its parameters become new objects, whose values are yet to be filled in. Gradients are reduced in float32
+    and averaged over the learners. A frozen module keeps nothing unsharded after a forward pass.
     """
-    mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
-    param_dtype = None if compute_dtype == torch.float32 else compute_dtype
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    own_dtype = next(module.parameters()).dtype
+    param_dtype = None if compute_dtype == own_dtype else compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
     unit_names = decoder_layer_names(module.model)
     for layer in list(module.model.modules()):
         if type(layer).__name__ in unit_names:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     # A prefix of its own runs every layer twice before one backward pass, which sharded layers do not allow.
     module.shares_prefix = False
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True if is_frozen else None)
+    buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
+    module.to_empty(device=device)
+    module.model.tie_weights()
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
 
 
-def sync_gradients(module: nn.Module, enabled: bool) -> None:
-    """Whether the next backward pass of a sharded ``module`` reduces gradients over the learners."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(enabled)
+@torch.no_grad()
+def fill_from_first_learner(targets: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Fills ``targets`` with the whole ``weights`` that the first learner has, one tensor at a time.
+
+    A collective; ``weights`` of other learners may be empty.
+    """
+    for name, target in targets.items():
+        if dist.get_rank() == 0:
+            whole_weight = weights[name].to(target.device, target.dtype).contiguous()
+        else:
+            whole_weight = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+        dist.broadcast(whole_weight, src=0)
+        copy_whole_into(target, whole_weight)
 
 
 def full_tensors(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

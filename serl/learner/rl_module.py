@@ -18,25 +18,18 @@ class CausalLMModule(TorchRLModule):
     """A policy or a teacher.
 
     ``model_config``: ``model_dir`` (a local Hugging Face folder), ``attention``, ``temperature`` (that of the
-    sampler), ``gradient_checkpointing`` and ``entropy_gradient``, whether entropies have one. Weights are
-    float32, whatever precision a learner computes in. Dropout is off: with it a token's probability could not
+    sampler), ``gradient_checkpointing``, ``entropy_gradient``, whether entropies have one, and ``empty``,
+    whether parameters are without memory until they are sharded. Weights are float32, whatever precision a
+    learner computes in. Dropout is off: with it a token's probability could not
     be compared with the sampler's.
     """
 
     def setup(self) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
         config: dict[str, Any] = self.model_config  # type: ignore[assignment]
         self.temperature: float = config["temperature"]
         self.entropy_gradient: bool = config["entropy_gradient"]
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            config["model_dir"],
-            dtype=torch.float32,
-            attn_implementation=config["attention"],
-            local_files_only=True,
-        )
+        load = empty_model if config["empty"] else load_model
+        self.model: Any = load(config["model_dir"], config["attention"])
         _turn_dropout_off(self.model)
         if config["gradient_checkpointing"]:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,6 +88,30 @@ class CausalLMModule(TorchRLModule):
             return output
         whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
         return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
+
+
+def load_model(model_dir: str, attention: str) -> Any:
+    """The model in the folder, in float32 on the CPU."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+    )
+
+
+def empty_model(model_dir: str, attention: str) -> Any:
+    """The same model with parameters on the meta device; its buffers are what they should be."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention
+        ).eval()
 
 
 def _last_dense_mlp(model: Any) -> nn.Module | None:

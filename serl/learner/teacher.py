@@ -35,9 +35,9 @@ from serl.models.weights import named_weights
 Forward = Callable[[CausalLMModule, TokenBatch], TokenScores]
 
 
-def copy_policy(policy: CausalLMModule) -> CausalLMModule:
-    """A frozen copy of an unsharded ``policy``."""
-    return copy.deepcopy(policy).requires_grad_(False)
+def copy_policy(policy: CausalLMModule, dtype: torch.dtype) -> CausalLMModule:
+    """A frozen copy of a ``policy`` that is not sharded, its weights rounded to ``dtype``."""
+    return copy.deepcopy(policy).requires_grad_(False).to(dtype)
 
 
 @torch.no_grad()
