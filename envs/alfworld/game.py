@@ -15,6 +15,7 @@ from typing import Any
 from envs.alfworld.actions import Action, GroundAction
 from envs.alfworld.domain import (
     Domain,
+    Rule,
     condition_literals,
     parse_domain,
     schema_conditions,
@@ -27,6 +28,7 @@ from envs.alfworld.pddl import Condition, PddlError, Problem, parse_problem
 from envs.alfworld.tasks import choose_goal_sentence, task_type_of
 from envs.alfworld.text import TextWriter
 from envs.alfworld.text_syntax import Entity, GrammarError, Reference
+from serl.config.yaml_files import is_unicode
 
 UNKNOWN_GOAL = "UNKNOWN GOAL"
 _PROBLEM, _TRAJECTORY, _GAME_FILE = "initial_state.pddl", "traj_data.json", "game.tw-pddl"
@@ -133,6 +135,13 @@ class GameFiles:
         trial = "/".join(self.trial_dir.parts[-2:])
         return _stated(self.trial_dir, trial, self.traj_data, package_logic() or stored, task_description)
 
+    def rules(self, statement: Statement) -> GameRules:
+        """The problem and the texts that it is played by, checked against each other.
+
+        Raises GameDataError if a game cannot be built of them.
+        """
+        return _rules(self.trial_dir, statement, self.problem)
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -142,6 +151,16 @@ class Statement:
     task_type: str
     task_description: str
     logic: GameLogic
+
+
+@dataclass(frozen=True, slots=True)
+class GameRules:
+    """What a game is built of, read and checked. ``goal``: the alternatives, one of which must hold."""
+
+    domain: Domain
+    grammar: Grammar
+    problem: Problem
+    goal: tuple[Rule, ...]
 
 
 def load_game(trial_dir: Path, task_description: str | None = None) -> Game:
@@ -154,7 +173,8 @@ def load_game(trial_dir: Path, task_description: str | None = None) -> Game:
         GameDataError: a file is missing or malformed, or there is neither package nor `game.tw-pddl`.
     """
     files = GameFiles.read(Path(trial_dir))
-    return _build(trial_dir, files.statement(task_description), files.problem)
+    statement = files.statement(task_description)
+    return _compile(statement, files.rules(statement), files.problem)
 
 
 def build_game(
@@ -168,7 +188,7 @@ def build_game(
         GameDataError: the texts are malformed, or the `alfworld` package is not installed.
     """
     statement = _stated(trial, trial, traj_data, package_logic(), task_description)
-    return _build(trial, statement, problem_pddl)
+    return _compile(statement, _rules(trial, statement, problem_pddl), problem_pddl)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -186,9 +206,10 @@ def _text_of(path: Path, content: bytes) -> str:
 
 
 def _json_of(path: Path, content: bytes) -> dict[str, Any]:
+    text = _text_of(path, content)
     try:
-        data = json.loads(_text_of(path, content))
-    except json.JSONDecodeError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise GameDataError(path, f"is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise GameDataError(path, "is not a JSON object")
@@ -220,21 +241,24 @@ def _stated(
         description = task_description or choose_goal_sentence(trial, traj_data)
     except ValueError as error:
         raise GameDataError(path, f"{_TRAJECTORY}: {error}") from error
+    if not is_unicode(description):
+        raise GameDataError(path, f"the task {description!r} holds half a character (a lone surrogate)")
     return Statement(trial, task_type, description, logic)
 
 
-def _build(path: str | Path, statement: Statement, problem_pddl: str) -> Game:
+def _rules(path: str | Path, statement: Statement, problem_pddl: str) -> GameRules:
+    logic = statement.logic
     try:
-        return _compile(statement, problem_pddl)
+        domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
+        problem = parse_problem(problem_pddl)
+        _check(domain, grammar, problem)
+        return GameRules(domain, grammar, problem, tuple(split_condition(problem.goal)))
     except (PddlError, GrammarError) as error:
         raise GameDataError(path, str(error)) from error
 
 
-def _compile(statement: Statement, problem_pddl: str) -> Game:
-    logic = statement.logic
-    domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
-    problem = parse_problem(problem_pddl)
-    _check(domain, grammar, problem)
+def _compile(statement: Statement, rules: GameRules, problem_pddl: str) -> Game:
+    domain, grammar, problem = rules.domain, rules.grammar, rules.problem
     positions = _index_positions(domain)
     static = Facts((fact for fact in problem.facts if fact[0] not in domain.fluents), positions)
     first_facts = Facts((fact for fact in problem.facts if fact[0] in domain.fluents), positions)
@@ -243,7 +267,7 @@ def _compile(statement: Statement, problem_pddl: str) -> Game:
     fluents = domain.fluents | {f"not_{name}" for name in domain.fluents}
     writer = TextWriter(grammar, world, entities, problem.objects, fluents)
     goal_reads = frozenset(literal.predicate for literal in condition_literals(problem.goal))
-    goal_matchers = tuple(RuleMatcher(rule, world) for rule in split_condition(problem.goal))
+    goal_matchers = tuple(RuleMatcher(rule, world) for rule in rules.goal)
     read = goal_reads | _read_predicates(domain) | grammar_predicates(grammar)
     actions = tuple(
         Action(schema, grammar.actions[name], writer, read) for name, schema in domain.schemas.items()
@@ -253,7 +277,7 @@ def _compile(statement: Statement, problem_pddl: str) -> Game:
         trial=statement.trial,
         task_type=statement.task_type,
         task_description=statement.task_description,
-        logic=logic,
+        logic=statement.logic,
         problem_pddl=problem_pddl,
         goal=problem.goal,
         world=world,

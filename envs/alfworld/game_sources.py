@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ class GameSource(Protocol):
         ...
 
     def scan(self, split: str) -> Scan:
-        """All games of ``split``, quickly: no game is built."""
+        """All games of ``split``: those that `load` can build, read and checked but not built."""
         ...
 
     def splits_with(self, task_id: str) -> tuple[str, ...]:
@@ -205,21 +204,10 @@ def _examined(folder: Path, task_id: str, has_game_files: bool) -> GameRecord | 
     if has_game_files and not files.marked_solvable:
         return 'no "solvable": true in game.tw-pddl'
     statement = files.statement()
-    _check_problem(files)
+    rules = files.rules(statement)
     digest = hashlib.sha256(files.contents["traj_data.json"])
     if has_game_files:
         digest.update(files.contents["game.tw-pddl"])
     digest.update(files.contents["initial_state.pddl"])
-    return GameRecord(task_id, statement.task_type, _num_receptacles(files.problem), digest.hexdigest())
-
-
-def _num_receptacles(problem: str) -> int:
-    """Declared receptacles; the goal, which also has variables of that type, comes after the first facts."""
-    return problem.partition("(:init")[0].count("- receptacle")
-
-
-def _check_problem(files: GameFiles) -> None:
-    """Cheap signs of a damaged problem; what they miss shows when the game is built."""
-    text = re.sub(r";.*", "", files.problem)
-    if not text.lstrip().lower().startswith("(define") or text.count("(") != text.count(")"):
-        raise GameDataError(files.trial_dir / "initial_state.pddl", "not a complete planning problem")
+    num_receptacles = sum(kind == "receptacle" for kind in rules.problem.objects.values())
+    return GameRecord(task_id, statement.task_type, num_receptacles, digest.hexdigest())

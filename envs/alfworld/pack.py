@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from envs.alfworld.game import Game, build_game
+from envs.alfworld.game import Game, GameDataError, build_game
 from envs.alfworld.generator.description import GameDescription, from_json, to_json
 from envs.alfworld.generator.problem import Rules, problem_pddl, traj_data
 
@@ -94,14 +94,11 @@ class GamePack:
                 raise PackError(path, f"format {header['format']!r}, expected {PACK_FORMAT!r}")
             rules = Rules.from_dict(header["rules"])
             index = {
-                split: tuple(
-                    PackEntry(name, name.partition("-")[0], size, count) for name, size, count in games
-                )
-                for split, games in header["splits"].items()
+                split: tuple(_entry(*game) for game in games) for split, games in header["splits"].items()
             }
         except PackError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PackError(path, f"not an ALFWorld pack: its header does not read ({error!r})") from error
         names = [entry.task_id for entries in index.values() for entry in entries]
         if len(names) != len(lines) or len(set(names)) != len(names):
@@ -133,13 +130,24 @@ class GamePack:
         return from_json(self._lines[task_id])
 
     def load(self, task_id: str) -> Game:
-        """Builds a game, a new one every time. Raises KeyError for an unknown one."""
-        description = self.description(task_id)
-        return build_game(task_id, problem_pddl(description, self._rules), traj_data(description))
+        """Builds a game, a new one every time. Raises KeyError for an unknown one, GameDataError."""
+        line = self._lines[task_id]
+        try:
+            description = from_json(line)
+            problem, data = problem_pddl(description, self._rules), traj_data(description)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise GameDataError(task_id, f"its line in the pack does not read: {error!r}") from error
+        return build_game(task_id, problem, data)
 
     def fingerprint(self, task_id: str) -> str:
         """SHA-256 of the game's content and of the rules it is built with, as 64 hexadecimal digits."""
         return hashlib.sha256(self._rules_hash + self._lines[task_id].encode()).hexdigest()
+
+
+def _entry(task_id: str, size: str, num_receptacles: int) -> PackEntry:
+    if not isinstance(task_id, str) or not isinstance(num_receptacles, int):
+        raise TypeError(f"{task_id!r:.60} is not a name, or {num_receptacles!r:.60} not a number")
+    return PackEntry(task_id, task_id.partition("-")[0], size, num_receptacles)
 
 
 @cache

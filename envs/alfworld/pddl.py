@@ -217,6 +217,8 @@ def parse_problem(text: str) -> Problem:
         raise PddlError("the problem declares an object twice")
     facts = []
     for entry in found[":init"]:
+        if not as_list(entry):
+            raise PddlError("a fact is empty")
         if as_list(entry)[:1] not in (["="], ["not"]):
             facts.append(tuple(as_words(entry)))
     for fact in facts:

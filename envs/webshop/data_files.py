@@ -107,7 +107,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises ValueError, naming the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -121,7 +121,7 @@ def stream_records(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig") as text:
         try:
             yield from _elements(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a JSON array of products: {error}") from error
 
 

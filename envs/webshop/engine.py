@@ -2,7 +2,7 @@
 Java.
 
 Departures, all of them where the original would crash or depend on chance: queries that begin with ``<r>``,
-``<a>``, ``<c>`` or ``<q>`` are ordinary text.
+``<a>``, ``<c>`` or ``<q>`` are ordinary text, and a product whose id is the name of a button is opened.
 """
 
 from __future__ import annotations
@@ -105,6 +105,9 @@ class Engine:
 
     def _click(self, name: str) -> tuple[float, bool]:
         """Carries out a click on ``name``; returns ``(reward, done)``."""
+        if self.clickables[name].kind is Kind.PRODUCT:
+            self._open_item(name)
+            return 0.0, False
         if name == BUY_NOW.lower():
             return self._buy(), True
         where = self._page_name()

@@ -62,7 +62,7 @@ def read_nouns(path: Path) -> TitleNouns:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         source, nouns = (content["source"], content["nouns"]) if "nouns" in content else (path.name, content)
         by_asin = {asin: tuple(_checked(tokens)) for asin, tokens in nouns.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a file of title nouns: {error!r}") from error
     return TitleNouns(by_asin, str(source))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
+
+from serl.config.yaml_files import is_unicode
 
 DEFAULT_PRICE = 100.0
 NO_ATTRIBUTES = ("DUMMY_ATTR",)
@@ -96,13 +99,17 @@ def read_product(record: Any, annotations: Mapping[str, Any], human: Mapping[str
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise MalformedRecordError(f"{key} is {value!r:.40}, expected text")
     return value
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and is_unicode(value)
+
+
 def _texts(name: str, values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list | tuple) or not all(map(_is_text, values)):
         raise MalformedRecordError(f"{name} is {values!r:.60}, expected a list of texts")
     return tuple(values)
 
@@ -115,7 +122,7 @@ def _prices(pricing: Any) -> tuple[str, tuple[float, ...]]:
         prices = tuple(float(_NOT_PRICE.sub("", part)) for part in pricing.split("$")[1:])[:2]
     except (AttributeError, TypeError, ValueError):
         prices = ()
-    if not prices:
+    if not prices or not all(map(math.isfinite, prices)):
         raise MalformedRecordError(f"pricing is {pricing!r:.40}, expected amounts such as $9.99")
     return " to ".join(f"${price}" for price in prices), prices
 
@@ -134,6 +141,8 @@ def _options(customization: Any) -> dict[str, tuple[str, ...]]:
             values = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
         except (TypeError, KeyError, AttributeError) as error:
             raise MalformedRecordError(f"customization_options {name!r} is not a list of values") from error
+        if not all(map(_is_text, (name, *values))):
+            raise MalformedRecordError(f"customization_options {name!r:.40} holds half a character")
         options[name.lower()] = values
     return options
 
@@ -143,7 +152,7 @@ def _instruction(annotation: Mapping[str, Any]) -> Instruction | None:
     if text is None:
         return None
     attributes = _texts("instruction_attributes", annotation.get("instruction_attributes"))
-    if not isinstance(text, str) or not attributes:
+    if not _is_text(text) or not attributes:
         raise MalformedRecordError("its instruction is not a text with attributes")
     return Instruction(text, attributes)
 
