@@ -1,0 +1,36 @@
+"""A run of `tools.drill` with four faults, one after another: it goes on by itself, with a clean ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_FAULTS = "env_runner_stopped+learner_killed+weight_store_killed+replica_stopped"
+
+
+def test_hung_and_dead_processes_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    out = tmp_path / "drills"
+    # In a process of its own: it adopts every orphan below it, and ends them.
+    drilled = subprocess.run(
+        [sys.executable, "-m", "tools.drill", _FAULTS, "--out", out, "--deadline", "240"],
+        cwd=_REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        timeout=580.0,
+    )
+    assert drilled.returncode == 0, drilled.stdout
+    assert "| 1 of 1 |" in drilled.stdout
+    (result,) = [json.loads(line) for line in (out / "drills.jsonl").read_text().splitlines()]
+    assert result["outcome"] == "survived" and result["violations"] == []
+    assert len(result["moments"]) == len(result["recovery_s"]) == 4
+    assert result["exit_codes"] == [0]
+    counters = result["counters"]
+    assert counters["total/hung_env_runners"] >= 1
+    assert counters["total/learner_restarts"] >= 1
+    assert not Path(result["folder"]).exists()
