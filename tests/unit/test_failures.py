@@ -145,10 +145,7 @@ FRAMES = "Traceback (most recent call last):\n  a\n  b\n  c\n"
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (
-            EnvRunnerError(f"env runner 1 failed: KeyError: 'x'\n{FRAMES}KeyError: 'x'"),
-            "1 failed: KeyError: 'x'",
-        ),
+        (EnvRunnerError(f"env runner 1 failed: KeyError: 'x'\n{FRAMES}KeyError: 'x'"), "KeyError: 'x'"),
         (TimeoutError("waited too long for the learners"), "waited too long for the learners"),
         (OSError(28, "No space left on device", "/runs/a"), "No space left on device: /runs/a"),
         (GetTimeoutError("Get timed out"), "GetTimeoutError: Get timed out"),
