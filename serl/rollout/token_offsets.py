@@ -42,18 +42,18 @@ def _offsets_of_bytes(pieces: list[bytes]) -> tuple[str, list[tuple[int, int]]]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     parts: list[str] = []
     offsets: list[tuple[int, int]] = []
-    num_chars = 0
-    pending = False
+    num_chars = num_pending = 0
     for piece in pieces:
         start = num_chars
-        if pending and piece and not 0x80 <= piece[0] < 0xC0:
-            start += 1  # the character left open by the token before is broken, and none of this one's
+        if num_pending and piece and not 0x80 <= piece[0] < 0xC0:
+            start += num_pending  # what the tokens before left open is broken, and none of this one's
         part = decoder.decode(piece)
         parts.append(part)
         num_chars += len(part)
         if piece:
-            pending = bool(decoder.getstate()[0])
-        offsets.append((start, num_chars + pending) if piece else (num_chars, num_chars))
+            # One character, or two where it begins as half of a UTF-16 pair does, which is none.
+            num_pending = len(decoder.getstate()[0].decode("utf-8", "replace"))
+        offsets.append((start, num_chars + num_pending) if piece else (num_chars, num_chars))
     parts.append(decoder.decode(b"", final=True))
     return "".join(parts), offsets
 

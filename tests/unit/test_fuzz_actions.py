@@ -51,9 +51,10 @@ def test_actions_are_parts_of_the_response_in_order(text: str):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @fuzzed(100)
-@given(ids=st.data())
-def test_any_ids_have_a_mask_of_the_actions_alone(name: str, ids: st.DataObject):
-    check_mask(TOKENIZERS[name], ids.draw(st.lists(st.integers(0, len(TOKENIZERS[name]) + 2), max_size=40)))
+@given(ids=st.lists(st.integers(0, 350), max_size=40))
+@example([170, 255])  # bytes of half a UTF-16 pair
+def test_any_ids_have_a_mask_of_the_actions_alone(name: str, ids: list[int]):
+    check_mask(TOKENIZERS[name], ids)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
