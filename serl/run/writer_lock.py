@@ -9,7 +9,7 @@ share no locks, and process ids that are used again, are taken into account.
 from __future__ import annotations
 
 import fcntl
-import json
+import math
 import os
 import socket
 import threading
@@ -19,7 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from serl.durable_files import write_json
+from serl.run.processes import started
 
 LOCK = "writer.lock"
 RECORD = "writer.json"
@@ -57,10 +60,13 @@ class Writer:
         now = time.time()
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
         pid = os.getpid()
-        return cls(socket.gethostname(), _pid_space(), pid, _started(pid), since, uuid.uuid4().hex, now)
+        return cls(socket.gethostname(), _pid_space(), pid, started(pid), since, uuid.uuid4().hex, now)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+_WRITER = TypeAdapter(Writer)
 
 
 class WriterLock:
@@ -92,7 +98,7 @@ class WriterLock:
             if last is not None and last.pid_space != writer.pid_space:
                 alone = False
                 _watch(run_dir, last, say)
-            elif last is not None and last.started and last.started == _started(last.pid):
+            elif last is not None and last.started and last.started == started(last.pid):
                 raise _in_use(run_dir, last)
             write_json(run_dir / RECORD, asdict(replace(writer, beat=time.time())))
             if not alone:
@@ -134,9 +140,10 @@ class WriterLock:
 def read_writer(run_dir: Path) -> Writer | None:
     """Who writes ``run_dir``, or did so last and did not end in order."""
     try:
-        return Writer(**json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        writer = _WRITER.validate_json((run_dir / RECORD).read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
         return None
+    return writer if math.isfinite(writer.beat) else None
 
 
 def _try_lock(descriptor: int, run_dir: Path) -> bool:
@@ -175,12 +182,3 @@ def _pid_space() -> str:
         return f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
-
-
-def _started(pid: int) -> str:
-    """When the process ``pid`` began, in ticks since its machine did; nothing if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]

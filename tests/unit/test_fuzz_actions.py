@@ -29,7 +29,7 @@ responses = st.lists(pieces | any_text, max_size=12).map("".join)
 decodable = responses.map(lambda text: text.encode("utf-8", "replace").decode())
 
 
-@fuzzed(300)
+@fuzzed(100)
 @given(responses)
 @example("<action></action>")
 @example("steps per action>3 <action>look</action>")
@@ -50,7 +50,7 @@ def test_actions_are_parts_of_the_response_in_order(text: str):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@fuzzed(100)
+@fuzzed(40)
 @given(ids=st.lists(st.integers(0, 350), max_size=40))
 @example([170, 255])  # bytes of half a UTF-16 pair
 def test_any_ids_have_a_mask_of_the_actions_alone(name: str, ids: list[int]):
@@ -58,7 +58,7 @@ def test_any_ids_have_a_mask_of_the_actions_alone(name: str, ids: list[int]):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@fuzzed(100)
+@fuzzed(40)
 @given(text=decodable, extra=st.integers(0, 300), at=st.integers(0, 60))
 def test_the_ids_of_any_text_have_a_mask_of_the_actions_alone(name: str, text: str, extra: int, at: int):
     ids = TOKENIZERS[name].encode(text, add_special_tokens=False)

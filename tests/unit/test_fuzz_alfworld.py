@@ -105,7 +105,7 @@ def check(source: GameSource, data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@fuzzed(60)
+@fuzzed(20)
 @given(data=st.data())
 def test_a_damaged_game_is_told_by_the_scan_or_can_be_played(name: str, folder: Path, data: st.DataObject):
     file = trial_in(folder) / name
@@ -127,7 +127,7 @@ def packed(folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads(header), line
 
 
-@fuzzed(60)
+@fuzzed(20)
 @given(data=st.data())
 def test_a_damaged_pack_is_refused_or_its_games_are_told_or_played(
     packed: tuple[dict[str, Any], str], folder: Path, data: st.DataObject

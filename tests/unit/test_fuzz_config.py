@@ -76,7 +76,7 @@ def loaded(folder: Path, content: str | bytes, *overrides: str, recorded: bool =
     assert load_experiment(written) == experiment
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(yaml_texts)
 @example("!!bool maybe")
 @example("!!timestamp soon")
@@ -87,13 +87,13 @@ def test_any_text_is_an_experiment_or_a_sentence(folder: Path, text: str):
     loaded(folder, text)
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(yaml_texts)
 def test_any_lines_after_a_valid_experiment_are_too(folder: Path, text: str):
     loaded(folder, MINIMAL + text)
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(st.lists(st.tuples(dotted_keys, values), max_size=4))
 @example([("env.args", {"a": "08", "1e5": "1e5", "b": ["0o17", "<<", "="]})])
 @example([("env.args.a", "\ud800")])
@@ -102,20 +102,20 @@ def test_any_mapping_is_an_experiment_or_a_sentence(folder: Path, pairs: list[tu
     loaded(folder, yaml.safe_dump(nested(pairs), allow_unicode=True))
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(st.lists(st.tuples(dotted_keys, scalars | any_text | yaml_texts), max_size=4), any_text)
 @example([("env.args." + "a." * 900 + "a", "1")], "")
 def test_any_override_is_taken_or_told(folder: Path, pairs: list[tuple[str, str]], other: str):
     loaded(folder, MINIMAL, *(f"{key}={value}" for key, value in pairs), *([other] if other else []))
 
 
-@fuzzed(50)
+@fuzzed(30)
 @given(st.data())
 def test_a_damaged_record_of_a_config_is_read_or_told(folder: Path, data: st.DataObject):
     loaded(folder, data.draw(damaged_bytes(RECORDED.read_bytes())), recorded=True)
 
 
-@fuzzed(50)
+@fuzzed(30)
 @given(st.lists(st.tuples(st.sampled_from([*CHANGED, *KEYS]), values), max_size=5))
 @example([("advantage.gamma", 0.5), ("advantage.estimator", 5)])
 @example([("advantage.gamma", 0.5), ("advantage.args", 5)])

@@ -53,7 +53,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(bodies)
 @example(b"[" * 100_000)
 @example(b'{"choices": [{"message": {"content": "\\ud800"}}]}')
@@ -66,7 +66,7 @@ def test_any_body_is_text_for_a_teacher_or_a_reason_without(body: bytes):
         assert text == text.strip() != "" and "<think>" not in text and is_unicode(text)
 
 
-@fuzzed(30)
+@fuzzed(12)
 @given(
     body=bodies,
     status=st.sampled_from([200, 200, 204, 206, 301, 304, 400, 401, 404, 408, 429, 500, 503, 599]),
@@ -99,7 +99,7 @@ def test_any_response_of_an_endpoint_becomes_a_judgement(
     asyncio.run(judged())
 
 
-@fuzzed(30)
+@fuzzed(12)
 @given(bodies)
 @example(b'{"data": [{"id": 5}]}')
 @example(b"[" * 100_000)
@@ -111,7 +111,7 @@ def test_any_list_of_models_is_told_in_words(body: bytes):
     assert found is None or is_unicode(found)
 
 
-@fuzzed(150)
+@fuzzed(50)
 @given(files)
 @example(b'{"key": "k", "text": "\\ud800"}\n')
 @example(b'{"key": "k", "text": 5}\n' + b"[" * 100_000)

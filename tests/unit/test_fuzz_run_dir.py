@@ -94,7 +94,7 @@ def with_damage(data: st.DataObject, recorded: Path, folder: Path, *names: str) 
     return run_dir
 
 
-@fuzzed(40)
+@fuzzed(15)
 @given(st.data())
 def test_a_run_with_a_damaged_checkpoint_resumes_from_a_sound_one_or_says_why_not(
     recorded: Path, folder: Path, data: st.DataObject
@@ -109,7 +109,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_a_sound_one_or_says_why_no
     assert checkpoint.name == "iteration_000002" or (run_dir / f"{CHECKPOINT}.damaged").is_dir()
 
 
-@fuzzed(40)
+@fuzzed(15)
 @given(state=st.data())
 def test_a_checkpoint_without_manifest_has_a_state_or_is_none(folder: Path, state: st.DataObject):
     whole = {"weights_seq_no": 2, "buffer": {"counters": {"groups_taken": 3}, "tasks": []}, "totals": {}}
@@ -121,7 +121,7 @@ def test_a_checkpoint_without_manifest_has_a_state_or_is_none(folder: Path, stat
         assert str(folder) in str(error)
 
 
-@fuzzed(40)
+@fuzzed(15)
 @given(st.data())
 def test_a_run_resumes_whatever_its_lines_hold(recorded: Path, folder: Path, data: st.DataObject):
     run_dir = with_damage(data, recorded, folder, *LINE_FILES)
@@ -135,7 +135,7 @@ def test_a_run_resumes_whatever_its_lines_hold(recorded: Path, folder: Path, dat
     FailureReport(run_dir, print, lambda: 1).write()
 
 
-@fuzzed(40)
+@fuzzed(15)
 @given(damaged_file(json.dumps(asdict(DEAD_WRITER)).encode()))
 @example(b"[" * 100_000)
 @example(json.dumps(asdict(replace(DEAD_WRITER, beat=float("nan")))).encode())
@@ -175,7 +175,7 @@ def read_for_a_page(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_for_a_report, read_for_a_curve, read_for_a_page])
-@fuzzed(40)
+@fuzzed(15)
 @given(data=st.data())
 def test_tools_read_what_can_be_read_of_a_run(
     read: Callable[[Path], Any], recorded: Path, folder: Path, data: st.DataObject

@@ -67,7 +67,7 @@ def play(folder: Path, human_goals: bool, action: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@fuzzed(50)
+@fuzzed(12)
 @given(data=st.data(), human_goals=st.booleans(), action=actions)
 def test_a_damaged_file_is_told_or_its_products_can_be_bought(
     name: str, folder: Path, data: st.DataObject, human_goals: bool, action: str
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_told_or_its_products_can_be_bought(
         file.write_bytes(whole)
 
 
-@fuzzed(150)
+@fuzzed(40)
 @given(
     asins=st.lists(odd_names, min_size=1, max_size=3, unique_by=str.lower),
     options=st.lists(odd_names | any_text.filter(is_unicode), max_size=3),
