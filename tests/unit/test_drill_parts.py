@@ -138,17 +138,27 @@ def test_kinds_that_come_and_go_have_a_value_in_every_sample_and_a_line_in_the_f
 def test_the_table_counts_survivors_recoveries_and_ledgers() -> None:
     results = [
         DrillResult(
-            "sigterm", 0, ["sigterm"], ["update after update 2: SIGTERM to driver 7"], "survived", [4.0]
+            "sigterm",
+            0,
+            ["sigterm"],
+            ["update after update 2: SIGTERM to driver 7"],
+            "survived",
+            False,
+            [4.0],
         ),
-        DrillResult("sigterm", 1, ["sigterm"], [], "no next update within 600 s", [], folder="out/sigterm-1"),
-        DrillResult("gcs_killed", 0, ["gcs_killed"], [], "survived", [None, 30.0, 20.0], violations=["one"]),
+        DrillResult(
+            "sigterm", 1, ["sigterm"], [], "no next update within 600 s", True, [], folder="out/sigterm-1"
+        ),
+        DrillResult(
+            "gcs_killed", 0, ["gcs_killed"], [], "survived", False, [None, 30.0, 20.0], violations=["one"]
+        ),
     ]
     assert [result.passed for result in results] == [True, False, False]
     rows = table(results).splitlines()
     assert rows[2:] == [
-        "| sigterm | 1 of 2 | 4.0 s | 4.0 s | 0 |",
-        "| gcs_killed | 1 of 1 | 25.0 s | 30.0 s | 1 |",
-        "| all | 2 of 3 | 20.0 s | 30.0 s | 1 |",
+        "| sigterm | 1 of 2 | 1 | 4.0 s | 4.0 s | 0 |",
+        "| gcs_killed | 1 of 1 | 0 | 25.0 s | 30.0 s | 1 |",
+        "| all | 2 of 3 | 1 | 20.0 s | 30.0 s | 1 |",
     ]
     assert line(results[0]).startswith(
         "sigterm seed 0 | update after update 2: SIGTERM to driver 7 | survived"

@@ -29,7 +29,7 @@ _UPDATES, _UPDATES_PER_FURTHER_FAULT = 6, 4
 
 @dataclass(slots=True)
 class DrillResult:
-    """What came of a drill. ``outcome`` is `SURVIVED` or says what went wrong.
+    """What came of a drill. ``outcome`` is `SURVIVED` or says what went wrong; ``hung``: a wait never ended.
 
     Per fault: ``moments``, what was struck and when; ``recovery_s``, seconds from it to the next finished
     update, None where none followed; ``end_s``, seconds from it to the end of the process, where that ended.
@@ -40,6 +40,7 @@ class DrillResult:
     faults: list[str] = field(default_factory=list)
     moments: list[str] = field(default_factory=list)
     outcome: str = SURVIVED
+    hung: bool = False
     recovery_s: list[float | None] = field(default_factory=list)
     end_s: list[float] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
@@ -70,7 +71,11 @@ def play(name: str, seed: int, folder: Path, overrides: Sequence[str], deadline_
     try:
         _strike_all(run, faults, generator, result, deadline_s)
         _finish(run, result, deadline_s)
-    except (DrillFailedError, TimeoutError, RunEndedError) as error:
+    except TimeoutError as error:
+        result.outcome, result.hung = str(error), True
+    except RunEndedError as error:
+        result.outcome = f"{error}, with {run.wait()}: {_last_words(run)}"
+    except DrillFailedError as error:
         result.outcome = str(error)
     finally:
         run.end_everything()
@@ -123,7 +128,9 @@ def _strike_all(
             _expect_end(run, fault, result, had_started, deadline_s)
             result.end_s.append(time.monotonic() - clock)
             run.start()
-        result.recovery_s.append(_recovery_s(run, struck_at, had_started, result, deadline_s))
+        # What fails while a run starts may end it, in order.
+        may_end = not (had_started or fault.ends_run)
+        result.recovery_s.append(_recovery_s(run, struck_at, may_end, result, deadline_s))
 
 
 def _expect_end(
@@ -152,9 +159,12 @@ def _expect_end(
 
 
 def _recovery_s(
-    run: DrilledRun, struck_at: float, had_started: bool, result: DrillResult, deadline_s: float
+    run: DrilledRun, struck_at: float, may_end: bool, result: DrillResult, deadline_s: float
 ) -> float | None:
-    """Seconds from the fault to the next finished update; None if the run came to its end without one."""
+    """Seconds from the fault to the next finished update; None if the run came to its end without one.
+
+    ``may_end``: a run that fails is started again.
+    """
 
     def later() -> list[float]:
         return [row["time"] for row in run.updates() if row["time"] > struck_at]
@@ -168,9 +178,8 @@ def _recovery_s(
             code = run.wait()
             if code == 0 and run.is_complete():
                 return None
-            if had_started:
+            if not may_end:
                 raise DrillFailedError(f"the run ended with {code}: {_last_words(run)}") from None
-            # What fails while a run starts may end it, in order.
             result.exit_codes.append(code)
             _expect_nothing_left(run)
             run.start()

@@ -112,7 +112,7 @@ def _all_faults() -> dict[str, Fault]:
         Fault("raylet_killed", "raylet", _signal("raylet", signal.SIGKILL), (1,)),
         Fault("sigterm", "driver", _signal("driver", signal.SIGTERM), (0,)),
         Fault("sigterm_all", "driver", _terminate_all, (0,)),
-        Fault("sigint_twice", "driver", _interrupt_twice, (128 + signal.SIGINT,)),
+        Fault("sigint_twice", "driver", _interrupt_twice, (128 + signal.SIGINT, 0)),
         Fault(
             "checkpoint_damaged",
             "driver",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from tools.drill.drill import DrillResult
+from tools.drill.drill import SURVIVED, DrillResult
 
-_HEADER = ("fault", "survived", "recovery median", "recovery max", "ledger failures")
+_HEADER = ("fault", "survived", "hangs", "recovery median", "recovery max", "ledger failures")
 
 
 def line(result: DrillResult) -> str:
@@ -19,7 +19,7 @@ def line(result: DrillResult) -> str:
         "; ".join(result.moments) or "not struck",
         result.outcome,
         f"recovery {recovery or '-'}",
-        ledger if result.outcome == "survived" else f"kept in {result.folder}",
+        ledger if result.outcome == SURVIVED else f"kept in {result.folder}",
         f"{result.seconds:.0f} s",
     ]
     return "\n".join([" | ".join(told), *(f"    {violation}" for violation in result.violations)])
@@ -37,11 +37,12 @@ def table(results: Sequence[DrillResult]) -> str:
 
 
 def _row(name: str, results: Sequence[DrillResult]) -> tuple[str, ...]:
-    survived = sum(result.outcome == "survived" for result in results)
+    survived = sum(result.outcome == SURVIVED for result in results)
     seconds = [found for result in results for found in result.recovery_s if found is not None]
     return (
         name,
         f"{survived} of {len(results)}",
+        str(sum(result.hung for result in results)),
         f"{median(seconds):.1f} s" if seconds else "-",
         f"{max(seconds):.1f} s" if seconds else "-",
         str(sum(bool(result.violations) for result in results)),
