@@ -20,7 +20,7 @@ from serl.run.checkpoint import how_to_go_on
 from serl.run.closed_cluster import start_closed_cluster
 from serl.run.cluster_watch import prepare_watch, watched_cluster
 from serl.run.console import Console
-from serl.run.driver_log import log_to_file, output_to_file
+from serl.run.driver_log import log_to_file, output_to_file, prints_to_file
 from serl.run.failures import FailureReport
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
@@ -78,7 +78,8 @@ def running_algorithm(
         algorithm.should_stop = stop.is_set
         algorithm.on_progress = show
         try:
-            yield algorithm
+            with prints_to_file(driver_log):
+                yield algorithm
         finally:
             report.write()
     finally:

@@ -27,6 +27,16 @@ def log_to_file(file: Path) -> None:
 
 
 @contextmanager
+def prints_to_file(file: Path) -> Iterator[None]:
+    """What anybody prints meanwhile goes to ``file``: Ray has much to say about every worker that dies.
+
+    Whoever holds standard output already, as a `serl.run.console.Console` does, goes on writing to it.
+    """
+    with file.open("a", encoding="utf-8", errors="replace", buffering=1) as log, redirect_stdout(log):
+        yield
+
+
+@contextmanager
 def output_to_file(file: Path) -> Iterator[None]:
     """What Ray prints and what C++ and child processes write to standard error meanwhile goes to ``file``."""
     sys.stderr.flush()

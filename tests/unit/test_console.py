@@ -8,9 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from serl.evaluation import EvaluationResult, wilson_interval
 from serl.iteration import Progress
 from serl.run.console import Console, summary_table
+from serl.run.driver_log import prints_to_file
 
 
 class Terminal(io.StringIO):
@@ -115,3 +118,13 @@ def test_log_records_go_to_the_file_and_not_to_the_terminal(tmp_path: Path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert run.stdout + run.stderr == ""
     assert "WARNING ray: from ray" in file.read_text() and "INFO serl.x: from serl" in file.read_text()
+
+
+def test_a_console_goes_on_where_prints_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    console, file = Console(progress_bar=False), tmp_path / "driver.log"
+    with prints_to_file(file):
+        print("(raylet) A worker died: \udc80")
+        console.note("an episode failed")
+    print("after")
+    assert capsys.readouterr().out == "an episode failed\nafter\n"
+    assert file.read_text() == "(raylet) A worker died: ?\n"
