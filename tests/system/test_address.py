@@ -17,6 +17,7 @@ import pytest
 
 from serl.run.preflight import examine_address
 from serl.run.processes import descendants
+from serl.serving.weights_folder import weights_folder
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _RAY = Path(sys.executable).with_name("ray")
@@ -119,3 +120,42 @@ def test_a_token_that_is_missing_or_wrong_is_one_sentence_and_with_it_a_run_join
     assert code == 0, said
     (run_dir,) = runs.iterdir()
     assert '"learner/loss"' in (run_dir / "metrics.jsonl").read_text()
+
+
+_APPLICATIONS = """
+import sys
+import ray
+from ray import serve
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("applications:", *serve.status().applications)
+"""
+
+
+def test_a_run_that_is_stopped_while_it_starts_leaves_no_application_and_no_weights(
+    address: str, tmp_path: Path
+) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    command = [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml"]
+    with (tmp_path / "console").open("w") as console:
+        run = subprocess.Popen(
+            [*command, f"output_dir={tmp_path / 'runs'}", "--address", address],
+            cwd=_REPOSITORY,
+            env=_environment(**token),
+            stdout=console,
+            stderr=subprocess.STDOUT,
+        )
+    ask = [sys.executable, "-c", _APPLICATIONS, address]
+    deadline = time.monotonic() + 300.0
+    while "applications: serl-" not in (
+        said := subprocess.run(
+            ask, env=_environment(**token), capture_output=True, text=True, timeout=120
+        ).stdout
+    ):
+        assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "console").read_text() + said
+    weights = weights_folder(said.split()[-1])
+    assert weights.exists()
+    run.terminate()
+    assert run.wait(timeout=60) == 128 + signal.SIGTERM, (tmp_path / "console").read_text()
+    said = subprocess.run(ask, env=_environment(**token), capture_output=True, text=True, timeout=120).stdout
+    assert "applications:\n" in said
+    assert not weights.exists()

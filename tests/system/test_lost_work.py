@@ -1,4 +1,4 @@
-"""Stopped, killed and started again: the same command, and no update is lost or left running."""
+"""Stopped, killed and started again: the same command; no update is lost, and nothing is left running."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import pytest
 from serl.algorithm_state import read_algorithm_state
 from serl.run.checkpoint import list_checkpoints
 from serl.run.evaluations import read_evaluations
-from serl.run.processes import descendants
+from serl.run.guardian import MARK
+from serl.run.processes import descendants, name_of, processes_with
 from serl.run.writer_lock import read_writer
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,13 +36,13 @@ _SMALL = (
 class _Process:
     """A `serl-run --resume-or-start` of the quickstart, and everything below it."""
 
-    def __init__(self, run_dir: Path, num_iterations: int) -> None:
+    def __init__(self, run_dir: Path, num_iterations: int, *overrides: str) -> None:
         command = [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml", *_SMALL]
         length = f"training.num_iterations={num_iterations}"
         self.console = run_dir.with_name(f"{run_dir.name}-console")
         with self.console.open("w") as console:
             self.process = subprocess.Popen(
-                [*command, length, "--resume-or-start", run_dir],
+                [*command, length, *overrides, "--resume-or-start", run_dir],
                 cwd=_REPOSITORY,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -55,6 +57,25 @@ class _Process:
             assert time.monotonic() < deadline, self.console.read_text()
             time.sleep(0.1)
 
+    def below(self, name: str) -> int:
+        """The id of the process below it that is called ``name``."""
+        (found,) = [pid for pid in descendants(self.process.pid) if name_of(pid) == name]
+        return found
+
+    def in_shared_memory(self) -> set[Path]:
+        """What the run has open there: the lock of its weights' folder, their versions, segments."""
+        found: set[Path] = set()
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            for entry in Path(f"/proc/{pid}/fd").glob("*"):
+                with suppress(OSError):
+                    found.add(entry.readlink())
+        return {file for file in found if file.is_relative_to("/dev/shm") and file.exists()}
+
+    def wait_until_engines_start(self) -> None:
+        self.wait_until(
+            lambda: any(name_of(pid).startswith("ray::ServeRepl") for pid in descendants(self.process.pid))
+        )
+
     def send_to_all(self, number: signal.Signals) -> list[int]:
         """As Slurm ends a job step: to each process; returns their ids."""
         found = [self.process.pid, *descendants(self.process.pid)]
@@ -65,13 +86,26 @@ class _Process:
     def end(self, timeout_s: float = 400.0) -> tuple[int, str]:
         return self.process.wait(timeout=timeout_s), self.console.read_text()
 
+    def end_after(self, fault: Callable[[], object]) -> tuple[int, str]:
+        """Ends within a minute of ``fault``, and looks that nothing is left of the run."""
+        environment = Path(f"/proc/{self.below('raylet')}/environ").read_text()
+        (mark,) = [entry for entry in environment.split("\0") if entry.startswith(f"{MARK}=")]
+        pids, in_memory = descendants(self.process.pid), self.in_shared_memory()
+        assert in_memory
+        fault()
+        code, said = self.end(timeout_s=60.0)
+        _wait_until_gone(pids)
+        assert processes_with(*mark.split("=")) == []
+        assert not [file for file in in_memory if file.exists()]
+        return code, self.console.read_text()
+
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[int], _Process]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., _Process]]:
     started: list[_Process] = []
 
-    def start_one(num_iterations: int) -> _Process:
-        started.append(_Process(tmp_path / "run", num_iterations))
+    def start_one(num_iterations: int, *overrides: str) -> _Process:
+        started.append(_Process(tmp_path / "run", num_iterations, *overrides))
         return started[-1]
 
     yield start_one
@@ -84,10 +118,6 @@ def _updates(run_dir: Path) -> list[int]:
     file = run_dir / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [row["iteration"] for row in rows if "learner/loss" in row]
-
-
-def _weights_in_shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("serl-weights-*"))
 
 
 def _wait_until_gone(pids: list[int]) -> None:
@@ -106,22 +136,24 @@ def _lives(pid: int) -> bool:
 
 
 def test_one_command_starts_is_stopped_with_all_its_processes_resumes_and_is_complete(
-    tmp_path: Path, start: Callable[[int], _Process]
+    tmp_path: Path, start: Callable[..., _Process]
 ) -> None:
     run_dir = tmp_path / "run"
     died_early = start(500)
-    died_early.wait_until(lambda: (run_dir / "config.yaml").exists())
-    died_early.process.kill()
-    died_early.process.wait(timeout=60)
-    before = _weights_in_shared_memory()
+    died_early.wait_until_engines_start()
+    code, _ = died_early.end_after(died_early.process.kill)
+    assert code == -signal.SIGKILL
+    said = (run_dir / "logs" / "driver.log").read_text()
+    assert f"serl-run (process {died_early.process.pid}) ended without a word" in said
 
-    stopped = start(500)
+    stopped = start(500, "learner.num_learners=2")
     stopped.wait_until(lambda: len(_updates(run_dir)) >= 2)
     refused = start(500)
     code, said = refused.end()
     assert code == 2 and f"{run_dir} is being written by process {stopped.process.pid} on " in said
     assert list_checkpoints(run_dir / "checkpoints") == []
     sent = time.monotonic()
+    in_memory = stopped.in_shared_memory()
     pids = stopped.send_to_all(signal.SIGTERM)
     assert len(pids) > 6, "the cluster is not below the run"
     code, said = stopped.end()
@@ -133,7 +165,7 @@ def test_one_command_starts_is_stopped_with_all_its_processes_resumes_and_is_com
     assert read_algorithm_state(checkpoint)["weights_seq_no"] == updates[-1]
     assert seconds < 60.0
     _wait_until_gone(pids)
-    assert _weights_in_shared_memory() <= before
+    assert in_memory and not [file for file in in_memory if file.exists()]
     assert read_writer(run_dir) is None
 
     num_iterations = updates[-1] + 1
@@ -146,25 +178,52 @@ def test_one_command_starts_is_stopped_with_all_its_processes_resumes_and_is_com
     assert (code, said) == (0, f"{run_dir} is complete: {num_iterations} iterations\n")
 
 
-def test_a_second_signal_leaves_neither_processes_nor_weights(
-    tmp_path: Path, start: Callable[[int], _Process]
+def test_whatever_ends_a_run_it_ends_soon_and_leaves_nothing(
+    tmp_path: Path, start: Callable[..., _Process]
 ) -> None:
-    before = _weights_in_shared_memory()
+    run_dir = tmp_path / "run"
+    stopped_early = start(500)
+    stopped_early.wait_until_engines_start()
+    code, said = stopped_early.end_after(stopped_early.process.terminate)
+    assert code == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM before there was anything to save" in said
+
+    without_raylet = start(500)
+    without_raylet.wait_until_engines_start()
+    raylet = without_raylet.below("raylet")
+    code, said = without_raylet.end_after(lambda: os.kill(raylet, signal.SIGKILL))
+    assert code == 1, said
+    assert f"Ray's raylet (process {raylet}) was ended by SIGKILL" in said
+    assert "There is no checkpoint to resume from." in said
+    assert "Traceback" not in said
+
+    silent_gcs = start(500, "checkpoint.interval=1", "cluster.heartbeat_timeout_s=15.0")
+    silent_gcs.wait_until(lambda: bool(list_checkpoints(run_dir / "checkpoints")))
+    gcs = silent_gcs.below("gcs_server")
+    code, said = silent_gcs.end_after(lambda: os.kill(gcs, signal.SIGSTOP))
+    assert code == 1, said
+    assert "Ray's GCS has not answered for 15 s" in said
+    assert f": serl-run --resume {run_dir}" in said
+
+
+def test_a_second_signal_leaves_neither_processes_nor_weights(
+    tmp_path: Path, start: Callable[..., _Process]
+) -> None:
     run = start(500)
     run.wait_until(lambda: len(_updates(tmp_path / "run")) >= 1)
-    assert _weights_in_shared_memory() - before
+    in_memory = run.in_shared_memory()
     pids = run.send_to_all(signal.SIGHUP)
     time.sleep(1.0)
     run.process.send_signal(signal.SIGTERM)
     code, said = run.end(timeout_s=60.0)
     assert code == 128 + signal.SIGTERM, said
     _wait_until_gone(pids)
-    assert _weights_in_shared_memory() <= before
+    assert in_memory and not [file for file in in_memory if file.exists()]
     assert read_writer(tmp_path / "run") is None
 
 
 def test_an_env_runner_that_hangs_does_not_hold_up_the_end(
-    tmp_path: Path, start: Callable[[int], _Process]
+    tmp_path: Path, start: Callable[..., _Process]
 ) -> None:
     run_dir = tmp_path / "run"
     run = start(500)
