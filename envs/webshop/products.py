@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
-from serl.config.yaml_files import is_unicode
+from envs.encodable import encodable
 
 DEFAULT_PRICE = 100.0
 NO_ATTRIBUTES = ("DUMMY_ATTR",)
@@ -99,19 +99,15 @@ def read_product(record: Any, annotations: Mapping[str, Any], human: Mapping[str
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
-    if not _is_text(value):
+    if not isinstance(value, str):
         raise MalformedRecordError(f"{key} is {value!r:.40}, expected text")
-    return value
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and is_unicode(value)
+    return encodable(value)
 
 
 def _texts(name: str, values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple) or not all(map(_is_text, values)):
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise MalformedRecordError(f"{name} is {values!r:.60}, expected a list of texts")
-    return tuple(values)
+    return tuple(map(encodable, values))
 
 
 def _prices(pricing: Any) -> tuple[str, tuple[float, ...]]:
@@ -141,9 +137,7 @@ def _options(customization: Any) -> dict[str, tuple[str, ...]]:
             values = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
         except (TypeError, KeyError, AttributeError) as error:
             raise MalformedRecordError(f"customization_options {name!r} is not a list of values") from error
-        if not all(map(_is_text, (name, *values))):
-            raise MalformedRecordError(f"customization_options {name!r:.40} holds half a character")
-        options[name.lower()] = values
+        options[encodable(name).lower()] = tuple(map(encodable, values))
     return options
 
 
@@ -152,9 +146,9 @@ def _instruction(annotation: Mapping[str, Any]) -> Instruction | None:
     if text is None:
         return None
     attributes = _texts("instruction_attributes", annotation.get("instruction_attributes"))
-    if not _is_text(text) or not attributes:
+    if not isinstance(text, str) or not attributes:
         raise MalformedRecordError("its instruction is not a text with attributes")
-    return Instruction(text, attributes)
+    return Instruction(encodable(text), attributes)
 
 
 def _human_instructions(entries: Any) -> tuple[Instruction, ...]:

@@ -6,18 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from envs.base import PromptParts, StepAnswer, Turn
-
-
-def encodable(text: str) -> str:
-    """``text`` as it can be tokenised and written to a file: half a surrogate pair becomes U+FFFD.
-
-    Titles and descriptions from the web are cut in the middle of such pairs.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+from envs.encodable import encodable
 
 
 def _encodable_info(info: dict[str, Any]) -> dict[str, Any]:

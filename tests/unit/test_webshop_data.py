@@ -68,6 +68,12 @@ def test_a_record_becomes_a_product() -> None:
     assert read_product(record("A"), {}, {}).attributes == ("DUMMY_ATTR",)
 
 
+def test_half_a_surrogate_pair_keeps_no_product_out_of_the_shop() -> None:
+    options = {"Size\ud800": [{"value": "X\udc00L"}]}
+    product = read_product(record("A", name="Cut \ud83d", customization_options=options), {}, {})
+    assert product.title == "Cut \ufffd" and product.options == {"size\ufffd": ("x\ufffdl",)}
+
+
 @pytest.mark.parametrize(
     ("damaged", "words"),
     [
