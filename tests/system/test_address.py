@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,14 +63,16 @@ def address() -> Iterator[str]:
             env=_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN),
         )
     try:
-        deadline = time.monotonic() + 120.0
+        deadline = time.monotonic() + 300.0
         while not (file := folder / "ray_current_cluster").exists() or not file.read_text():
             assert head.poll() is None and time.monotonic() < deadline, (folder / "console").read_text()
             time.sleep(0.2)
         yield file.read_text().strip()
     finally:
-        for pid in (*descendants(head.pid), head.pid):
-            os.kill(pid, signal.SIGKILL)
+        for pid in descendants(head.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        head.kill()
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
