@@ -101,7 +101,7 @@ def kill_all(find: Callable[[], Iterable[int]], timeout_s: float) -> set[int]:
             if pid not in killed:
                 shared.update(_shared_memory_files(pid))
             killed.add(pid)
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     _remove_unused(shared)
