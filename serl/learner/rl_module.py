@@ -33,7 +33,7 @@ class CausalLMModule(TorchRLModule):
         _turn_dropout_off(self.model)
         if config["gradient_checkpointing"]:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.layout: Layout = "packed" if config["attention"] == "flash_attention_2" else "padded"
+        self.layout: Layout = "packed" if config["attention"].startswith("flash_attention") else "padded"
         self.shares_prefix = self.layout == "padded" and remembers_whole_prompts(self.model)
         self._predictor_positions: Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predictors)

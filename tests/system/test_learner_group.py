@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from learner_helpers import (
     save_tiny_policy,
     started_update,
 )
+from ray import cloudpickle
 
 from serl.batch.packing import plan_update
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
@@ -86,6 +88,51 @@ def test_two_sharded_learners_compute_the_gradient_of_one(
         for name, tensor in expected.items():
             error = float((of_learner[name] - tensor).abs().max())
             assert error <= 1e-5 * float(tensor.abs().max()), f"{name}: {error}"
+
+
+def _kept_between_micro_batches(learner: Any, plan: Any) -> list[set[str]]:
+    """Runs in a learner: what its parameters' gradients are when each micro-batch begins."""
+    from torch.distributed.tensor import DTensor
+
+    seen: list[set[str]] = []
+
+    def look(*_: Any) -> None:
+        parameters = list(learner.policy.parameters())
+        kinds = {
+            "none" if p.grad is None else "shard" if isinstance(p.grad, DTensor) else "whole"
+            for p in parameters
+        }
+        seen.append(kinds | ({"whole"} if not all(isinstance(p, DTensor) for p in parameters) else set()))
+
+    hook = learner.policy.register_forward_pre_hook(look, prepend=True)
+    learner.gradients(plan, 0)
+    hook.remove()
+    teacher = learner.teacher.parameters()
+    return [*seen, {"shard" if isinstance(parameter, DTensor) else "whole" for parameter in teacher}]
+
+
+def test_gradients_are_sharded_after_each_micro_batch_and_the_teacher_after_scoring(
+    two_learners: SERLLearnerGroup, groups: list[TrajectoryGroup]
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    plans = plan_update(
+        rows_of(two_learners, groups),
+        num_learners=2,
+        num_minibatches=1,
+        num_epochs=1,
+        micro_batch_tokens=200,
+        seed=(0,),
+        train_every_row=False,
+        context_free_rows=[],
+    )
+    calls = [
+        learner.__ray_call__.remote(_kept_between_micro_batches, plan)
+        for learner, plan in zip(remote_learners(two_learners), plans, strict=True)
+    ]
+    for first, *others, teacher in ray.get(calls, timeout=START_S):
+        assert first == {"none"}
+        assert len(others) >= 2 and all(kinds == {"shard"} for kinds in others)
+        assert teacher == {"shard"}
 
 
 def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
