@@ -130,7 +130,9 @@ def _strike_all(
             run.start()
         # What fails while a run starts may end it, in order.
         may_end = not (had_started or fault.ends_run)
-        result.recovery_s.append(_recovery_s(run, struck_at, may_end, result, deadline_s))
+        since = time.time() if fault.ends_run else struck_at
+        updated_at = _next_update(run, since, may_end, result, deadline_s)
+        result.recovery_s.append(None if updated_at is None else updated_at - struck_at)
 
 
 def _expect_end(
@@ -158,34 +160,35 @@ def _expect_end(
             raise DrillFailedError(f"stopped with exit code 0 after update {reached}, saved is {saved}")
 
 
-def _recovery_s(
-    run: DrilledRun, struck_at: float, may_end: bool, result: DrillResult, deadline_s: float
+def _next_update(
+    run: DrilledRun, since: float, may_end: bool, result: DrillResult, deadline_s: float
 ) -> float | None:
-    """Seconds from the fault to the next finished update; None if the run came to its end without one.
+    """When the next update after ``since`` was finished; None if the run came to its end without one.
 
     ``may_end``: a run that fails is started again.
     """
 
-    def later() -> list[float]:
-        return [row["time"] for row in run.updates() if row["time"] > struck_at]
+    times: list[float] = []
 
-    for _ in range(_MAX_STARTS_MORE):
+    def has_come() -> bool:
+        times.extend(row["time"] for row in run.updates() if row["time"] > since)
+        return bool(times)
+
+    starts_left = _MAX_STARTS_MORE
+    while not times:
         try:
-            run.wait_until(lambda: bool(later()), "the next update", deadline_s)
+            run.wait_until(has_come, "the next update", deadline_s)
         except RunEndedError:
-            if later():
-                break
             code = run.wait()
-            if code == 0 and run.is_complete():
-                return None
-            if not may_end:
+            if has_come() or (code == 0 and run.is_complete()):
+                break
+            if not (may_end and starts_left):
                 raise DrillFailedError(f"the run ended with {code}: {_last_words(run)}") from None
+            starts_left -= 1
             result.exit_codes.append(code)
             _expect_nothing_left(run)
             run.start()
-        else:
-            break
-    return later()[0] - struck_at
+    return times[0] if times else None
 
 
 def _finish(run: DrilledRun, result: DrillResult, deadline_s: float) -> None:
