@@ -111,7 +111,7 @@ class BatchCollector:
         return {"sampler": self._sampler.get_state(), "buffer": self._buffer.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Resumes from `get_state`; what is in flight is given up. Raises ValueError if it is of other tasks."""
+        """Resumes from `get_state`; what is in flight is given up. Raises ValueError if tasks differ."""
         self._finisher.forget()
         self.judge.forget()
         self._last_taken_at = None
