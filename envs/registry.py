@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
 from envs.base import EnvProvider
+from serl.config.registry import OWN_NAME, import_own
 
 ENTRY_POINT_GROUP = "serl.envs"
 BUILT_IN = {
@@ -44,13 +43,16 @@ def load_target(name: str) -> Callable[..., Any]:
             if point.name == name:
                 return point.load()
         target = name
-    if not re.fullmatch(r"[\w.]+:\w+", target):
+    if not OWN_NAME.fullmatch(target):
         known = ", ".join(environment_names())
         raise UnknownEnvironmentError(
             f"unknown environment {name!r}; known: {known}, or package.module:factory"
         )
     module_name, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
+        factory = getattr(import_own(module_name), attribute)
+    except (ImportError, AttributeError) as error:
         raise UnknownEnvironmentError(f"environment {name!r} cannot be loaded: {error}") from error
+    if not callable(factory):
+        raise UnknownEnvironmentError(f"environment {name!r}: {attribute} is no function that makes one")
+    return factory

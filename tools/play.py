@@ -16,10 +16,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-import yaml
-
 from envs.base import EnvProvider, Task, TextEnv, Turn
 from envs.registry import UnknownEnvironmentError, make_provider
+from serl.config.errors import ConfigError
+from serl.config.yaml_files import parse_yaml
 from serl.rollout.episode_state import EpisodeState
 from serl.run.surroundings import write_any_character
 
@@ -124,9 +124,9 @@ def env_args(pairs: Sequence[str]) -> dict[str, object]:
         if not equals or not key:
             raise BadRequest(f"{pair!r} is no key=value")
         try:
-            args[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadRequest(f"{pair!r}: the value is not YAML") from error
+            args[key] = parse_yaml(value, "the value is not YAML")
+        except ConfigError as error:
+            raise BadRequest(f"{pair!r}: {error}") from error
     return args
 
 

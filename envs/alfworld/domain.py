@@ -150,9 +150,9 @@ def _parse_effects(
 
 
 def _parse_action(items: list[Expression]) -> ActionSchema:
-    name, *rest = items
-    if not isinstance(name, str) or len(rest) % 2:
+    if not items or not isinstance(items[0], str) or len(items) % 2 == 0:
         raise PddlError("an action is malformed")
+    name, rest = items[0], items[1:]
     fields: dict[str, Expression] = {str(rest[i]): rest[i + 1] for i in range(0, len(rest), 2)}
     parameters = tuple(parse_typed_names(fields.get(":parameters", [])))
     rules = split_condition(parse_condition(fields.get(":precondition", [])))

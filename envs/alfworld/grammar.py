@@ -83,7 +83,7 @@ def _rules(block: str, with_comments: bool) -> dict[str, Any]:
         body = "\n".join(line for line in body.split("\n") if not line.lstrip().startswith("#"))
     try:
         rules = json.loads(body)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise GrammarError(f"a block of the grammar is not JSON: {error}") from error
     if not isinstance(rules, dict):
         raise GrammarError("a block of the grammar is not a JSON object")

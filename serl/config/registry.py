@@ -30,7 +30,7 @@ from serl.config.problems import Location, Problem, problems_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OWN_NAME = re.compile(r"\w+(?:\.\w+)*:\w+")
+OWN_NAME = re.compile(r"\w+(?:\.\w+)*:\w+")
 
 
 class UnknownEntryError(ValueError):
@@ -109,9 +109,9 @@ class Registry:
         """
         module_name, colon, short = name.rpartition(":")
         if colon:
-            if not _OWN_NAME.fullmatch(name):
+            if not OWN_NAME.fullmatch(name):
                 raise UnknownEntryError("one of your own is written package.module:name")
-            module = _imported(module_name)
+            module = import_own(module_name)
             entry = self._entries.get(short)
             if entry is None or not any(value is entry.function for value in vars(module).values()):
                 raise UnknownEntryError(f"{module_name} registers no such {self.noun}")
@@ -139,7 +139,8 @@ class Registry:
         return []
 
 
-def _imported(name: str) -> ModuleType:
+def import_own(name: str) -> ModuleType:
+    """Somebody's own module. Raises ImportError, whatever the module raises, and NameTakenError."""
     try:
         return importlib.import_module(name)
     except (ImportError, NameTakenError):

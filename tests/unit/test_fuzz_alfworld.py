@@ -16,6 +16,7 @@ from fuzzing import damaged_bytes, damaged_json, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.alfworld import game
 from envs.alfworld.game import GameDataError, package_logic
 from envs.alfworld.game_sources import GameFolder, GameSource
 from envs.alfworld.pack import embedded_pack, write_pack
@@ -113,6 +114,23 @@ def test_a_damaged_game_is_told_by_the_scan_or_can_be_played(name: str, folder: 
     try:
         file.write_bytes(data.draw(damaged_file(name, whole)))
         check(GameFolder(folder), folder)
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("rules", ["pddl_domain", "grammar"])
+@fuzzed(20)
+@given(data=st.data())
+def test_damaged_rules_of_a_game_are_told_or_can_be_played(rules: str, folder: Path, data: st.DataObject):
+    file = trial_in(folder) / "game.tw-pddl"
+    whole = file.read_bytes()
+    stored = json.loads(whole)
+    damaged = data.draw(damaged_file("initial_state.pddl", stored[rules].encode()))
+    try:
+        file.write_text(json.dumps(stored | {rules: damaged.decode("utf-8", "replace")}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(game, "package_logic", lambda: None)
+            check(GameFolder(folder), folder)
     finally:
         file.write_bytes(whole)
 

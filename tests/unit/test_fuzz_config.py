@@ -14,6 +14,7 @@ from fuzzing import any_text, damaged_bytes, fuzzed, json_values
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import COMMAND_LINE, load_experiment
@@ -121,3 +122,14 @@ def test_a_damaged_record_of_a_config_is_read_or_told(folder: Path, data: st.Dat
 @example([("advantage.gamma", 0.5), ("advantage.args", 5)])
 def test_a_record_of_an_older_version_is_translated_or_told(folder: Path, pairs: list[tuple[str, Any]]):
     loaded(folder, yaml.safe_dump(nested(pairs), allow_unicode=True), recorded=True)
+
+
+@fuzzed(40)
+@given(names | any_text, st.dictionaries(any_text, values, max_size=2))
+@example("os:name", {})
+@example("..:x", {})
+def test_any_name_of_an_environment_is_one_or_a_sentence(name: str, args: dict[str, Any]):
+    try:
+        make_provider(name, args)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
