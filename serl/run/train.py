@@ -39,7 +39,7 @@ def train(
     """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to resume from.
 
     Remote learners that fail are replaced in place and resume from the newest checkpoint. Returns False if
-    ``stop`` was set before the end; a checkpoint has been written then. Raises LearnerError when learners fail
+    ``stop`` was set before the end; a checkpoint has been written then. Raises LearnerError when they fail
     more often than ``training.max_restarts`` allows.
     """
     model_dir = resolve_model(experiment.model.path)
