@@ -64,8 +64,7 @@ class EnvRunnerConfig(Protocol):
 class SERLEnvRunner(EnvRunner):
     """Plays the requests it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
 
-    ``config`` is RLlib's, and an `EnvRunnerConfig`. Raises what `make_provider` raises for wrong environment
-    arguments, and ChatTemplateMissingError.
+    ``config`` is RLlib's, and an `EnvRunnerConfig`.
     """
 
     config: EnvRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -76,8 +75,14 @@ class SERLEnvRunner(EnvRunner):
             os.chdir(self.config.start_dir)
         experiment = self.config.experiment
         self._training_settings, self._evaluation_settings = _episode_settings(experiment)
-        self.provider = make_provider(experiment.env.name, experiment.env.args)
-        self.encoder = PromptEncoder.load(self.config.model_dir)
+        self._start_error = ""
+        try:
+            self.provider = make_provider(experiment.env.name, experiment.env.args)
+            self.encoder = PromptEncoder.load(self.config.model_dir)
+        except (
+            Exception
+        ):  # of a runner that is not built RLlib says nothing; this one says it when it is asked
+            self._start_error = traceback.format_exc()
         self._policy: Policy | None = None
         self._num_reported_retries = 0
         max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
@@ -92,9 +97,11 @@ class SERLEnvRunner(EnvRunner):
 
         Waits up to ``wait_s`` seconds for the first episode to end, and a little longer for others. Raises
         nothing: whatever an episode raised beyond the failures that are reported is the report's ``error``,
-        and so is TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were
-        unfinished.
+        and so are what `make_provider` or `PromptEncoder.load` raised on this machine, and
+        TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were unfinished.
         """
+        if self._start_error:
+            return RolloutReport(error=self._start_error)
         try:
             if self._policy is None and requests:
                 self._policy = self._make_policy()

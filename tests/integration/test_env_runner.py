@@ -122,3 +122,11 @@ def test_an_env_runner_without_policy_deployment_says_so(config: RunnerConfig):
     runner = SERLEnvRunner(config=config, worker_index=1)
     assert "start the policy deployment first" in runner.exchange([rollout_request()], wait_s=0.0).error
     runner.stop()
+
+
+def test_an_env_runner_whose_machine_lacks_the_data_says_so(config: RunnerConfig, tmp_path: Path):
+    env = {"env": EnvSection(args={"data": str(tmp_path / "nowhere")})}
+    config.experiment = config.experiment.model_copy(update=env)
+    runner = SERLEnvRunner(config=config, worker_index=1)
+    assert str(tmp_path / "nowhere") in runner.exchange([rollout_request()], wait_s=0.0).error
+    runner.stop()
