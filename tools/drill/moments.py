@@ -32,7 +32,7 @@ def draw_moment(fault: Fault, is_first: bool, generator: random.Random) -> Momen
     """Only the first fault may come while the run starts, for the others wait until it goes again."""
     phase = fault.phase or generator.choice(PHASES if is_first else PHASES[1:])
     # An evaluation and a checkpoint are due a few updates later only.
-    most = 2 if phase in ("evaluation", "checkpoint", "two checkpoints") else 3
+    most = 3 if is_first and phase in ("rollout", "update", "broadcast") else 2
     return Moment(phase, generator.randint(1, most), generator.random())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serl.config.load import load_experiment
 from serl.run.processes import descendants, kill_descendants
+from serl.serving.weights_folder import remove_stale_folders
 from tools.drill.books import Row, evaluation_rows, update_rows
 from tools.drill.processes import kind_of, not_in_use, processes_below, shared_memory_files, title_of
 
@@ -137,5 +138,6 @@ class DrilledRun:
     def end_everything(self) -> None:
         """Whatever is left of it is killed, and freed in shared memory."""
         kill_descendants(_KILL_TIMEOUT_S)
+        remove_stale_folders()
         if self._process is not None:
             self._process.wait()
