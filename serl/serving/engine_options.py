@@ -54,7 +54,9 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
 
     Ray sets ``OMP_NUM_THREADS=1`` in actors, and threads of GNU OpenMP that spin while they wait take
     the cores from everybody else, hence the first three. On CPU two helpers of the sampler would be
-    compiled with a C++ compiler at the first request (14 s), hence ``TORCH_COMPILE_DISABLE``.
+    compiled with a C++ compiler at the first request (14 s), hence ``TORCH_COMPILE_DISABLE``. vLLM would
+    configure logging anew, which closes Serve's handlers: a controller that is restarted asks every replica
+    for the file of its log, and would end those that have none any more, hence ``VLLM_CONFIGURE_LOGGING``.
     """
     environment = {
         "OMP_NUM_THREADS": str(serving.num_threads),
@@ -64,6 +66,7 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "0",
         **CODE_ON_REPLICAS_OWN_LOOP,
     }
     if not runs_on_gpu(serving):
