@@ -19,7 +19,6 @@ from envs.alfworld.searcher import APPLIANCES, Memory, Searcher, SearchGoal, par
 __all__ = ["NoPlanError", "Searcher", "plan", "steps_left"]
 
 _CARRIED = re.compile(r"You are carrying: an? ([a-z]+ \d+)")
-_STATES = {"clean": "clean", "heat": "hot", "cool": "cool|cold"}
 
 
 class NoPlanError(ValueError):
@@ -68,7 +67,6 @@ class _Room:
     together: dict[str, frozenset[str]]
     here: frozenset[str]
     held: str
-    held_is_changed: dict[str, bool]
     release: tuple[str, ...]
 
 
@@ -140,17 +138,8 @@ def _scout(engine: Engine, inventory: Frame) -> _Room:
         together=together,
         here=frozenset(here),
         held=name,
-        held_is_changed=_states(engine, name),
         release=_release(engine, name, here_first),
     )
-
-
-def _states(engine: Engine, held: str) -> dict[str, bool]:
-    """For clean, heat and cool, whether what is held shows it."""
-    if not held:
-        return {}
-    seen = engine.copy().step(f"examine {held}").observation
-    return {verb: re.search(rf"\b({word})\b", seen) is not None for verb, word in _STATES.items()}
 
 
 def _release(engine: Engine, held: str, receptacles: list[str]) -> tuple[str, ...]:
@@ -185,7 +174,9 @@ def _drafts(goal: SearchGoal, room: _Room) -> Iterator[_Draft]:
     appliances = [place for place in memory.receptacles if type_of(place) == APPLIANCES.get(goal.verb)]
     for target in targets:
         for chosen in permutations(objects, goal.count):
-            for appliance in appliances if goal.verb else [""]:
+            # What is held may have been changed already; not every object shows it when it is examined.
+            is_held = any(name == room.held for name, _ in chosen)
+            for appliance in [*([""] if is_held or not goal.verb else []), *appliances]:
                 yield _put_draft(room, goal, chosen, target, appliance)
 
 
@@ -224,8 +215,7 @@ def _put_draft(
             draft = _begin(room, (name, place))
         elif place:
             draft.take(name, place)
-        changed = name == room.held and room.held_is_changed.get(goal.verb, False)
-        if appliance and not changed:
+        if appliance:
             draft.change(goal.verb, name, appliance)
         draft.move(name, target)
     return draft
