@@ -9,7 +9,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 
@@ -132,6 +132,23 @@ class EnvProvider(Protocol):
         ...
 
 
+@runtime_checkable
+class MeasuringProvider(EnvProvider, Protocol):
+    """A provider that can also tell useful actions from idle ones: what `tools.credit` asks for.
+
+    Nothing is trained on it. `tools.check_env` checks its promises.
+    """
+
+    def progress(self, env: TextEnv) -> float:
+        """How near the episode under way in ``env``, one of this provider's, is to success.
+
+        Greater is nearer, −∞ a dead end; nothing is greater than after a success. Only comparisons within one
+        episode matter: an action made progress exactly if it raised this. It may know more than the
+        observations say, and leaves the episode as it is. Raises ValueError for an episode it cannot judge.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DemonstratedAction:
     """``is_detour``: drawn at random instead of what the expert thinks best, to be made up for later."""
@@ -172,6 +189,7 @@ class Demonstrator(Protocol):
         ...
 
 
+@runtime_checkable
 class DemonstratingProvider(EnvProvider, Protocol):
     """A provider that can also show how its tasks are done: what `tools.warm_start` asks for."""
 

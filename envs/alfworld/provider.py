@@ -17,6 +17,7 @@ from envs.alfworld.env import AlfworldEnv, GameEngine
 from envs.alfworld.game import Game
 from envs.alfworld.game_sources import SPLITS, GameRecord, Scan, open_source
 from envs.alfworld.one_thread import OneThreadEngine
+from envs.alfworld.oracle import steps_left
 from envs.alfworld.tasks import TASK_TYPES
 from envs.alfworld.textworld_engine import TextWorldEngine
 from envs.arguments import parse_arguments
@@ -109,6 +110,12 @@ class AlfworldProvider:
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         """Chat messages of one step's prompt."""
         return prompt.messages(parts, self.arguments.show_admissible_actions)
+
+    def progress(self, env: TextEnv) -> float:
+        """Minus the length of the planner's plan. Raises ValueError for a task of another wording."""
+        if not isinstance(env, AlfworldEnv) or not isinstance(env.engine, Engine):
+            raise ValueError("progress needs an episode of the native engine")
+        return -steps_left(env.engine)
 
     def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> AlfworldDemonstrator:
         """The searcher for the game under way in ``env``. Raises ValueError for a task of another wording."""

@@ -150,7 +150,9 @@ class WebshopDemonstrator:
         future = self._env.copy()
         assert future.engine is not None
         _, _, _, _, info = future.step(action)
-        return info["feedback"], self._distance(future.engine) < self._distance(self._engine)
+        return info["feedback"], actions_left(future.engine, self.purchase) < actions_left(
+            self._engine, self.purchase
+        )
 
     def best_action(self) -> str:
         return self._decide(self._engine)[1]
@@ -187,7 +189,7 @@ class WebshopDemonstrator:
                 if engine.options.get(name) != value:
                     return f"choose {name}", f"click[{value}]"
             return "buy it", f"click[{BUY_NOW}]"
-        if not self._is_searched(engine):
+        if not _is_searched(engine, purchase):
             return "search", f"search[{purchase.query}]"
         if engine.asin is not None:
             return "go back", f"click[{PREVIOUS_PAGE}]"
@@ -197,22 +199,27 @@ class WebshopDemonstrator:
             return "go back", f"click[{PREVIOUS_PAGE}]"
         return "open it", f"click[{purchase.asin}]"
 
-    def _is_searched(self, engine: Engine) -> bool:
-        return purchase_found_by(engine, self.purchase) == self.purchase.result_page
 
-    def _distance(self, engine: Engine) -> int:
-        """Actions that are left, by the way of `_decide`."""
-        if engine.score is not None:
-            return 0 if engine.score.total == FULL_SCORE else _NEVER
-        missing = sum(engine.options.get(name) != value for name, value in self.purchase.choice.items())
-        on_sub_page = engine.asin is not None and BUY_NOW.lower() not in engine.clickables
-        if engine.asin == self.purchase.asin:
-            return missing + 1 + on_sub_page
-        from_results = 1 + len(self.purchase.choice) + 1
-        if not self._is_searched(engine):
-            return 1 + self.purchase.result_page - 1 + from_results
-        back = 0 if engine.asin is None else 1 + on_sub_page
-        return back + abs(engine.result_page - self.purchase.result_page) + from_results
+def actions_left(engine: Engine, purchase: Purchase) -> int:
+    """How many actions lead to ``purchase`` from here, by the demonstrator's way.
+
+    0 after any purchase with a full score, a very large number after another one.
+    """
+    if engine.score is not None:
+        return 0 if engine.score.total == FULL_SCORE else _NEVER
+    missing = sum(engine.options.get(name) != value for name, value in purchase.choice.items())
+    on_sub_page = engine.asin is not None and BUY_NOW.lower() not in engine.clickables
+    if engine.asin == purchase.asin:
+        return missing + 1 + on_sub_page
+    from_results = 1 + len(purchase.choice) + 1
+    if not _is_searched(engine, purchase):
+        return 1 + purchase.result_page - 1 + from_results
+    back = 0 if engine.asin is None else 1 + on_sub_page
+    return back + abs(engine.result_page - purchase.result_page) + from_results
+
+
+def _is_searched(engine: Engine, purchase: Purchase) -> bool:
+    return purchase_found_by(engine, purchase) == purchase.result_page
 
 
 def purchase_found_by(engine: Engine, purchase: Purchase) -> int | None:

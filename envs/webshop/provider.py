@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
@@ -16,7 +16,13 @@ from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 from envs.webshop import prompt
 from envs.webshop.catalogue import Catalogue
 from envs.webshop.data_files import DATA_VARIABLE, data_folder, embedded_catalogue, find_files, load_catalogue
-from envs.webshop.demonstrator import WebshopDemonstrator, prompt_phrases
+from envs.webshop.demonstrator import (
+    Purchase,
+    WebshopDemonstrator,
+    actions_left,
+    best_purchase,
+    prompt_phrases,
+)
 from envs.webshop.env import Reward, WebshopEnv
 from envs.webshop.goals import Goal, goal_fingerprint
 from envs.webshop.nouns import FALLBACK
@@ -27,6 +33,8 @@ from envs.webshop.splits import TRAIN, Protocol, split_goals
 from serl.config.nearest import name_hint
 
 logger = logging.getLogger(__name__)
+
+_REMEMBERED_PURCHASES = 128
 
 
 class WebshopArguments(BaseModel):
@@ -78,6 +86,7 @@ class WebshopProvider:
         self.arguments = arguments
         self._lock = threading.Lock()
         self._open_catalogue = self._find_catalogue()
+        self._purchase = lru_cache(maxsize=_REMEMBERED_PURCHASES)(self._best_purchase)
 
     def task_set(self, split: str) -> TaskSet:
         """The goals of ``split`` in the original's order.
@@ -132,6 +141,12 @@ class WebshopProvider:
         arguments = self.arguments
         return prompt.messages(parts, arguments.show_admissible_actions, arguments.max_observation_tokens)
 
+    def progress(self, env: TextEnv) -> float:
+        """Minus the number of actions that lead to the best product, with its options, and buy it."""
+        if not isinstance(env, WebshopEnv) or env.engine is None:
+            raise ValueError("progress needs an episode under way in a WebshopEnv")
+        return -float(actions_left(env.engine, self._purchase(env.engine.goal.goal_id)))
+
     def demonstrator(self, env: TextEnv, rng: random.Random, detour_share: float) -> WebshopDemonstrator:
         """A shopper for the episode under way in ``env``. Raises ValueError without one."""
         if not isinstance(env, WebshopEnv):
@@ -141,6 +156,9 @@ class WebshopProvider:
     def prompt_phrases(self) -> tuple[str, ...]:
         """Fixed wording of prompts, actions and feedback, and the ids of all products."""
         return prompt_phrases(self.shop)
+
+    def _best_purchase(self, goal_id: str) -> Purchase:
+        return best_purchase(self.shop, self.goal(goal_id))
 
     @property
     def shop(self) -> Shop:

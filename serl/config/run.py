@@ -53,6 +53,10 @@ class LoggingSection(Section):
     """Trajectories recorded for `python -m tools.inspect`; 0: none."""
     trajectories_interval: PositiveInt = 1
     """Iterations from one that is recorded to the next, for a long run whose file would be full early."""
+    credit: bool = False
+    """Whether recorded trajectories are played again to measure if the teacher's log-ratio tells progress
+    from the rest: the metrics ``credit/…``. Needs an environment that can measure progress; ALFWorld takes
+    2 ms a step."""
     max_trajectories_mib: PositiveFloat = 64.0
     """Their file ends at this size, in MiB."""
     progress_bar: bool = True

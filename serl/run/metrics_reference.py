@@ -273,6 +273,22 @@ GROUPS: Mapping[str, MetricGroup] = {
             "trajectories_mib": "Size of the file in MiB.",
         },
     ),
+    "credit": MetricGroup(
+        "whether the teacher tells progress from the rest, with `logging.credit`",
+        {
+            "auc_idle": "How often, of a recorded step that brought the task nearer and an admissible one "
+            "that did not, the former has the higher Δ, summed over its weighted tokens: 0.5 is a coin, and "
+            "then the weights carry no credit.",
+            "auc_idle_positive": "The same among steps with a positive advantage.",
+            "auc_rest": "As `auc_idle`, against inadmissible actions too.",
+            "student_auc_idle": "As `auc_idle`, by the log-probs that the student's sampler recorded.",
+            "num_progress": "Recorded steps with weighted tokens that brought the task nearer.",
+            "num_idle": "Those whose action was admissible and did not.",
+            "num_inadmissible": "Those with an inadmissible action.",
+            "trajectories_not_judged": "Recorded trajectories that cannot be played again, or went another "
+            "way; `logs/driver.log` says why.",
+        },
+    ),
     "evaluation": MetricGroup(
         "held-out tasks",
         {

@@ -19,6 +19,7 @@ from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import find_checkpoint, save_checkpoint
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
+from serl.run.credit import CreditMeter
 from serl.run.evaluations import append_evaluation, read_evaluations
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.restarts import RestartBudget
@@ -44,6 +45,7 @@ def train(
     """
     model_dir = resolve_model(experiment.model.path)
     restarts = RestartBudget(experiment.training.max_restarts)
+    credit = CreditMeter.of(experiment)
     with running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm:
         begin = partial(algorithm.load_checkpoint, str(resume)) if resume is not None else None
         while True:
@@ -57,7 +59,7 @@ def train(
                     max_bytes=int(experiment.logging.max_trajectories_mib * 2**20),
                 )
                 stop.nothing_to_save = False
-                return _Run(experiment, run_dir, console, algorithm, records).iterate()
+                return _Run(experiment, run_dir, console, algorithm, records, credit).iterate()
             except LearnerError as error:
                 if experiment.learner.num_learners == 0:
                     raise
@@ -98,12 +100,14 @@ class _Run:
         console: Console,
         algorithm: SERL,
         records: TrajectoryWriter,
+        credit: CreditMeter | None,
     ) -> None:
         self.experiment = experiment
         self.run_dir = run_dir
         self.console = console
         self.algorithm = algorithm
         self.records = records
+        self.credit = credit
         self.saved_iteration = self.iteration if self.iteration else -1
 
     @property
@@ -160,9 +164,10 @@ class _Run:
     def record(self) -> dict[str, float]:
         """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""
         was_full = self.records.full
-        metrics = self.records.write(
-            self.iteration, self.algorithm.last_recorded, self.algorithm.last_teacher_records
-        )
+        recorded = self.algorithm.last_recorded, self.algorithm.last_teacher_records
+        metrics = self.records.write(self.iteration, *recorded)
+        if self.credit is not None:
+            metrics |= self.credit.metrics(*recorded)
         if self.records.full and not was_full:
             limit = self.experiment.logging.max_trajectories_mib
             self.console.note(

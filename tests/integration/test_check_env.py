@@ -86,6 +86,43 @@ def careless(args: dict[str, Any]) -> CarelessProvider:
     return CarelessProvider()
 
 
+class Meddling(GuessProvider):
+    def progress(self, env):
+        env.guesses_left = 1
+        return 0.0
+
+
+class Undecided(GuessProvider):
+    def progress(self, env):
+        return float("nan")
+
+
+class AnyGuessWins(GuessEnv):
+    def step(self, action):
+        self.secret = int(action[-1]) if action[-1:].isdigit() else self.secret
+        return super().step(action)
+
+
+class Backward(GuessProvider):
+    def make_env(self):
+        return AnyGuessWins()
+
+    def progress(self, env):
+        return float(env.guesses_left)
+
+
+def meddling(args: dict[str, Any]) -> Meddling:
+    return Meddling()
+
+
+def undecided(args: dict[str, Any]) -> Undecided:
+    return Undecided()
+
+
+def backward(args: dict[str, Any]) -> Backward:
+    return Backward()
+
+
 class NotAnEnvironment:
     def __init__(self, args: dict[str, Any]):
         pass
@@ -119,6 +156,9 @@ def test_our_own_environments_keep_their_promises(
         ("Silent", "info", "info lacks 'feedback'"),
         ("Failing", "error", "ZeroDivisionError('here')"),
         ("careless", "tasks", "reset accepts an unknown task id, expected KeyError"),
+        ("meddling", "progress", "the episode goes another way once asked"),
+        ("undecided", "progress", "nan is not a number"),
+        ("backward", "progress", "0 after a success, but 3 before it"),
     ],
 )
 def test_each_broken_promise_is_named_alone(

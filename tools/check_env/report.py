@@ -11,9 +11,10 @@ from typing import Any
 
 import psutil
 
-from envs.base import TextEnv
+from envs.base import MeasuringProvider, TextEnv
 from serl.rollout.episode_state import EpisodeState
 from tools.check_env.episodes import Answer, CheckSettings, Record, Target, play_again, play_at_random
+from tools.check_env.progress import progress_problem
 
 _INFO: dict[str, tuple[type, ...]] = {
     "admissible_actions": (list,),
@@ -63,6 +64,10 @@ def check(target: Target, settings: CheckSettings) -> Violations:
     _check_times(records, target, settings, violations)
     if target.provider is not None:
         _check_provider(target, records, violations)
+    if isinstance(target.provider, MeasuringProvider):
+        for record in records:
+            if problem := progress_problem(target.provider, record, settings.seed):
+                violations.add("progress", f"task {record.task_id!r}: {problem}")
     if "error" not in violations.counts:
         _check_memory(target, settings, violations)
     return violations

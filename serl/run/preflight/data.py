@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.base import EnvProvider, TaskSet, assert_disjoint
+from envs.base import EnvProvider, MeasuringProvider, TaskSet, assert_disjoint
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
+from serl.run.credit import cannot_measure
 from serl.run.preflight.finding import Finding
 
 
@@ -37,6 +38,8 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
             f"{evaluation.split!r}, which has {len(held_out)} tasks"
         )
         findings.append(Finding("wrong", "data", text))
+    if experiment.logging.credit and not isinstance(provider, MeasuringProvider):
+        findings.append(Finding("wrong", "environment", cannot_measure(experiment)))
     return Tasks(provider, train, held_out), findings
 
 
