@@ -102,7 +102,7 @@ class DrilledRun:
             if self.ended:
                 raise RunEndedError(f"the run ended before {what}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {what} within {timeout_s:.0f} s")
+                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
             time.sleep(poll_s)
 
     def processes(self, kind: str | None = None) -> list[int]:

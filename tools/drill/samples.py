@@ -32,7 +32,7 @@ MACHINE = "run"
 class Sample:
     """``values`` by quantity and kind of process, summed over its processes, after ``updates`` updates.
 
-    Resident memory is without what is shared; the object store is what of its memory the raylet has touched.
+    Resident memory is without what is shared; the object store is what of its memory was ever filled.
     """
 
     time: float
@@ -55,7 +55,7 @@ def take_sample(pid: int, updates: int, shared_before: set[Path]) -> Sample:
         values[THREADS][kind] += threads
         values[PROCESSES][kind] += 1
         if kind == "raylet":
-            values[OBJECT_STORE][MACHINE] += _shared_resident_mib(found)
+            values[OBJECT_STORE][MACHINE] += _object_store_mib(found)
     values[SHARED_MEMORY][MACHINE] = sum(_size(file) for file in shared_memory_files() - shared_before) / MIB
     return Sample(time.time(), updates, {name: dict(own) for name, own in values.items()})
 
@@ -71,12 +71,16 @@ def _driver_first(kind: str) -> tuple[bool, str]:
     return kind != DRIVER, kind
 
 
-def _shared_resident_mib(pid: int) -> float:
+def _object_store_mib(raylet: int) -> float:
+    """What is filled of the file in shared memory, without a name, that is Ray's object store."""
+    blocks = 0
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        for opened in Path(f"/proc/{raylet}/fd").iterdir():
+            if str(opened.readlink()).startswith("/dev/shm/plasma"):
+                blocks += opened.stat().st_blocks
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024.0 for line in lines if line.startswith("RssShmem:")), 0.0)
+        return 0.0  # it has just ended
+    return 512 * blocks / MIB
 
 
 def _size(path: Path) -> int:

@@ -76,8 +76,8 @@ def _watch(run: DrilledRun, file: Path, every_s: float) -> int:
         while not run.ended:
             time.sleep(every_s)
             updates = run.updates()
-            # A process that is just ending has what the others had, and less.
-            if not updates or run.ended:
+            # A run that is ending has fewer and fewer processes.
+            if not updates or run.is_complete():
                 continue
             sample = take_sample(run.pid, updates[-1]["iteration"], shared_before)
             with file.open("a", encoding="utf-8") as samples:
