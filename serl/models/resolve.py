@@ -62,11 +62,15 @@ def ready_folder(path: str) -> Path | None:
     if separator and kind == "wheel":
         target = _conversion_target(_gguf_file(name))
         return _checked(target, path) if (target / "config.json").is_file() else None
+    return _hub_cache(path) if is_hub_id(path) else resolve_model(path)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``path`` names a model of the hub, and not a folder of that name."""
     try:
-        is_hub_id = _HUB_ID.fullmatch(path) is not None and not os.path.isdir(expanded_path(path))
+        return _HUB_ID.fullmatch(path) is not None and not os.path.isdir(expanded_path(path))
     except UnknownPathError:
-        is_hub_id = False
-    return _hub_cache(path) if is_hub_id else resolve_model(path)
+        return False
 
 
 def gguf_of(path: str) -> Path | None:

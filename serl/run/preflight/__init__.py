@@ -7,7 +7,8 @@ from serl.run.preflight.address import examine_address
 from serl.run.preflight.data import open_tasks
 from serl.run.preflight.finding import Finding
 from serl.run.preflight.judge import examine_judge
-from serl.run.preflight.machine import examine_machine, needed_cpus, needed_gpus
+from serl.run.preflight.machine import examine_machine, examine_resources, needed_cpus, needed_gpus
+from serl.run.preflight.memory import examine_memory
 from serl.run.preflight.model import examine_engine_args, examine_model, model_folder
 from serl.run.preflight.output import examine_output
 from serl.run.preflight.prompts import examine_prompts
@@ -28,7 +29,8 @@ def examine(experiment: ExperimentConfig, address: str | None = None) -> list[Fi
     """Everything that training would need, found or not; with ``address`` the cluster's resources count."""
     return [
         *examine_inputs(experiment),
-        *examine_machine(experiment, address),
+        *examine_resources(experiment, address),
+        *examine_memory(experiment, address),
         *examine_judge(experiment, ask=True),
     ]
 

@@ -28,7 +28,8 @@ import json, logging, sys
 import ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
-    answer = {"resources": ray.cluster_resources()}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    answer = {"resources": ray.cluster_resources(), "gpus": [node.get("GPU", 0.0) for node in nodes]}
 except Exception as error:
     answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 print()
@@ -38,10 +39,11 @@ print(json.dumps(answer))
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:
-    """What a cluster has in all."""
+    """What a cluster has in all, and how many GPUs each of its nodes has."""
 
     num_cpus: float
     num_gpus: float
+    gpus_of_nodes: tuple[float, ...]
 
 
 class AddressError(RuntimeError):
@@ -85,7 +87,7 @@ def cluster_resources(address: str) -> ClusterResources:
             raise AddressError(f"--address {address}: {error.removeprefix(_NO_TOKEN).partition('. ')[0]}")
         raise AddressError(f"--address {address}: it cannot be joined: {error[:500]}")
     resources: dict[str, float] = answer["resources"]
-    return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0), tuple(answer["gpus"]))
 
 
 def _token_to_give() -> str:

