@@ -10,6 +10,9 @@ from typing import Any
 
 from serl.models.resolve import ModelPathError, is_hub_id, ready_folder
 
+# What somebody who only asks for advice can be made to wait.
+HUB_SECONDS = 5.0
+
 
 def model_config(path: str, hub_seconds: float) -> dict[str, Any] | None:
     """Its contents; None if the model is yet to be converted, or the hub does not send it in time.

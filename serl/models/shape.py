@@ -88,5 +88,5 @@ class ModelShape:
 
 def count_experts(config: Mapping[str, Any]) -> int:
     """How many experts a layer has; 1 for a dense model."""
-    keys = ("num_experts", "num_local_experts", "n_routed_experts")
-    return max(1, *(int(config.get(key) or 1) for key in keys))
+    counts = [config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
+    return max([1, *(count for count in counts if isinstance(count, int))])

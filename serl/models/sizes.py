@@ -1,4 +1,4 @@
-"""How many weights a policy has, from the headers of its files; none is read."""
+"""Which weights the files of a policy have, and how many, from the headers; none is read."""
 
 from __future__ import annotations
 
@@ -18,27 +18,32 @@ def num_weights(path: str) -> int | None:
     """
     folder = ready_folder(path)
     if folder is not None:
-        return sum(_of_safetensors(file) for file in folder.glob("*.safetensors")) or None
+        return sum(math.prod(shape) for shape in checkpoint_shapes(folder).values()) or None
     gguf = gguf_of(path)
     return None if gguf is None else _of_gguf(gguf)
 
 
-def _of_safetensors(file: Path) -> int:
+def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, of all files in ``folder``. Raises ModelPathError if one is damaged."""
+    return {name: shape for file in folder.glob("*.safetensors") for name, shape in _in_file(file).items()}
+
+
+def _in_file(file: Path) -> dict[str, tuple[int, ...]]:
     """The file begins with the length of its header, 8 bytes, and the header, a JSON object."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         try:
             header = json.loads(opened.read(min(length, _MAX_HEADER_BYTES)))
-            weights = [entry for name, entry in header.items() if name != "__metadata__"]
-            end = max((entry["data_offsets"][1] for entry in weights), default=0)
-            count = sum(math.prod(entry["shape"]) for entry in weights)
+            weights = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in weights.values()), default=0)
+            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in weights.items()}
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise ModelPathError(f"{file} is not a whole file of weights: {error!r}") from error
     if file.stat().st_size != 8 + length + end:
         raise ModelPathError(
             f"{file} is not a whole file of weights: it has {file.stat().st_size} bytes of {8 + length + end}"
         )
-    return count
+    return shapes
 
 
 def _of_gguf(file: Path) -> int | None:

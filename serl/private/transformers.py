@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,19 @@ def load_tokenizer(model_dir: str) -> Any:
     else:
         from transformers import AutoTokenizer as tokenizer_class
     return tokenizer_class.from_pretrained(model_dir, local_files_only=True)
+
+
+def has_causal_model(model_type: str) -> bool:
+    """Whether `AutoModelForCausalLM` has a class for a config of ``model_type``.
+
+    Read in the mapping's source: importing it, which is public, imports torch.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return False
+    source = (Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
+    _, _, mapping = source.partition("\nMODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
+    return f'("{model_type}", ' in mapping.partition("\n)\n")[0]
 
 
 def decoder_layer_names(model: Any) -> set[str]:

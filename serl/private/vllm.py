@@ -6,7 +6,10 @@ is imported inside functions: drivers and env runners read modules of this proje
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from vllm import LLMEngine
 
 SEEN_IN = "0.32.0"
+
+# Dictionaries of the registry, by architecture.
+_REGISTERED_HERE = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}
 
 
 def num_requests(engine: LLMEngine) -> tuple[int, int]:
@@ -63,6 +69,24 @@ def load_model_class(architecture: str) -> None:
 
     if architecture in ModelRegistry.models:
         ModelRegistry.register_model(architecture, ModelRegistry.models[architecture].load_model_cls())
+
+
+def has_architecture(architecture: str) -> bool:
+    """Whether vLLM has a class of its own for text of ``architecture``; False without vLLM.
+
+    Read in its registry's source: importing the registry, which is public, takes seconds.
+    """
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return False
+    registry = Path(spec.origin).parent / "model_executor" / "models" / "registry.py"
+    for statement in ast.parse(registry.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            names = {target.id for target in statement.targets if isinstance(target, ast.Name)}
+            keys = {key.value for key in statement.value.keys if isinstance(key, ast.Constant)}
+            if names & _REGISTERED_HERE and architecture in keys:
+                return True
+    return False
 
 
 def begin_reload(model: torch.nn.Module) -> None:

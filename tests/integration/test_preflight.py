@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from envs.example import GuessEnv, GuessProvider
 from serl.config import ExperimentConfig
@@ -72,6 +72,62 @@ def test_a_model_without_a_chat_template_is_told(model: Path):
     (model / "chat_template.jinja").unlink()
     (told,) = wrong(f"model.path={model}")
     assert "has no chat template: add chat_template.jinja" in told
+
+
+def describe(model: Path, **changes: Any) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_a_model_that_transformers_has_no_class_for_is_told(model: Path):
+    describe(model, model_type="llamas")
+    (told,) = wrong(f"model.path={model}")
+    assert "has model_type = 'llamas', for which transformers " in told
+    assert told.endswith(" has no causal language model: learners could not load it")
+
+
+def test_a_model_that_vllm_has_no_class_for_is_told(model: Path):
+    describe(model, architectures=["LlamasForCausalLM"])
+    (told,) = wrong(f"model.path={model}")
+    assert "has the architectures LlamasForCausalLM, for which the installed vLLM has no class" in told
+
+
+def test_a_configuration_that_is_no_object_is_told(model: Path):
+    (model / "config.json").write_text("[]")
+    (told,) = wrong(f"model.path={model}")
+    assert told == f"model: {model}/config.json is not a model's configuration: it is no object"
+
+
+def test_experts_that_transformers_holds_in_another_form_than_the_files_are_told(model: Path):
+    config = Qwen2MoeConfig(
+        vocab_size=823,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        num_experts=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    Qwen2MoeForCausalLM(config).save_pretrained(model)
+    (told,) = wrong(f"model.path={model}")
+    assert "transformers holds 2 weights in another form than the files, such as " in told
+    assert "model.layers.0.mlp.experts.down_proj" in told
+    file = model / "model.safetensors"
+    state = Qwen2MoeForCausalLM(config).state_dict()
+    save_file({name: weight.contiguous() for name, weight in state.items()}, file)
+    assert wrong(f"model.path={model}") == []
+
+
+@pytest.mark.parametrize("key", ["learner.num_gpus_per_learner", "serving.num_gpus_per_replica"])
+def test_bfloat16_on_processors_is_told(key: str):
+    overrides = ["model.dtype=bfloat16", "learner.num_gpus_per_learner=1", "serving.num_gpus_per_replica=1"]
+    overrides += ["serving.weight_transfer=nccl"]
+    assert wrong(*overrides) == []
+    told = wrong("model.dtype=bfloat16")
+    assert len(told) == 2
+    assert any(one.startswith(f"model: model.dtype = bfloat16 contradicts {key} = 0: ") for one in told)
 
 
 def make_special(model: Path, *tags: str) -> None:
@@ -247,7 +303,7 @@ def test_the_memory_of_a_hub_model_is_planned_from_its_config_alone(
     host, shared_memory, disk = [found.text for found in examine_memory(hub_model)]
     assert host.startswith("host: 0.7 GB on the first learner's node")
     assert shared_memory == "/dev/shm: 0.01 GB for 3 versions of the weights"
-    assert disk == "disk: 0.03 GB for 2 checkpoints of 0.01 GB and the next one"
+    assert disk == "disk: 0.04 GB for 2 checkpoints of 0.01 GB and the next one"
 
 
 def test_a_hub_that_is_silent_is_not_waited_for(hub_model: ExperimentConfig, monkeypatch: pytest.MonkeyPatch):
@@ -258,7 +314,7 @@ def test_a_hub_that_is_silent_is_not_waited_for(hub_model: ExperimentConfig, mon
         raise ConnectionError("the test is over")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", silent)
-    monkeypatch.setattr(memory_module, "_HUB_SECONDS", 0.1)
+    monkeypatch.setattr(memory_module, "HUB_SECONDS", 0.1)
     (found,) = examine_memory(hub_model)
     answer.set()
     assert found.verdict == "ok" and found.text.startswith(
@@ -276,7 +332,9 @@ def test_a_layer_keeps_for_its_backward_pass_what_is_planned(dtype: str, num_lea
     overrides = [f"model.dtype={dtype}", f"learner.num_learners={num_learners}"]
     planned = saved_bytes_per_token(ModelShape.of(config.to_dict()), load_experiment(QUICKSTART, overrides))
     lower, sharded = dtype == "bfloat16", num_learners > 1
-    model = LlamaForCausalLM(config).to(torch.bfloat16 if lower and sharded else torch.float32)
+    model = LlamaForCausalLM(config)
+    if lower and sharded:
+        model.bfloat16()
     layer, ids = model.model.layers[1], torch.zeros(2, 512, dtype=torch.long)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}

@@ -15,11 +15,13 @@ from transformers import (
     MambaConfig,
     MistralConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from serl.private.transformers import (
     SEEN_IN,
     decoder_layer_names,
     forget_quantization,
+    has_causal_model,
     load_tokenizer,
     remembers_whole_prompts,
 )
@@ -53,6 +55,11 @@ def test_any_other_tokenizer_is_left_to_auto_tokenizer(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path)
     assert type(load_tokenizer(str(tmp_path))) is type(AutoTokenizer.from_pretrained(tmp_path)), CONTRACT
     assert type(load_tokenizer(str(tmp_path))) is not type(tokenizer), CONTRACT
+
+
+def test_the_types_of_causal_models_are_those_of_the_mapping() -> None:
+    assert all(map(has_causal_model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)), CONTRACT
+    assert not any(map(has_causal_model, ("llamas", "t5", "bert-", "None", ""))), CONTRACT
 
 
 @pytest.mark.parametrize(("config", "name"), [(LLAMA, "LlamaDecoderLayer"), (SLIDING, "MistralDecoderLayer")])

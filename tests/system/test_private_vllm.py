@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from serving_helpers import experiment, make_policy, save_tokenizer
-from vllm import __version__
+from vllm import ModelRegistry, __version__
 from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 from vllm.distributed.utils import StatelessProcessGroup
 from vllm.distributed.weight_transfer import nccl_common, packed_tensor
 
-from serl.private.vllm import SEEN_IN, check_nccl_group, nccl_wire_format
+from serl.private.vllm import SEEN_IN, check_nccl_group, has_architecture, nccl_wire_format
 from serl.serving.engine_options import replica_environment
 
 CONTRACT = f"seen in vLLM {SEEN_IN}, this is {__version__}"
@@ -135,6 +135,14 @@ def test_a_reload_replaces_weights_and_a_tied_head_must_be_packed_again(found: d
     assert found["loaded"] == ["model.embed_tokens.weight"], CONTRACT
     assert found["stale_ratio"] == pytest.approx(1.0, rel=1e-3), CONTRACT
     assert found["ratio"] == pytest.approx(2.0, rel=1e-3), CONTRACT
+
+
+def test_architectures_are_those_of_the_registry() -> None:
+    """What is only in the registry is no language model, or left to transformers."""
+    known = {name for name in ModelRegistry.models if has_architecture(name)}
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3MoeForCausalLM"} <= known, CONTRACT
+    assert len(known) > len(ModelRegistry.models) / 2, CONTRACT
+    assert not has_architecture("LlamasForCausalLM"), CONTRACT
 
 
 def test_the_nccl_broadcast_takes_what_it_is_given() -> None:

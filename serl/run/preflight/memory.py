@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serl.config import ExperimentConfig
 from serl.config.paths import UnknownPathError, expanded_path
-from serl.models.description import model_config
+from serl.models.description import HUB_SECONDS, model_config
 from serl.models.resolve import ModelPathError, is_hub_id
 from serl.models.shape import ModelShape, UnknownShapeError
 from serl.models.sizes import num_weights
@@ -20,7 +20,6 @@ from serl.run.preflight import memory_plan
 from serl.run.preflight.finding import Finding, Verdict
 from serl.run.preflight.memory_plan import GB, Plan
 
-_HUB_SECONDS = 5.0
 _NVIDIA_SMI_SECONDS = 10.0
 
 
@@ -38,7 +37,7 @@ def examine_memory(experiment: ExperimentConfig, address: str | None = None) -> 
     """The plan in figures, and what of it does not fit; with ``address`` nothing is known of the nodes."""
     path = experiment.model.path
     try:
-        config = model_config(path, _HUB_SECONDS)
+        config = model_config(path, HUB_SECONDS)
         if config is None:
             why = "the hub did not send its config.json" if is_hub_id(path) else "it is yet to be converted"
             return [Finding("ok", "memory", f"not known: {path} is not here, and {why}")]

