@@ -191,7 +191,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
         encoder = PromptEncoder.load(config.model_dir)
         self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
-        self._actors = WatchedActors(experiment.cluster.heartbeat_timeout_s, names)
+        self._actors = WatchedActors(experiment, names)
         self._actors.watch_env_runners(self.env_runner_group)
         self._actors.watch_learners(self._learners)
         self.failures = self._collector.failures
@@ -378,6 +378,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
             self._turn(iteration, waiting_for, "update")
 
     def _poll_runners(self, iteration: Iteration) -> PoolReport:
+        self._actors.require_serving()
         iteration.not_polling_s += time.monotonic() - iteration.last_polled
         report = self._pool.poll(_POLL_S)
         iteration.last_polled = time.monotonic()
@@ -395,6 +396,5 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self._collector.failures.require_episodes()
 
     def _show_progress(self, iteration: Iteration, phase: str, episodes: int, wanted: int) -> None:
-        staleness, judge = self.iteration_metrics.get("staleness/mean", 0.0), self._collector.judge
-        progress = iteration.progress(phase, episodes, wanted, staleness, judge.num_done, judge.num_pending)
-        self.on_progress(progress)
+        stale, judge = self.iteration_metrics.get("staleness/mean", 0.0), self._collector.judge
+        self.on_progress(iteration.progress(phase, episodes, wanted, stale, judge.num_done, judge.num_pending))

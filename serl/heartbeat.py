@@ -31,6 +31,7 @@ class _Watched:
     ping: Callable[[], Any]
     end: Callable[[], None]
     on_death: Callable[[], None] | None
+    on_answer: Callable[[Any], None] | None
     answer: Any = None
     asked_at: float = 0.0
     has_answered: bool = False
@@ -59,14 +60,15 @@ class HeartbeatMonitor:
         ping: Callable[[], Any],
         end: Callable[[], None],
         on_death: Callable[[], None] | None = None,
+        on_answer: Callable[[Any], None] | None = None,
     ) -> None:
         """Watches the actor ``name`` in the place of another one of that name.
 
-        ``ping`` returns a reference to an answer, ``end`` is called when there is none in time, and
-        ``on_death`` when the actor is found dead.
+        ``ping`` returns a reference to an answer, which ``on_answer`` is called with; ``end`` is called when
+        there is none in time, ``on_death`` when the actor is found dead. All in the monitor's thread.
         """
         with self._lock:
-            self._watched[name] = _Watched(kind, ping, end, on_death)
+            self._watched[name] = _Watched(kind, ping, end, on_death, on_answer)
 
     def forget(self, name: str) -> None:
         with self._lock:
@@ -103,7 +105,7 @@ class HeartbeatMonitor:
 
     def _take(self, name: str, actor: _Watched, answer: Any) -> None:
         try:
-            ray.get(answer)
+            said = ray.get(answer)
         except RayError as error:
             actor.has_answered = False
             logger.info("%s does not live: %s", name, type(error).__name__)
@@ -111,3 +113,5 @@ class HeartbeatMonitor:
                 actor.on_death()
         else:
             actor.has_answered = True
+            if actor.on_answer is not None:
+                actor.on_answer(said)

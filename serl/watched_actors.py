@@ -12,33 +12,41 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from functools import partial
 
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from serl.config import ExperimentConfig
 from serl.heartbeat import HeartbeatMonitor
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.private.ray_serve import serve_controller
 from serl.private.rllib import remote_learners, worker_manager
 from serl.serving.names import ServingNames
 from serl.serving.start import replace_weight_store, weight_store_of
-from serl.serving.weight_store import WeightVersion
+from serl.serving.weight_store import WeightVersion, live_actors
 
 logger = logging.getLogger(__name__)
 
 
+class ServingLostError(RuntimeError):
+    """No policy replica is left, and none comes."""
+
+
 class WatchedActors:
-    """Watches the weight store of ``names`` and Serve's controller from the beginning.
+    """Watches the weight store of ``names`` and Serve's controller from the beginning, when replicas serve.
 
     ``snapshot`` is what a new weight store offers: that of the last broadcast.
     """
 
-    def __init__(self, timeout_s: float, names: ServingNames) -> None:
+    def __init__(self, experiment: ExperimentConfig, names: ServingNames) -> None:
         self.snapshot: WeightVersion | None = None
         self._names = names
-        self._monitor = HeartbeatMonitor(timeout_s)
+        self._replica_start_timeout_s = experiment.serving.start_timeout_s
+        self._served_at = time.monotonic()
+        self._monitor = HeartbeatMonitor(experiment.cluster.heartbeat_timeout_s)
         controller = serve_controller()
         self._monitor.watch(
             "serve_controllers",
@@ -49,9 +57,10 @@ class WatchedActors:
         self._monitor.watch(
             "weight_stores",
             "the weight store",
-            ping=lambda: weight_store_of(names).ping.remote(),
+            ping=lambda: weight_store_of(names).replicas.remote(),
             end=self._replace_weight_store,
             on_death=self._replace_weight_store,
+            on_answer=self._look_for_replicas,
         )
 
     @property
@@ -70,8 +79,25 @@ class WatchedActors:
             end = partial(ray.kill, learner)
             self._monitor.watch("learners", f"learner {index}", ping=learner.heartbeat.remote, end=end)
 
+    def require_serving(self) -> None:
+        """Raises ServingLostError if no replica has lived for ``serving.start_timeout_s``.
+
+        Serve gives a deployment up, for instance, that its restarted controller does not find as it was.
+        """
+        silent_s = time.monotonic() - self._served_at
+        if silent_s > self._replica_start_timeout_s:
+            raise ServingLostError(
+                f"no policy replica has served for {silent_s:.0f} s, and none came within "
+                f"serving.start_timeout_s = {self._replica_start_timeout_s:g} s: see the newest "
+                "logs/serving-*.log, and the logs of Ray Serve's controller"
+            )
+
     def close(self) -> None:
         self._monitor.close()
+
+    def _look_for_replicas(self, registered: dict[str, int]) -> None:
+        if live_actors() & registered.keys():
+            self._served_at = time.monotonic()
 
     def _replace_weight_store(self) -> None:
         logger.warning("the weight store is gone: starting another one")

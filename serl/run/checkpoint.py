@@ -85,7 +85,7 @@ def how_to_go_on(run_dir: Path) -> str:
     """A sentence for whoever finds a run that has failed."""
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     if not checkpoints:
-        return "There is no checkpoint to resume from."
+        return "There is no checkpoint to resume from: start the run again."
     return f"To resume from {checkpoints[-1].name}: serl-run --resume {run_dir}"
 
 

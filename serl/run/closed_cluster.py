@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import ray
 
 from serl.private.ray_core import forget_token, loopback_is_the_nodes_address
+
+logger = logging.getLogger(__name__)
 
 # What listens beside Ray's processes: torch's and NCCL's groups, and vLLM's workers.
 _ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
@@ -23,6 +26,17 @@ def start_closed_cluster(**options: Any) -> Any:
     """
     os.environ.update(_ON_LOOPBACK)
     _have_fresh_token()
+    try:
+        return _start(options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        logger.warning("Ray did not start within its 30 s, which nothing can change; starting it once more")
+        ray.shutdown()
+        return _start(options)
+
+
+def _start(options: dict[str, Any]) -> Any:
     with loopback_is_the_nodes_address():
         # Without an address Ray would join a cluster that `ray start` has left running on this machine.
         return ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, **options)

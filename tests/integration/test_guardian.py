@@ -81,7 +81,7 @@ def test_what_a_killed_driver_leaves_is_ended_and_freed(tmp_path: Path, ending: 
     driver.assert_nothing_is_left()
     assert f"serl-run (process {driver.process.pid}) ended without a word" in said
     assert "3 processes that it left are ended, its weights in shared memory are freed" in said
-    assert "There is no checkpoint to resume from." in said
+    assert "There is no checkpoint to resume from" in said
     assert "ended without a word" in (tmp_path / "logs" / "driver.log").read_text()
 
 

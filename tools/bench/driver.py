@@ -134,7 +134,7 @@ class _Loop(serl.algorithm.SERL):
         self._collector = collector
         self._weights_seq_no = 0
         self._totals = Counter()
-        self._actors = SimpleNamespace(num_hung=Counter(), snapshot=None)
+        self._actors = SimpleNamespace(num_hung=Counter(), snapshot=None, require_serving=lambda: None)
 
 
 class _StandInPool:
