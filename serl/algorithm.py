@@ -396,5 +396,5 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self._collector.failures.require_episodes()
 
     def _show_progress(self, iteration: Iteration, phase: str, episodes: int, wanted: int) -> None:
-        stale, judge = self.iteration_metrics.get("staleness/mean", 0.0), self._collector.judge
-        self.on_progress(iteration.progress(phase, episodes, wanted, stale, judge.num_done, judge.num_pending))
+        age, judge = self.iteration_metrics.get("staleness/mean", 0.0), self._collector.judge
+        self.on_progress(iteration.progress(phase, episodes, wanted, age, judge.num_done, judge.num_pending))

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -18,12 +19,17 @@ DEADLINE_S = 120.0
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-class Answering:
-    def __init__(self, start_s: float = 0.0) -> None:
-        time.sleep(start_s)
+def answering_class() -> type:
+    """Made in a function, so that it travels to its actor by value."""
 
-    def ping(self) -> int:
-        return os.getpid()
+    class Answering:
+        def __init__(self, start_s: float = 0.0) -> None:
+            time.sleep(start_s)
+
+        def ping(self) -> int:
+            return os.getpid()
+
+    return Answering
 
 
 @pytest.fixture
@@ -33,8 +39,9 @@ def monitor() -> Iterator[HeartbeatMonitor]:
     monitor.close()
 
 
-def start(start_s: float = 0.0) -> ray.actor.ActorHandle:
-    return ray.remote(Answering).options(num_cpus=0).remote(start_s)
+def start(start_s: float = 0.0, max_restarts: int = 0) -> Any:
+    actor_class: Any = ray.remote(answering_class())
+    return actor_class.options(num_cpus=0, max_restarts=max_restarts).remote(start_s)
 
 
 def wait_for(calls: list[str], wanted: str) -> None:
@@ -47,7 +54,9 @@ def wait_for(calls: list[str], wanted: str) -> None:
 def test_only_the_silent_actor_is_ended_and_the_dead_one_is_told(monitor: HeartbeatMonitor) -> None:
     calls: list[str] = []
     actors = {name: start() for name in ("healthy", "stopped", "killed")}
-    pids = {name: ray.get(actor.ping.remote(), timeout=DEADLINE_S) for name, actor in actors.items()}
+    pids: dict[str, Any] = {
+        name: ray.get(actor.ping.remote(), timeout=DEADLINE_S) for name, actor in actors.items()
+    }
     actors["starting"] = start(start_s=8.0)
     for name, actor in actors.items():
         monitor.watch(
@@ -74,8 +83,8 @@ def test_only_the_silent_actor_is_ended_and_the_dead_one_is_told(monitor: Heartb
 
 def test_ray_ends_a_stopped_process_and_starts_the_actor_again() -> None:
     """What the monitor relies on: SIGSTOP does not keep a process from being killed."""
-    actor = ray.remote(Answering).options(num_cpus=0, max_restarts=1).remote()
-    pid = ray.get(actor.ping.remote(), timeout=DEADLINE_S)
+    actor = start(max_restarts=1)
+    pid: Any = ray.get(actor.ping.remote(), timeout=DEADLINE_S)
     os.kill(pid, signal.SIGSTOP)
     ray.kill(actor, no_restart=False)
     deadline = time.monotonic() + DEADLINE_S
