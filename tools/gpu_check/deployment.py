@@ -1,0 +1,108 @@
+"""A policy deployment on Ray, and a learner's end in an actor: weights from GPU to GPU, landed or not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+
+from serl.models.weights import named_weights
+from serl.run.closed_cluster import start_closed_cluster
+from serl.serving.client import PolicyClient
+from serl.serving.names import ServingNames
+from serl.serving.start import start_serving, stop_serving, wait_until_ready
+from serl.serving.weights import BroadcastStats, WeightPublisher
+from serl.types import Completion, Sampling
+from tools.gpu_check.policy import CONTRAST, TOLERANCE, make_experiment, make_policy, mismatch, save_policy
+from tools.gpu_check.results import Report, require
+
+_TIMEOUT_S = 150.0
+_FREE = Sampling(temperature=1.0, max_tokens=24, stop=(), seed=None)
+_PROMPTS = [[100 + number, *range(300, 340)] for number in range(16)]
+_VERSIONS = (1, 2)
+
+
+def ipc(report: Report, folder: Path, num_gpus: int) -> None:
+    """Learner and replica share one GPU; without one, weights go through shared memory."""
+    _check("ipc", "ipc" if num_gpus else "shared_memory", 0.4 if num_gpus else 0.0, report, folder)
+
+
+def nccl(report: Report, folder: Path, num_gpus: int) -> None:
+    """Learner and replica have a GPU each."""
+    _check("nccl", "nccl", 1.0, report, folder)
+
+
+def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Path) -> None:
+    model_dir = save_policy(folder / "policy", 0)
+    learner = {"num_learners": 1}
+    experiment = make_experiment(model_dir, num_gpus, serving={"weight_transfer": transfer}, learner=learner)
+    start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
+    names = start_serving(experiment, str(model_dir), str(folder), uuid.uuid4().hex[:8])
+    try:
+        wait_until_ready(names, _TIMEOUT_S)
+        publisher = ray.remote(_Publisher).options(num_cpus=0, num_gpus=num_gpus).remote(names, transfer)
+        completions = asyncio.run(_around_updates(names, publisher))
+    finally:
+        stop_serving(names)
+        serve.shutdown()
+        ray.shutdown()
+    tolerance = TOLERANCE[experiment.model.dtype]
+    worst = 0.0
+    for version, (answers, _) in enumerate(completions):
+        for other in range(len(completions)):
+            missed = _worst(answers, other)
+            if other == version:
+                require(missed < tolerance, f"weights {version} are missed by {missed:.3g} nats")
+                worst = max(worst, missed)
+            else:
+                require(
+                    missed > CONTRAST * tolerance, f"weights {version} also fit {other}: {missed:.3g} nats"
+                )
+    _, stats = completions[-1]
+    assert stats is not None
+    figures = {"broadcast_s": stats.seconds_transport, "load_s": stats.seconds_load}
+    report.passed(part, through=transfer, mismatch=worst, **figures, MB=stats.num_bytes / 1e6)
+
+
+async def _around_updates(
+    names: ServingNames, publisher: Any
+) -> list[tuple[list[Completion], BroadcastStats | None]]:
+    """What was sampled of each version, from that of the files on, with what its broadcast took."""
+    client = PolicyClient(names)
+
+    async def ask() -> list[Completion]:
+        calls = [client.generate(prompt, _FREE, str(prompt[0]), _TIMEOUT_S) for prompt in _PROMPTS]
+        return await asyncio.gather(*calls)
+
+    found: list[tuple[list[Completion], BroadcastStats | None]] = [(await ask(), None)]
+    for version in _VERSIONS:
+        stats = await asyncio.wait_for(publisher.publish.remote(version), _TIMEOUT_S)
+        found.append((await ask(), stats))
+    return found
+
+
+class _Publisher:
+    """What of a learner sends weights."""
+
+    def __init__(self, names: ServingNames, transfer: Any) -> None:
+        self._publisher = WeightPublisher(names, transfer, _TIMEOUT_S)
+        on_gpu = transfer != "shared_memory"
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        self._dtype = torch.bfloat16 if on_gpu else torch.float32
+
+    def publish(self, version: int) -> BroadcastStats:
+        weights = named_weights(make_policy(version))
+        tensors = [(name, weight.to(self._device, self._dtype)) for name, weight in weights.items()]
+        return self._publisher.publish(tensors, version).stats
+
+
+def _worst(completions: list[Completion], version: int) -> float:
+    policy = make_policy(version)
+    pairs = zip(_PROMPTS, completions, strict=True)
+    return max(mismatch(policy, prompt, one.token_ids, one.logprobs) for prompt, one in pairs)
