@@ -12,7 +12,8 @@ class Check:
     """One process, which reports its ``parts`` by their names.
 
     It is the function ``function`` of the module ``module`` beside this one. With fewer than ``num_gpus`` it
-    runs as a stand-in on processors if ``has_stand_in``, and is not tried otherwise.
+    runs as a stand-in on processors if ``has_stand_in``, and is not tried otherwise. With ``is_replica`` its
+    process has the environment of one.
     """
 
     module: str
@@ -21,6 +22,7 @@ class Check:
     num_gpus: int = 1
     has_stand_in: bool = True
     package: str | None = None
+    is_replica: bool = False
     deadline_s: float = 180.0
 
     def obstacle(self, num_gpus: int) -> str | None:
@@ -42,10 +44,12 @@ CHECKS = (
         "learning", "flash_attention_4", ("flash attention 4",), has_stand_in=False, package="flash-attn-4"
     ),
     Check("learning", "fsdp2", ("FSDP2",), num_gpus=2),
-    Check("engine", "engine", ("CUDA graphs", "asynchronous scheduling", "in-flight update")),
+    Check(
+        "engine", "engine", ("CUDA graphs", "asynchronous scheduling", "in-flight update"), is_replica=True
+    ),
     Check("deployment", "ipc", ("ipc",)),
     Check("deployment", "nccl", ("nccl",), num_gpus=2, has_stand_in=False),
-    Check("runs", "quickstart", ("quickstart", "checkpoint and resume"), deadline_s=300.0),
+    Check("runs", "quickstart", ("quickstart", "checkpoint and resume"), deadline_s=420.0),
 )
 
 

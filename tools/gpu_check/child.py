@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from tools.gpu_check.checks import CHECKS
 from tools.gpu_check.results import Report
@@ -18,13 +19,16 @@ def main() -> None:
     """Ends the process: threads of engines and groups would keep it."""
     name, folder, num_gpus = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     (check,) = [check for check in CHECKS if check.function == name]
-    status = 0
     try:
         module = importlib.import_module(f"tools.gpu_check.{check.module}")
         getattr(module, check.function)(Report(folder / RESULTS), folder, num_gpus)
     except Exception:
         traceback.print_exc()
-        status = 1
+        _end(1)
+    _end(0)
+
+
+def _end(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

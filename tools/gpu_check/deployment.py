@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import torch
-from ray import serve
 
 from serl.models.weights import named_weights
 from serl.run.closed_cluster import start_closed_cluster
@@ -50,7 +49,6 @@ def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Pa
         completions = asyncio.run(_around_updates(names, publisher))
     finally:
         stop_serving(names)
-        serve.shutdown()
         ray.shutdown()
     tolerance = TOLERANCE[experiment.model.dtype]
     worst = 0.0

@@ -13,10 +13,12 @@ from tools.gpu_check.policy import TOLERANCE
 from tools.gpu_check.results import Report, require
 
 _QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
-_TIMEOUT_S = 240.0
+_TIMEOUT_S = 300.0
 _UPDATES, _MORE_UPDATES = 2, 3
 _SHORT = (
+    "training.group_size=4",
     "training.groups_per_batch=4",
+    "env.max_steps=6",
     "training.filter_groups=false",
     "evaluation.at_start=false",
     "evaluation.at_end=false",

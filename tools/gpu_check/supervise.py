@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,24 +17,30 @@ from tools.gpu_check.checks import Check
 from tools.gpu_check.child import RESULTS
 from tools.gpu_check.results import Result, read_results
 
+CHILD = (sys.executable, "-m", "tools.gpu_check.child")
 _ROOT = Path(__file__).resolve().parents[2]
 _KILL_S = 20.0
 
 
-def run_check(check: Check, folder: Path, num_gpus: int, deadline_s: float) -> list[Result]:
-    """A result for each part of ``check``; what its process wrote is in ``folder``."""
+def run_check(
+    check: Check, folder: Path, num_gpus: int, deadline_s: float, program: Sequence[str] = CHILD
+) -> list[Result]:
+    """A result for each part of ``check``; what its process, ``program``, wrote is in ``folder``."""
     obstacle = check.obstacle(num_gpus)
     if obstacle is not None:
         return [Result(part, "not tried", obstacle) for part in check.parts]
     is_stand_in = num_gpus < check.num_gpus
     folder.mkdir(parents=True)
     log, started = folder / "output.log", time.monotonic()
-    ending = _ending(check, folder, log, 0 if is_stand_in else num_gpus, deadline_s)
+    used_gpus = 0 if is_stand_in else num_gpus
+    command = [*program, check.function, str(folder), str(used_gpus)]
+    ending = _ending(command, _environment(check, used_gpus), log, deadline_s)
     seconds = time.monotonic() - started
     found = {result.name: result for result in read_results(folder / RESULTS)}
     results = []
     for part in check.parts:
-        result = found.get(part) or Result(part, "FAILED", f"{ending}; all it said is in {log}")
+        why = ending or "it ended without a word of this"
+        result = found.get(part) or Result(part, "FAILED", f"{why}; all it said is in {log}")
         if result.status == "passed" and is_stand_in:
             result = replace(result, status="stand-in")
         results.append(result if result.status == "not tried" else replace(result, seconds=seconds))
@@ -43,13 +50,17 @@ def run_check(check: Check, folder: Path, num_gpus: int, deadline_s: float) -> l
     return results
 
 
-def _ending(check: Check, folder: Path, log: Path, num_gpus: int, deadline_s: float) -> str:
-    """How its process ended, empty if well; nothing of it is left."""
-    # Engines are built in that process itself, whose environment must be a replica's.
-    environment = os.environ | replica_environment(ServingSection(num_gpus_per_replica=num_gpus))
+def _environment(check: Check, num_gpus: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    if check.is_replica:
+        environment |= replica_environment(ServingSection(num_gpus_per_replica=num_gpus))
     if num_gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-m", "tools.gpu_check.child", check.function, str(folder), str(num_gpus)]
+    return environment
+
+
+def _ending(command: Sequence[str], environment: dict[str, str], log: Path, deadline_s: float) -> str:
+    """How the process of ``command`` ended, empty if well; nothing of it is left."""
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=output, env=environment)
         try:
