@@ -34,6 +34,7 @@ _SMALL = (
     "checkpoint.interval=1",
     "checkpoint.keep=5",
     "learner.lr=0.001",
+    "logging.credit=true",
 )
 
 
