@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from serl.batch.packing import MicroBatch, Minibatch
 from serl.learner.loss import LossBatch
 from serl.learner.losses import Denominators
-from serl.learner.report import LearnerReport
+from serl.learner.report import LearnerReport, read_once
 from serl.learner.response_tokens import ResponseTokens
 
 
@@ -46,9 +47,18 @@ class LossTargets:
         """
         positions = self.tokens.positions(rows)
         mismatch = (self.tokens.old_logprobs[positions] - logprobs).abs()
-        on_policy = mismatch[self.tokens.on_policy[positions]]
-        report.add_mean("train_inference_mismatch", float(mismatch.sum()), mismatch.numel())
-        report.add_mean("train_inference_mismatch_on_policy", float(on_policy.sum()), on_policy.numel())
-        if on_policy.numel():
+        is_on_policy = self.tokens.on_policy[positions]
+        on_policy = torch.where(is_on_policy, mismatch, 0.0)
+        read = read_once(
+            {
+                "all": mismatch.sum(),
+                "on_policy": on_policy.sum(),
+                "num_on_policy": is_on_policy.sum(),
+                "greatest": on_policy.max(),
+            }
+        )
+        report.add_mean("train_inference_mismatch", read["all"], mismatch.numel())
+        report.add_mean("train_inference_mismatch_on_policy", read["on_policy"], read["num_on_policy"])
+        if read["num_on_policy"]:
             name = "train_inference_mismatch_on_policy_max"
-            report.maxima[name] = max(report.maxima.get(name, 0.0), float(on_policy.max()))
+            report.maxima[name] = max(report.maxima.get(name, 0.0), read["greatest"])

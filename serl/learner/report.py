@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from serl.batch.packing import Minibatch
@@ -56,12 +57,13 @@ class LearnerReport:
     ) -> None:
         """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows."""
         scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / num_minibatches
-        for name, value in metrics.items():
-            self.sums[name] += float(value) * (1.0 / num_minibatches if name == "loss" else scale)
         weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
         log_ratio = (batch.old_logprobs - scores.logprobs).detach()
-        self.sums["approx_kl_k1"] += float(log_ratio.sum()) * weight
-        self.sums["entropy"] += float(scores.entropies.detach().sum()) * weight
+        totals = {"approx_kl_k1": log_ratio.sum(), "entropy": scores.entropies.detach().sum()}
+        for name, value in read_once(totals).items():
+            self.sums[name] += value * weight
+        for name, value in read_once(metrics).items():
+            self.sums[name] += value * (1.0 / num_minibatches if name == "loss" else scale)
 
     def add_teacher_metrics(self, metrics: dict[str, float]) -> None:
         """Takes in the metrics of `teacher_weights`, each named ``teacher_…``."""
@@ -76,6 +78,15 @@ class LearnerReport:
                 self.maxima |= {f"teacher_{name}": value} if count else {}
             else:
                 self.add_mean(f"teacher_{name}", value * count, count)
+
+
+def read_once(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers of tensors with one element each; the host waits for their device once, not for each."""
+    if not values:
+        return {}
+    device = next(iter(values.values())).device
+    stacked = torch.stack([value.detach().to(device, torch.float64).reshape(()) for value in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def combine_reports(reports: Sequence[LearnerReport]) -> dict[str, float]:

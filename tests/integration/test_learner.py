@@ -26,6 +26,7 @@ from serl.durable_files import digest_of
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
 from serl.models.weights import named_weights
 from serl.types import TrajectoryGroup
+from tools.bench.synchronisations import HostSynchronisations
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
@@ -52,6 +53,27 @@ def gradients(
         seed=(0,),
     )
     return local_learner(group).gradients(plan, weights_seq_no=0)
+
+
+def test_a_micro_batch_makes_the_host_wait_for_its_loss_and_its_metrics_only(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    """On a GPU each wait drains its queue: whether the loss is finite, two sets of metrics, the mismatch, and
+    what transformers asks of a prefix that rows share.
+    """
+    for micro_batch_tokens in (4096, 128):
+        group = learner_group(model_dir, learner={"micro_batch_tokens": micro_batch_tokens})
+        (plan,) = plan_update(
+            rows_of(group, groups),
+            num_learners=1,
+            num_minibatches=1,
+            num_epochs=1,
+            micro_batch_tokens=micro_batch_tokens,
+            seed=(0,),
+        )
+        with HostSynchronisations() as counted:
+            local_learner(group).update_policy(plan, 0)
+        assert 4 * len(plan.micro_batches) <= counted.number <= 5 * len(plan.micro_batches)
 
 
 def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:

@@ -34,6 +34,7 @@ from serl.run.console import Console
 from serl.types import TrainingRow, TrajectoryGroup
 from tools.bench.figures import Figures
 from tools.bench.play import local_cluster, player_on_deployment, with_settings
+from tools.bench.synchronisations import HostSynchronisations
 
 _IGNORED = -100
 
@@ -87,11 +88,17 @@ def learner(
                 for part in ("teacher", "forward_backward", "optimizer"):
                     own[f"{name}, of it {part}"] = result.metrics[f"seconds_{part}"]
             updates.append(own)
+        with HostSynchronisations() as waits:
+            rows, _ = build_rows(groups, arms["GRPO"], encoder, len(updates))
+            learners["GRPO"].start_update(rows, len(updates))
     figures.note(
         f"{experiment.model.path}: {len(groups)} groups of {experiment.training.group_size}, "
         f"{bare.num_rows} rows with an advantage, {bare.num_tokens} tokens in {len(bare.tensors)} "
         f"micro-batches of up to {experiment.learner.micro_batch_tokens}; {options.repetitions} updates"
     )
+    figures.add("tokens of a row", [bare.num_tokens / bare.num_rows], "")
+    figures.add("padding, of all positions", [1.0 - bare.num_tokens / bare.num_positions], "")
+    figures.add("host synchronisations of a micro-batch", [waits.number / len(bare.tensors)], "")
     figures.add_all(updates[1:], "s")
     # Both compute the same tokens.
     figures.add_ratio("bare forward and backward", "GRPO update", at_least=0.9)
@@ -133,6 +140,7 @@ class _BarePasses:
         if not self.num_rows:
             raise RuntimeError("no row of the played groups has an advantage")
         self.tensors = [_padded(batch) for batch in batches]
+        self.num_positions = sum(ids.numel() for ids, _ in self.tensors)
 
     def run(self) -> float:
         """Seconds."""
