@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,15 @@ def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Pa
     learner = {"num_learners": 1}
     experiment = make_experiment(model_dir, num_gpus, serving={"weight_transfer": transfer}, learner=learner)
     start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
+    # Serve's handles belong to the loop that uses them, and stopping waits for it.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
     names = start_serving(experiment, str(model_dir), str(folder), uuid.uuid4().hex[:8])
     try:
         wait_until_ready(names, _TIMEOUT_S)
         publisher = ray.remote(_Publisher).options(num_cpus=0, num_gpus=num_gpus).remote(names, transfer)
-        completions = asyncio.run(_around_updates(names, publisher))
+        sampling = asyncio.run_coroutine_threadsafe(_around_updates(names, publisher), loop)
+        completions = sampling.result(_TIMEOUT_S)
     finally:
         stop_serving(names)
         ray.shutdown()
