@@ -199,7 +199,7 @@ def host_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
         passes = peak(learner_plans(shape, experiment)).total
         parts = {"learners": max(1, learner.num_learners) * passes, "published weights": published}
     if not serving.num_gpus_per_replica:
-        replicas = serving.autoscaling.max_replicas if serving.autoscaling else serving.num_replicas
+        replicas = serving.autoscaling.min_replicas if serving.autoscaling else serving.num_replicas
         parts["replicas"] = replicas * replica_plan(shape, experiment).total
     return Plan("on the first learner's node", parts)
 
