@@ -73,7 +73,7 @@ def _dtype(experiment: ExperimentConfig) -> Iterator[Finding]:
 
 def _context_length(experiment: ExperimentConfig, config: Mapping[str, Any]) -> Iterator[Finding]:
     longest = config.get("max_position_embeddings")
-    if longest is not None and experiment.model.max_model_len > longest:
+    if isinstance(longest, int) and experiment.model.max_model_len > longest:
         yield Finding(
             "wrong",
             "model",
@@ -85,7 +85,8 @@ def _context_length(experiment: ExperimentConfig, config: Mapping[str, Any]) -> 
 def _architecture(path: str, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Both must know it: learners compute with transformers, replicas with vLLM."""
     of = f"model.path = {path!r}: its config.json"
-    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    model_type = config.get("model_type")
+    architectures = [str(architecture) for architecture in config.get("architectures") or ()]
     if importlib.util.find_spec("transformers") is not None and not has_causal_model(str(model_type)):
         text = (
             f"{of} has model_type = {model_type!r}, for which transformers {version('transformers')} has no "
