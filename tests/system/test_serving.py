@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import RayTaskError
 from serving_helpers import (
     CLOSE_ACTION,
     END,
@@ -215,7 +214,7 @@ def test_an_update_in_flight_keeps_each_request_and_marks_its_tokens(deployment:
 
 
 def test_weights_that_are_not_newer_are_not_published(deployment: Deployment) -> None:
-    with pytest.raises(RayTaskError, match="are not newer than weights"):
+    with pytest.raises(ValueError, match="are not newer than weights"):
         deployment.publisher.publish(make_policy(3).named_parameters(), deployment.weights_seq_no)
 
 
