@@ -1,4 +1,4 @@
-"""A run of `tools.drill` with five faults, one after another: it goes on by itself, with a clean ledger."""
+"""A run of `tools.drill` with three faults, one after another: it goes on by itself, with a clean ledger."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_FAULTS = "env_runner_stopped+learner_killed+controller_killed+weight_store_killed+replica_stopped"
-_SMALL = ("training.num_iterations=18", "training.groups_per_batch=2", "env.max_steps=4")
+_FAULTS = "env_runner_stopped+learner_killed+controller_killed"
+_SMALL = ("training.num_iterations=12", "training.groups_per_batch=2", "env.max_steps=4")
 
 
 def test_hung_and_dead_processes_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_hung_and_dead_processes_are_replaced_and_nothing_is_lost(tmp_path: Path
     assert "| 1 of 1 |" in drilled.stdout
     (result,) = [json.loads(line) for line in (out / "drills.jsonl").read_text().splitlines()]
     assert result["outcome"] == "survived" and result["violations"] == []
-    assert len(result["moments"]) == len(result["recovery_s"]) == 5
+    assert len(result["moments"]) == len(result["recovery_s"]) == 3
     assert result["exit_codes"] == [0]
     counters = result["counters"]
     assert counters["total/hung_env_runners"] >= 1
