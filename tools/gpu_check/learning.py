@@ -94,8 +94,10 @@ def fsdp2(report: Report, folder: Path, num_gpus: int) -> None:
     model_dir = save_policy(folder / "policy", 0)
     start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
     try:
-        expected, _ = _updated(_learning(model_dir, num_learners=0, num_gpus=0))
-        found, seconds = _updated(_learning(model_dir, num_learners=2, num_gpus=1 if num_gpus > 1 else 0))
+        expected, _ = _updated(learning_experiment(model_dir, num_learners=0, num_gpus=0))
+        found, seconds = _updated(
+            learning_experiment(model_dir, num_learners=2, num_gpus=1 if num_gpus > 1 else 0)
+        )
     finally:
         ray.shutdown()
     for name in _COMPARED:
@@ -107,7 +109,8 @@ def fsdp2(report: Report, folder: Path, num_gpus: int) -> None:
     report.passed("FSDP2", grad_norm=found["grad_norm"], update_s=seconds)
 
 
-def _learning(model_dir: Path, num_learners: int, num_gpus: int) -> ExperimentConfig:
+def learning_experiment(model_dir: Path, num_learners: int, num_gpus: int) -> ExperimentConfig:
+    """With a teacher; learners on ``num_gpus`` each."""
     learner: dict[str, Any] = {"num_learners": num_learners, "num_gpus_per_learner": num_gpus}
     serving: dict[str, Any] = {} if num_gpus == 0 else {"num_gpus_per_replica": 1, "weight_transfer": "nccl"}
     # Learners are compared in float32: rounding would hide what sharding does.

@@ -12,10 +12,10 @@ from typing import Any
 from tools.gpu_check.policy import TOLERANCE
 from tools.gpu_check.results import Report, require
 
-_QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
+QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
 _TIMEOUT_S = 300.0
 _UPDATES, _MORE_UPDATES = 2, 3
-_SHORT = (
+SHORT = (
     "training.group_size=4",
     "training.groups_per_batch=8",
     "env.max_steps=8",
@@ -28,7 +28,7 @@ _SHORT = (
     "cluster.dashboard=false",
     "logging.progress_bar=false",
 )
-_ON_ONE_GPU = (
+ON_ONE_GPU = (
     "model.dtype=bfloat16",
     "learner.num_gpus_per_learner=0.4",
     "serving.num_gpus_per_replica=0.4",
@@ -40,8 +40,8 @@ _MISMATCH = "learner/train_inference_mismatch_on_policy"
 
 def quickstart(report: Report, folder: Path, num_gpus: int) -> None:
     """Learner and replica on one GPU, or on processors, then the same run resumed."""
-    overrides = [*_SHORT, *(_ON_ONE_GPU if num_gpus else ()), f"output_dir={folder / 'runs'}"]
-    seconds = _serl_run(str(_QUICKSTART), *overrides, f"training.num_iterations={_UPDATES}")
+    overrides = [*SHORT, *(ON_ONE_GPU if num_gpus else ()), f"output_dir={folder / 'runs'}"]
+    seconds = _serl_run(str(QUICKSTART), *overrides, f"training.num_iterations={_UPDATES}")
     (run,) = (folder / "runs").iterdir()
     first = _metrics(run)
     require(len(first) == _UPDATES, f"{len(first)} of {_UPDATES} updates are in metrics.jsonl")
