@@ -22,13 +22,13 @@ from serl.run.run_dir import CONFIG, config_yaml
 from serl.types import TeacherRecord, TeacherRecords, TrajectoryGroup
 from tools.credit.__main__ import main
 from tools.credit.hinted import measure_hints
-from tools.credit.measuring import judge_groups, measure_student
+from tools.credit.measuring import judge_groups, measure_sources, measure_student
 from tools.credit.policy import Policy
 from tools.credit.subject import Subject, open_subject
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "serl" / "policies" / "tiny_alfworld"
-OVERRIDES = ["training.group_size=4", "env.max_steps=8"]
+OVERRIDES = ["training.group_size=4", "env.max_steps=8", "training.filter_groups=false"]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,21 @@ def test_groups_that_were_recorded_in_part_are_left_out(
     file.write_bytes(b"".join(lines[:-1]))
     assert main([str(tmp_path), "--games", "0", "--sources", "immediate_feedback"]) == 0
     assert "3 trajectories left out: their groups were recorded in part" in capsys.readouterr().out
+
+
+def test_the_teacher_reads_no_more_tokens_than_it_may(subject: Subject) -> None:
+    assert subject.policy is not None
+    judged, _ = judge_groups(subject.provider, subject.groups, subject.config)
+    num_steps = sum(len(group.rows) for group in judged)
+    found = {
+        limit: dict(measure_sources(subject.policy, judged, subject.config, ["immediate_feedback"], limit))
+        for limit in (10**9, 2000, 0)
+    }
+    scored = [own["immediate_feedback"].rest for own in found.values()]
+    counts = [auc.num_progress + auc.num_others for auc in scored]
+    # A prompt has some hundred tokens.
+    assert counts[0] == num_steps and 0 < counts[1] < min(40, num_steps) and counts[2] == 0
+    assert [own["immediate_feedback"].share for own in found.values()] == [1.0, 1.0, 1.0]
 
 
 class _Follower(Policy):

@@ -62,6 +62,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=12,
         help="groups that a model plays, or that are read of a run, the first it trained on (%(default)s)",
     )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=120_000,
+        help="that the teacher reads of each kind of evidence, at random steps (%(default)s)",
+    )
     parser.add_argument("--games", type=int, default=128, help="of the hinted gap; 0: none (%(default)s)")
     parser.add_argument(
         "--hints",
@@ -124,7 +130,9 @@ def measure(subject: Subject, options: argparse.Namespace) -> Report:
     if subject.policy is None:
         return report
     names = options.sources or list(sections(subject.config))
-    for name, credit in measure_sources(subject.policy, groups[: options.groups], subject.config, names):
+    for name, credit in measure_sources(
+        subject.policy, groups[: options.groups], subject.config, names, options.tokens
+    ):
         _add_credit(report, name, credit)
     if options.games and isinstance(subject.provider, DemonstratingProvider):
         tasks = evaluation_tasks(subject, options.games)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from envs.base import MeasuringProvider
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """``share`` of the rows with an advantage that the evidence is there for; AUCs over these."""
+    """``share`` of the rows with an advantage have the evidence; AUCs are over all of these, or some."""
 
     share: float
     idle: Auc
@@ -34,9 +36,9 @@ class Credit:
     rest: Auc
 
     @classmethod
-    def of(cls, actions: ScoredActions, num_rows: int) -> Credit:
+    def of(cls, actions: ScoredActions, share: float) -> Credit:
         return cls(
-            len(actions) / num_rows if num_rows else 0.0,
+            share,
             actions.auc(IDLE),
             actions.auc(IDLE, sign=1),
             actions.auc(IDLE, sign=-1),
@@ -136,7 +138,7 @@ def measure_student(groups: Sequence[JudgedGroup]) -> Credit:
         for index, group in enumerate(groups)
         for row in group.rows
     ]
-    return Credit.of(ScoredActions.of(actions), len(actions))
+    return Credit.of(ScoredActions.of(actions), share=1.0)
 
 
 def measure_records(groups: Sequence[JudgedGroup], records: TeacherRecords) -> Credit:
@@ -149,17 +151,23 @@ def measure_records(groups: Sequence[JudgedGroup], records: TeacherRecords) -> C
             score = None if record is None else summed_log_ratio(record)
             if score is not None:
                 actions.append((score, *_about(group, row), index))
-    return Credit.of(ScoredActions.of(actions), sum(len(group.rows) for group in groups))
+    return Credit.of(ScoredActions.of(actions), len(actions) / sum(len(group.rows) for group in groups))
 
 
 def measure_sources(
-    policy: Policy, groups: Sequence[JudgedGroup], config: ExperimentConfig, names: Sequence[str]
+    policy: Policy,
+    groups: Sequence[JudgedGroup],
+    config: ExperimentConfig,
+    names: Sequence[str],
+    max_tokens: int,
 ) -> Iterator[tuple[str, Credit]]:
     """Of the context effect, log π_T(a | s, c) − log π_T(a | s), with ``policy`` as the teacher, by name.
 
-    That is Δ of training while the teacher is the policy that sampled. ``names`` are those of `sections`.
+    That is Δ of training while the teacher is the policy that sampled. ``names`` are those of `sections`. Of
+    each the teacher reads ``max_tokens`` tokens: rows of a random order that depends on nothing else.
     """
     place = [(index, row) for index, group in enumerate(groups) for row in group.rows]
+    random.Random(0).shuffle(place)
     steps = [groups[index].finished.group.steps[row] for index, row in place]
     plain = policy.action_logprobs(
         [step.prompt_ids for step in steps],
@@ -170,7 +178,9 @@ def measure_sources(
     for name in names:
         told = config.model_copy(update={"hindsight": sections(config)[name]})
         rows = [add_evidence(group.finished, told, policy.encoder, {}).rows for group in groups]
-        chosen = [(index, row) for index, row in place if rows[index].has_teacher_prompt[row]]
+        known = [(index, row) for index, row in place if rows[index].has_teacher_prompt[row]]
+        num_tokens = accumulate(int(rows[index].num_teacher_tokens[row]) for index, row in known)
+        chosen = [at for at, total in zip(known, num_tokens, strict=True) if total <= max_tokens]
         with_context = policy.action_logprobs(
             [rows[index].teacher_prompt_ids[row] for index, row in chosen],
             [rows[index].response_ids[row].tolist() for index, row in chosen],
@@ -180,7 +190,7 @@ def measure_sources(
             (float(log_ratio(scored, without_context[at]).sum()), *_about(groups[at[0]], at[1]), at[0])
             for at, scored in zip(chosen, with_context, strict=True)
         ]
-        yield name, Credit.of(ScoredActions.of(actions), len(place))
+        yield name, Credit.of(ScoredActions.of(actions), len(known) / len(place))
 
 
 def _about(group: JudgedGroup, row: int) -> tuple[ActionKind, float]:

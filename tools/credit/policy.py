@@ -17,7 +17,7 @@ from serl.rollout.prompt import PromptEncoder
 
 # Prompts sampled side by side, and tokens of a scored batch, padding included.
 _NUM_SIDE_BY_SIDE = 64
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 # Of the end of a response, in which a text that ends it is looked for.
 _STOP_TOKENS = 32
 

@@ -48,15 +48,18 @@ def credit_heading(student: Credit) -> Iterator[str]:
     )
     yield f"AUC, progress {counts}; 95 % intervals over groups"
     yield (
-        f"{'evidence':{_NAME_WIDTH}} share  {'idle':20}  {'idle, A > 0':20}  {'idle, A < 0':20}  "
+        f"{'evidence':{_NAME_WIDTH}} share  steps  {'idle':20}  {'idle, A > 0':20}  {'idle, A < 0':20}  "
         f"idle or inadmissible"
     )
     yield credit_line("(none: the policy's own log-prob)", student)
 
 
 def credit_line(name: str, credit: Credit) -> str:
+    num_steps = credit.rest.num_progress + credit.rest.num_others
     aucs = (credit.idle, credit.idle_positive, credit.idle_negative, credit.rest)
-    return f"{name:{_NAME_WIDTH}} {credit.share:5.2f}  " + "  ".join(f"{_auc_text(auc):20}" for auc in aucs)
+    return f"{name:{_NAME_WIDTH}} {credit.share:5.2f}  {num_steps:5d}  " + "  ".join(
+        f"{_auc_text(auc):20}" for auc in aucs
+    )
 
 
 def hinted_heading() -> str:
