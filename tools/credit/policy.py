@@ -18,6 +18,8 @@ from serl.rollout.prompt import PromptEncoder
 # Prompts sampled side by side, and tokens of a scored batch, padding included.
 _NUM_SIDE_BY_SIDE = 64
 _BATCH_TOKENS = 2048
+# Parameters below which threads wait for one another longer than they compute.
+_SMALL = 10_000_000
 # Of the end of a response, in which a text that ends it is looked for.
 _STOP_TOKENS = 32
 
@@ -45,6 +47,8 @@ class Policy:
         model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=torch.float32, local_files_only=True
         )
+        if model.num_parameters() < _SMALL:
+            torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), PromptEncoder.load(str(model_dir)), config, seed)
 
