@@ -12,7 +12,7 @@ from tools.credit.hinted import HintedGap
 from tools.credit.measuring import Credit
 from tools.report.statistics import mean_interval
 
-_NAME_WIDTH = 56
+_NAME_WIDTH = 62
 
 
 @dataclass(slots=True)
