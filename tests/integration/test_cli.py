@@ -262,7 +262,7 @@ def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.Captur
     experiment = load_experiment(QUICKSTART)
     checkpoint = tmp_path / "checkpoints" / "iteration_000001"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "algorithm.json").write_text("{}")
+    (checkpoint / "algorithm.json").write_text('{"weights_seq_no": 1}')
     (tmp_path / "config.yaml").write_text(config_yaml(experiment))
     assert main(["--resume", str(tmp_path), "model.path=./other"]) == 2
     assert "model.path = './other' contradicts the run to be resumed" in capsys.readouterr().err
