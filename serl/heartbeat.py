@@ -107,8 +107,9 @@ class HeartbeatMonitor:
         try:
             said = ray.get(answer)
         except RayError as error:
+            if actor.has_answered:
+                logger.info("%s does not live: %s", name, type(error).__name__)
             actor.has_answered = False
-            logger.info("%s does not live: %s", name, type(error).__name__)
             if actor.on_death is not None:
                 actor.on_death()
         else:

@@ -60,7 +60,7 @@ def experiment(mode: str) -> ExperimentConfig:
                 "mode": mode,
                 "judge": judge,
                 "lambda_decay_steps": 0,
-                "max_context_length": 2048,
+                "max_context_length": 4096,
             },
             "learner": {"lr": 1e-3, "micro_batch_tokens": 4096},
         }

@@ -117,7 +117,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., _Process]]:
 def _updates(run_dir: Path) -> list[int]:
     file = run_dir / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [row["iteration"] for row in rows if "learner/loss" in row]
+    return [row["iteration"] for row in rows if "learner/lr" in row]
 
 
 def _wait_until_gone(pids: list[int]) -> None:

@@ -34,7 +34,7 @@ class Books:
 
     @property
     def updates(self) -> list[Row]:
-        return [row for row in self.metrics if "learner/loss" in row]
+        return [row for row in self.metrics if "learner/lr" in row]
 
 
 def read_books(run_dir: Path) -> Books:
@@ -59,7 +59,7 @@ def read_books(run_dir: Path) -> Books:
 
 def update_rows(run_dir: Path) -> list[Row]:
     """The updates that a run, which may be writing just now, has finished so far."""
-    return [row for row in _rows(run_dir / METRICS, []) if "learner/loss" in row]
+    return [row for row in _rows(run_dir / METRICS, []) if "learner/lr" in row]
 
 
 def evaluation_rows(run_dir: Path) -> list[Row]:
