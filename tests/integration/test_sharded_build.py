@@ -73,7 +73,7 @@ def build(rank: int, model_dir: str, rendezvous: str, results: Any) -> None:
 def test_a_learner_holds_its_shards_and_never_the_whole_policy(model_dir: Path, tmp_path: Path) -> None:
     context = processes.get_context("spawn")
     results = context.SimpleQueue()
-    processes.spawn(build, (str(model_dir), str(tmp_path / "meet"), results), nprocs=2)
+    processes.spawn(build, (str(model_dir), str(tmp_path / "meet"), results), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     found = {rank: (peak, num_bytes) for rank, peak, num_bytes in (results.get(), results.get())}
     # The first learner reads the files; what the other one holds is what a GPU would.
     peak, num_bytes = found[1]
