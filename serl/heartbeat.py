@@ -105,7 +105,7 @@ class HeartbeatMonitor:
 
     def _take(self, name: str, actor: _Watched, answer: Any) -> None:
         try:
-            said = ray.get(answer)
+            said = ray.get(answer, timeout=self._timeout_s)
         except RayError as error:
             if actor.has_answered:
                 logger.info("%s does not live: %s", name, type(error).__name__)

@@ -85,7 +85,7 @@ def _ranked(learners: Sequence[ActorHandle], timeout_s: float) -> list[ActorHand
             "are learner.num_cpus_per_learner and learner.num_gpus_per_learner free beside env runners and "
             "replicas?"
         )
-    places: list[LearnerPlace] = ray.get(answers)
+    places: list[LearnerPlace] = ray.get(answers, timeout=timeout_s)
     order = sorted(range(len(learners)), key=lambda index: places[index])
     return [learners[index] for index in order]
 
@@ -110,7 +110,7 @@ class LearnerProcess:
 
     def open_store(self) -> tuple[str, int]:
         """Host and port of a new store for the process group."""
-        host = _own_address()
+        host = ray.util.get_node_ip_address()
         listener = socket.create_server((host, 0))
         port = listener.getsockname()[1]
         self._store = TCPStore(
@@ -121,7 +121,7 @@ class LearnerProcess:
     def join(self, rank: int, num_learners: int, store: tuple[str, int]) -> None:
         """Joins the process group of all learners; returns when all have."""
         config = cast(Any, self).config
-        interface = _interface_of(_own_address())
+        interface = _interface_of(ray.util.get_node_ip_address())
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group(
@@ -131,12 +131,6 @@ class LearnerProcess:
             world_size=num_learners,
             timeout=timedelta(seconds=config.experiment.learner.update_timeout_s),
         )
-
-
-def _own_address() -> str:
-    """The address of this node in the cluster."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
 def _interface_of(address: str) -> str | None:

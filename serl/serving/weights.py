@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from serl.serving.engine import LoadReport
@@ -53,12 +54,13 @@ class WeightPublisher:
     shared memory, for replicas that start later.
     """
 
+    _store: ActorHandle  # that of the present broadcast: one that ends is replaced under its name
+
     def __init__(
         self, names: ServingNames, transfer: Literal["shared_memory", "nccl", "ipc"], timeout_s: float
     ) -> None:
         self._names = names
         self._timeout_s = timeout_s
-        self._store = find_weight_store(names, timeout_s)
         self._sender = make_sender(transfer, names.application)
         self._published: int | None = None
 
