@@ -38,7 +38,7 @@ from serl.learner.parallel import (
 from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
-from serl.learner.rl_module import CausalLMModule, load_model
+from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerState, load_state, save_state, saved_bytes
 from serl.learner.teacher import (
     WeightedTokens,
@@ -52,7 +52,7 @@ from serl.learner.teacher import (
 )
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
-from serl.models.weights import named_weights
+from serl.models.weights import load_model, named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
 from serl.serving.weights import Broadcast, WeightPublisher
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from serl.learner.token_batch import Layout, TokenBatch
 from serl.learner.token_scores import TokenScores, score_tokens
+from serl.models.weights import empty_model, load_model
 from serl.private.transformers import remembers_whole_prompts
 
 
@@ -88,30 +89,6 @@ class CausalLMModule(TorchRLModule):
             return output
         whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
         return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
-
-
-def load_model(model_dir: str, attention: str) -> Any:
-    """The model in the folder, in float32 on the CPU."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation=attention, local_files_only=True
-    )
-
-
-def empty_model(model_dir: str, attention: str) -> Any:
-    """The same model with parameters on the meta device; its buffers are what they should be."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
-        ).eval()
 
 
 def _last_dense_mlp(model: Any) -> nn.Module | None:

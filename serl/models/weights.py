@@ -1,8 +1,8 @@
-"""Which weights a policy has: what learners publish, and what replicas must be sent."""
+"""A policy and its weights: what learners publish, and what replicas must be sent."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,13 +19,33 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def weight_shapes(model_dir: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the `named_weights` of the policy in the local folder ``model_dir``; none is made."""
+def load_model(model_dir: str, attention: str = "sdpa") -> Any:
+    """The policy in the local folder ``model_dir``, in float32 on the CPU."""
     import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+    )
+
+
+def empty_model(model_dir: str, attention: str = "sdpa") -> Any:
+    """The same model with parameters on the meta device; its buffers are what they should be."""
+    import torch
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import AutoConfig
 
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    # Inside, every parameter that a module is given becomes an object of its own, tied ones too.
+    model.tie_weights()
+    return model.eval()
+
+
+def weight_shapes(model_dir: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the `named_weights` of the policy in the local folder ``model_dir``; none is made."""
+    return {name: tuple(weight.shape) for name, weight in named_weights(empty_model(model_dir)).items()}

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from serl.learner.parallel import fill_from_first_learner, full_tensors, shard_module
-from serl.learner.rl_module import CausalLMModule, load_model
-from serl.models.weights import named_weights
+from serl.learner.rl_module import CausalLMModule
+from serl.models.weights import load_model, named_weights
 
 NUM_LAYERS, WIDTH = 6, 768
 
@@ -53,6 +53,7 @@ def build(rank: int, model_dir: str, rendezvous: str, results: Any) -> None:
     module = spec.build()
     assert isinstance(module, CausalLMModule)
     assert all(parameter.device.type == "meta" for parameter in module.parameters())
+    num_parameters = len(list(module.parameters()))
     dist.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the most it has held counts from here on
     before = memory_kib("VmRSS")
@@ -61,6 +62,8 @@ def build(rank: int, model_dir: str, rendezvous: str, results: Any) -> None:
     fill_from_first_learner(named_weights(module.model), whole)
     peak_kib = memory_kib("VmHWM") - before
     whole = whole or named_weights(load_model(model_dir, "sdpa"))
+    # A tied weight that were two would be sent to every learner twice.
+    assert num_parameters == len(whole)
     for name, tensor in full_tensors(named_weights(module.model)):
         assert torch.equal(tensor, whole[name]), name
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from serl.config import ExperimentConfig
 from serl.learner.token_batch import Ids, make_token_batch
 from serl.learner.token_scores import score_tokens
+from serl.models.weights import load_model
 from serl.rollout.prompt import PromptEncoder
 
 # Prompts sampled side by side, and tokens of a scored batch, padding included.
@@ -40,13 +41,7 @@ class Policy:
     @classmethod
     def load(cls, model_dir: Path, config: ExperimentConfig, seed: int) -> Self:
         """The policy in a Hugging Face folder, in float32, on a GPU if there is one."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, local_files_only=True
-        )
+        model = load_model(str(model_dir))
         if model.num_parameters() < _SMALL:
             torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
