@@ -18,6 +18,7 @@ from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.run.surroundings import write_any_character
+from tools.arguments import positive
 from tools.bench.figures import Figures
 
 _EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -97,7 +98,7 @@ def _add_driver(benchmarks: argparse._SubParsersAction) -> None:
         goal_ms=(2000, "of an update without polling; 2000 is 1 %% of 200 s, the quickstart's goal is 20"),
     )
     driver.add_argument(
-        "--learners", type=_positive, action="append", help="that share an update; may be repeated (1, 4)"
+        "--learners", type=positive, action="append", help="that share an update; may be repeated (1, 4)"
     )
 
 
@@ -125,14 +126,7 @@ def _add_sizes(parser: argparse.ArgumentParser, **sizes: tuple[int, str]) -> Non
     """Options by name: what they are unless given, and what for."""
     for name, (default, what) in sizes.items():
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=_positive, default=default, help=f"{what} ({default})")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+        parser.add_argument(option, type=positive, default=default, help=f"{what} ({default})")
 
 
 if __name__ == "__main__":

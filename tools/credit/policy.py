@@ -15,6 +15,7 @@ from serl.learner.token_batch import Ids, make_token_batch
 from serl.learner.token_scores import score_tokens
 from serl.models.weights import load_model
 from serl.rollout.prompt import PromptEncoder
+from tools.decoding import decode_side_by_side
 
 # Prompts sampled side by side, and tokens of a scored batch, padding included.
 _NUM_SIDE_BY_SIDE = 64
@@ -60,40 +61,22 @@ class Policy:
             found.update(zip(chosen, responses, strict=True))
         return [found[index] for index in range(len(prompts))]
 
-    @torch.no_grad()
     def _respond_side_by_side(
         self, prompts: Sequence[Sequence[int]], temperature: float
     ) -> list[tuple[list[int], list[float]]]:
-        longest, device = max(map(len, prompts)), self.model.device
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]).to(device)
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        mask = mask.to(device)
-        responses: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-        going = set(range(len(prompts)))
-        cache = None
-        for _ in range(self._rollout.max_response_length):
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
-            ids, logprobs = self._sample(output.logits[:, -1].float(), temperature)
-            sampled = zip(ids[:, 0].tolist(), logprobs.tolist(), strict=True)
-            for row, (token, logprob) in enumerate(sampled):
-                if row in going:
-                    responses[row][0].append(token)
-                    responses[row][1].append(logprob)
-                    if self._has_ended(responses[row][0]):
-                        going.remove(row)
-            if not going:
-                break
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        return responses
+        logprobs: list[list[float]] = []  # by position in the responses, then by prompt
+
+        def sample(logits: Tensor) -> Tensor:
+            ids, of_ids = self._sample(logits.float(), temperature)
+            logprobs.append(of_ids.tolist())
+            return ids
+
+        max_tokens = self._rollout.max_response_length
+        responses = decode_side_by_side(self.model, prompts, max_tokens, sample, self._has_ended)
+        return [
+            (response, [logprobs[position][row] for position in range(len(response))])
+            for row, response in enumerate(responses)
+        ]
 
     def _sample(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Ids [rows, 1] and their log-probs [rows]; temperature 0 takes the likeliest."""

@@ -33,6 +33,7 @@ from serl.config.errors import ConfigError
 from serl.run.json_lines import read_lines
 from serl.run.processes import adopt_orphans
 from serl.run.surroundings import write_any_character
+from tools.arguments import positive
 from tools.drill import soak
 from tools.drill.drill import DrillResult, play
 from tools.drill.faults import CHAIN, FAULTS
@@ -99,7 +100,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FAULT",
         help=f"of: {names}; a+b: one after another; none: all; key.path=value: of the experiment",
     )
-    parser.add_argument("--seeds", type=_positive, default=1, help="drills of every fault (default 1)")
+    parser.add_argument("--seeds", type=positive, default=1, help="drills of every fault (default 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first one (default 0)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/drill-TIME")
     parser.add_argument(
@@ -112,13 +113,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         if unknown := [each for each in name.split("+") if each not in FAULTS and name != CHAIN]:
             parser.error(f"no fault is called {unknown[0]!r}; there are {names}")
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import EnvProvider, Task
 from serl.rollout.actions import ResponseAction
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
-from tools.warm_start.tokenizer import END, PAD, token_id
+from tools.decoding import decode_side_by_side
+from tools.warm_start.tokenizer import END, token_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,6 @@ def play_tasks(
     )
 
 
-@torch.no_grad()
 def sample_responses(
     policy: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -98,35 +99,14 @@ def sample_responses(
     generator: torch.Generator,
 ) -> list[list[int]]:
     """One response per prompt, ending at ``</action>`` or the end token, which belong to it."""
-    length = max(map(len, prompts))
-    pad = token_id(tokenizer, PAD)
-    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    stops = torch.tensor([token_id(tokenizer, END), token_id(tokenizer, "</action>")])
-    responses: list[list[int]] = [[] for _ in prompts]
-    going = torch.ones(len(prompts), dtype=torch.bool)
-    cache = None
-    for _ in range(settings.max_response_length):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        output = policy(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        chances = torch.softmax(output.logits[:, -1] / settings.temperature, dim=-1)
-        input_ids = torch.multinomial(chances, 1, generator=generator)
-        for row, sampled in enumerate(input_ids[:, 0].tolist()):
-            if going[row]:
-                responses[row].append(sampled)
-        going &= ~torch.isin(input_ids[:, 0], stops)
-        if not going.any():
-            break
-        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
-    return responses
+    stops = {token_id(tokenizer, END), token_id(tokenizer, "</action>")}
+
+    def sample(logits: Tensor) -> Tensor:
+        chances = torch.softmax(logits / settings.temperature, dim=-1)
+        return torch.multinomial(chances, 1, generator=generator)
+
+    max_tokens = settings.max_response_length
+    return decode_side_by_side(policy, prompts, max_tokens, sample, lambda response: response[-1] in stops)
 
 
 def _success_rate(episodes: Sequence[_Episode]) -> float:
