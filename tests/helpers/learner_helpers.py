@@ -19,6 +19,7 @@ from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.models.weights import named_weights
 from serl.private import rllib
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrajectoryGroup
@@ -110,6 +111,12 @@ def update(
 
 def local_learner(group: SERLLearnerGroup) -> SERLLearner:
     return rllib.local_learner(group)
+
+
+def weights(group: SERLLearnerGroup) -> dict[str, torch.Tensor]:
+    """A copy of what a learner in this process has."""
+    policy = local_learner(group).policy
+    return {name: tensor.detach().clone() for name, tensor in named_weights(policy.model).items()}
 
 
 def reference_logprobs(
