@@ -17,7 +17,7 @@ SETTINGS = (
     "training.max_staleness=0",
     "training.num_iterations=2",
     "training.groups_per_batch=2",
-    "training.group_size=4",
+    "training.group_size=2",
     "env.max_steps=5",
     # Each request draws from a seed of its own, whatever else the engine is doing …
     "rollout.seeded_requests=true",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ _SMALL = (
     "env.max_steps=6",
     "evaluation.num_tasks=12",
     "evaluation.at_start=false",
+    "evaluation.interval=2",
     "checkpoint.interval=1",
     "checkpoint.keep=5",
     "learner.lr=0.001",
@@ -59,90 +61,85 @@ def _metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def _training(run_dir: Path) -> list[dict[str, float]]:
+    return [row for row in _metrics(run_dir) if "learner/loss" in row]
+
+
 @pytest.fixture(scope="module")
-def two_iterations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the console of a run of two iterations."""
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the console of a run that was found closed to others, and stopped by Ctrl-C."""
     output = tmp_path_factory.mktemp("runs")
-    console = _finish(
-        _serl_run("experiments/quickstart.yaml", *_SMALL, "training.num_iterations=2", f"output_dir={output}")
-    )
+    everything = ("learner.num_learners=2", "cluster.dashboard=true", "training.num_iterations=500")
+    process = _serl_run("experiments/quickstart.yaml", *_SMALL, *everything, f"output_dir={output}")
+    deadline = time.monotonic() + 300.0
+    while not list(output.glob("*/checkpoints/iteration_000003")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the third iteration did not end"
+        time.sleep(0.2)
     (run_dir,) = output.iterdir()
-    return run_dir, console
+    check_that_run_is_closed(process.pid, run_dir)
+    process.send_signal(signal.SIGINT)
+    return run_dir, _finish(process, timeout_s=120.0)
 
 
-def test_two_iterations_write_metrics_evaluations_trajectories_and_checkpoints(
-    two_iterations: tuple[Path, str],
+def test_iterations_write_metrics_evaluations_trajectories_and_checkpoints(
+    stopped_run: tuple[Path, str],
 ) -> None:
-    run_dir, console = two_iterations
-    training = [row for row in _metrics(run_dir) if "learner/loss" in row]
-    assert [row["iteration"] for row in training] == [1, 2]
-    assert [row["batch/groups"] for row in training] == [2, 2]
+    run_dir, console = stopped_run
+    training = _training(run_dir)
+    assert [row["iteration"] for row in training] == list(range(1, len(training) + 1))
+    assert [row["batch/groups"] for row in training] == [2] * len(training)
     assert undescribed({name for row in _metrics(run_dir) for name in row} - {"iteration", "time"}) == []
-    assert [evaluation.weights_seq_no for evaluation in read_evaluations(run_dir)] == [2]
+    assert [evaluation.weights_seq_no for evaluation in read_evaluations(run_dir)][0] == 2
     assert read_evaluations(run_dir)[0].overall.count == 12
-    assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == [
-        "iteration_000001",
-        "iteration_000002",
-    ]
+    saved = [path.name for path in list_checkpoints(run_dir / "checkpoints")]
+    assert saved == [f"iteration_{iteration + 1:06d}" for iteration in range(len(training))][-5:]
     lines = (run_dir / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 16
+    assert len(lines) == 8 * len(training)
     steps = [step for line in lines for step in json.loads(line)["steps"]]
     assert all(step["teacher"] for step in steps), "the learner reported nothing of some recorded steps"
     assert any(step["teacher"]["context"] for step in steps)
-    assert len([line for line in console.splitlines() if line.startswith("[")]) == 2
-    assert len(console.splitlines()) < 25, "the console shows more than its own lines"
+    assert len([line for line in console.splitlines() if line.startswith("[")]) == len(training)
+    assert len(console.splitlines()) < 25 + len(training), "the console shows more than its own lines"
 
 
-def test_the_sampler_follows_the_learner_from_update_to_update(two_iterations: tuple[Path, str]) -> None:
-    run_dir, _ = two_iterations
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
-    start, first, second = (
-        load_file(folder / "model.safetensors")
-        for folder in (_POLICY, checkpoints[0] / "policy", checkpoints[1] / "policy")
-    )
-    name = "model.embed_tokens.weight"
-    assert (start[name] - first[name]).abs().max() > 1e-4
-    assert (first[name] - second[name]).abs().max() > 1e-4
-    # Without staleness the learner recomputes what the sampler reported, so the weights have landed.
-    rows = [row for row in _metrics(run_dir) if "learner/loss" in row]
-    assert len(rows) == 2 and max(row["learner/train_inference_mismatch"] for row in rows) < 1e-3
-
-
-def test_a_resumed_run_continues_counters_curves_and_lambda(two_iterations: tuple[Path, str]) -> None:
-    run_dir, _ = two_iterations
-    full = "logging.max_trajectories_mib=0.001"
-    console = _finish(_serl_run("--resume", str(run_dir), "training.num_iterations=3", full))
-    training = [row for row in _metrics(run_dir) if "learner/loss" in row]
-    assert console.count("trajectories.jsonl is full") == 1
-    assert [row["records/trajectories_left_out"] for row in training] == [0, 0, 8]
-    assert [row["iteration"] for row in training] == [1, 2, 3]
-    assert [row["weights_seq_no"] for row in training] == [1, 2, 3]
-    lambdas = [row["learner/effective_lambda"] for row in training]
-    assert lambdas == sorted(lambdas, reverse=True) and len(set(lambdas)) == 3
-    assert training[2]["total/episodes_finished"] >= training[1]["total/episodes_finished"] + 8
-    assert training[2]["learner/train_inference_mismatch"] < 1e-3
-    board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("learner/loss")] == [1, 2, 3]
-    state = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
-    assert state["weights_seq_no"] == 3
-
-
-def test_a_run_is_closed_to_others_and_ctrl_c_saves_a_checkpoint_and_exits_cleanly(
-    tmp_path: Path,
-) -> None:
-    everything = ("learner.num_learners=2", "cluster.dashboard=true", "training.num_iterations=500")
-    process = _serl_run("experiments/quickstart.yaml", *_SMALL, *everything, f"output_dir={tmp_path}")
-    deadline = time.monotonic() + 300.0
-    while not list(tmp_path.glob("*/checkpoints/iteration_000002")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the second iteration did not end"
-        time.sleep(0.2)
-    (run_dir,) = tmp_path.iterdir()
-    check_that_run_is_closed(process.pid, run_dir)
-    process.send_signal(signal.SIGINT)
-    output = _finish(process, timeout_s=120.0)
-    assert "--resume" in output
-    last = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
-    assert last["weights_seq_no"] == _metrics(run_dir)[-1]["iteration"]
-    policy = load_file(list_checkpoints(run_dir / "checkpoints")[-1] / "policy" / "model.safetensors")
+def test_ctrl_c_saves_the_newest_policy_and_exits_cleanly(stopped_run: tuple[Path, str]) -> None:
+    run_dir, console = stopped_run
+    assert "--resume" in console
+    last = list_checkpoints(run_dir / "checkpoints")[-1]
+    assert read_algorithm_state(last)["weights_seq_no"] == _metrics(run_dir)[-1]["iteration"]
+    policy = load_file(last / "policy" / "model.safetensors")
     assert all(bool(torch.isfinite(weight).all()) for weight in policy.values())
+
+
+def test_the_sampler_follows_the_learner_from_update_to_update(stopped_run: tuple[Path, str]) -> None:
+    run_dir, _ = stopped_run
+    policies = [folder / "policy" for folder in list_checkpoints(run_dir / "checkpoints")]
+    weights = [load_file(folder / "model.safetensors") for folder in (_POLICY, *policies)]
+    name = "model.embed_tokens.weight"
+    for before, after in pairwise(weights):
+        assert (before[name] - after[name]).abs().max() > 1e-4
+    # Without staleness the learner recomputes what the sampler reported, so the weights have landed.
+    rows = _training(run_dir)
+    assert len(rows) >= 3 and max(row["learner/train_inference_mismatch"] for row in rows) < 1e-3
+
+
+def test_a_resumed_run_continues_counters_curves_and_lambda(stopped_run: tuple[Path, str]) -> None:
+    run_dir, _ = stopped_run
+    before = len(_training(run_dir))
+    last = before + 1
+    full = "logging.max_trajectories_mib=0.001"
+    console = _finish(_serl_run("--resume", str(run_dir), f"training.num_iterations={last}", full))
+    training = _training(run_dir)
+    assert console.count("trajectories.jsonl is full") == 1
+    assert [row["records/trajectories_left_out"] for row in training] == [0] * before + [8]
+    assert [row["iteration"] for row in training] == list(range(1, last + 1))
+    assert [row["weights_seq_no"] for row in training] == list(range(1, last + 1))
+    lambdas = [row["learner/effective_lambda"] for row in training]
+    assert lambdas == sorted(lambdas, reverse=True) and len(set(lambdas)) == last
+    assert training[-1]["total/episodes_finished"] >= training[-2]["total/episodes_finished"] + 8
+    assert training[-1]["learner/train_inference_mismatch"] < 1e-3
+    board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("learner/loss")] == list(range(1, last + 1))
+    state = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
+    assert state["weights_seq_no"] == last

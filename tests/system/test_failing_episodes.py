@@ -38,6 +38,7 @@ serving: {num_cpus_per_replica: 0.5, kv_cache_gib: 0.5}
 training: {num_iterations: 1000, group_size: 2, groups_per_batch: 2}
 evaluation: {split: valid, num_tasks: 2, at_start: false, at_end: false}
 hindsight: {max_context_length: 480}
+learner: {num_learners: 0}
 checkpoint: {interval: 0}
 cluster: {dashboard: false}
 """

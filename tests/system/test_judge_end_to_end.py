@@ -19,6 +19,7 @@ def test_a_run_is_judged_while_lambda_is_positive_and_writes_the_key_nowhere(tmp
             "training.num_iterations=2",
             "training.groups_per_batch=2",
             "training.max_staleness=1",
+            "learner.num_learners=0",
             "training.filter_groups=true",
             "env.max_steps=6",
             "evaluation.at_start=false",

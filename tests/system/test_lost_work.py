@@ -62,6 +62,11 @@ class _Process:
         (found,) = [pid for pid in descendants(self.process.pid) if name_of(pid) == name]
         return found
 
+    def env_runner(self) -> int:
+        pids = descendants(self.process.pid)
+        (found,) = [pid for pid in pids if "SERLEnvRunner" in Path(f"/proc/{pid}/cmdline").read_text()]
+        return found
+
     def in_shared_memory(self) -> set[Path]:
         """What the run has open there: the lock of its weights' folder, their versions, segments."""
         found: set[Path] = set()
@@ -154,6 +159,7 @@ def test_one_command_starts_is_stopped_with_all_its_processes_resumes_and_is_com
     assert list_checkpoints(run_dir / "checkpoints") == []
     sent = time.monotonic()
     in_memory = stopped.in_shared_memory()
+    os.kill(stopped.env_runner(), signal.SIGSTOP)  # what hangs does not hold up the end
     pids = stopped.send_to_all(signal.SIGTERM)
     assert len(pids) > 6, "the cluster is not below the run"
     code, said = stopped.end()
@@ -178,25 +184,10 @@ def test_one_command_starts_is_stopped_with_all_its_processes_resumes_and_is_com
     assert (code, said) == (0, f"{run_dir} is complete: {num_iterations} iterations\n")
 
 
-def test_whatever_ends_a_run_it_ends_soon_and_leaves_nothing(
+def test_a_cluster_that_answers_no_more_ends_its_run_soon_and_leaves_nothing(
     tmp_path: Path, start: Callable[..., _Process]
 ) -> None:
     run_dir = tmp_path / "run"
-    stopped_early = start(500)
-    stopped_early.wait_until_engines_start()
-    code, said = stopped_early.end_after(stopped_early.process.terminate)
-    assert code == 128 + signal.SIGTERM, said
-    assert "stopped by SIGTERM before there was anything to save" in said
-
-    without_raylet = start(500)
-    without_raylet.wait_until_engines_start()
-    raylet = without_raylet.below("raylet")
-    code, said = without_raylet.end_after(lambda: os.kill(raylet, signal.SIGKILL))
-    assert code == 1, said
-    assert f"Ray's raylet (process {raylet}) was ended by SIGKILL" in said
-    assert "There is no checkpoint to resume from" in said
-    assert "Traceback" not in said
-
     silent_gcs = start(500, "checkpoint.interval=1", "cluster.heartbeat_timeout_s=15.0")
     silent_gcs.wait_until(lambda: bool(list_checkpoints(run_dir / "checkpoints")))
     gcs = silent_gcs.below("gcs_server")
@@ -220,23 +211,3 @@ def test_a_second_signal_leaves_neither_processes_nor_weights(
     _wait_until_gone(pids)
     assert in_memory and not [file for file in in_memory if file.exists()]
     assert read_writer(tmp_path / "run") is None
-
-
-def test_an_env_runner_that_hangs_does_not_hold_up_the_end(
-    tmp_path: Path, start: Callable[..., _Process]
-) -> None:
-    run_dir = tmp_path / "run"
-    run = start(500)
-    run.wait_until(lambda: len(_updates(run_dir)) >= 1)
-    pids = descendants(run.process.pid)
-    (runner,) = [pid for pid in pids if "SERLEnvRunner" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(runner, signal.SIGSTOP)
-    sent = time.monotonic()
-    run.process.send_signal(signal.SIGTERM)
-    code, said = run.end(timeout_s=300.0)
-    seconds = time.monotonic() - sent
-    assert code == 0 and "stopped; to resume: serl-run --resume" in said, said
-    (checkpoint,) = list_checkpoints(run_dir / "checkpoints")
-    assert read_algorithm_state(checkpoint)["weights_seq_no"] == _updates(run_dir)[-1]
-    _wait_until_gone(pids)
-    assert seconds < 60.0
