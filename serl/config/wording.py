@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -33,16 +32,16 @@ _MUST_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def describe(problem: Mapping[str, Any], origin: Callable[[str], str], path: Path) -> str:
+def describe(problem: Mapping[str, Any], origin: Callable[[str], str], title: str) -> str:
     """One sentence for one entry of `pydantic.ValidationError.errors`.
 
-    ``origin`` says where a key comes from: ``in FILE`` or ``on the command line``. ``path``: the file of the
-    experiment, for what is wrong with several keys together.
+    ``origin`` says where a key comes from: ``in FILE`` or ``on the command line``. ``title``: what sentences
+    about several keys together begin with.
     """
     key, kind = dotted(problem["loc"]), problem["type"]
     value, context = problem["input"], problem.get("ctx", {})
     if kind == CONTRADICTION:
-        return f"{path}: {problem['msg']}"
+        return f"{title}: {problem['msg']}"
     if kind == "missing":
         return f"{key} is missing {origin(key)}: it has no default"
     return f"{key} = {shown(value)} {origin(key)}: {_sentence(key, kind, value, context, problem['msg'])}"
