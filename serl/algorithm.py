@@ -22,9 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-import gymnasium
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -44,18 +43,21 @@ from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
 from serl.buffer.task_sampler import evaluation_requests
 from serl.config import ExperimentConfig
+from serl.config.load import read_draft
 from serl.evaluation import EvaluationEpisodes, EvaluationResult, evaluation_result
 from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
 from serl.manifest import require_free_space, write_manifest
+from serl.models.resolve import resolve_model
 from serl.pickled_checkpoints import NoPickledCheckpoints
-from serl.private.rllib import set_iteration, turn_env_runner_state_sync_off
-from serl.rollout.env_runner import SERLEnvRunner
+from serl.private.rllib import set_iteration
+from serl.rllib.setters import ExperimentSetters
 from serl.rollout.episode import Policy
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.run_folder import CONFIG, config_yaml, create_run_folder
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
@@ -68,63 +70,41 @@ T = TypeVar("T")
 _POLL_S = 0.05
 
 
-class SERLConfig(AlgorithmConfig):
-    """Carries the frozen experiment; RLlib's own fields are derived from it in `from_experiment`.
+class SERLConfig(ExperimentSetters):
+    """Carries the experiment; RLlib's setters fill it in, or a file, or it is given whole.
 
-    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go,
-    ``start_dir`` the folder that the experiment's relative paths begin in.
+    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go. Where
+    they are empty, the algorithm finds the one and makes the other: Tune's folder of the trial, or a new one
+    below ``output_dir``.
     ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
     it; both are None until it runs.
     """
 
-    experiment: ExperimentConfig
     model_dir: str
     run_dir: str
-    start_dir: str
     serving_names: ServingNames | None
     make_policy: Callable[[], Policy] | None
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SERL)
+        self.model_dir = self.run_dir = ""
         self.serving_names = None
         self.make_policy = None
 
     @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), recorded: bool = False) -> Self:
+        """What `load_experiment` reads, for setters to change; raises ConfigError."""
+        config = cls()
+        config._draft = read_draft(path, overrides, recorded)
+        return config
+
+    @classmethod
     def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:
         """The RLlib configuration of ``experiment``."""
-        config = cls()
-        config.experiment = experiment
-        config.model_dir, config.run_dir, config.start_dir = model_dir, run_dir, os.getcwd()
-        text = gymnasium.spaces.Text(max_length=2**20)
-        config.environment(observation_space=text, action_space=text, disable_env_checking=True)
-        config.framework("torch")
-        rollout, learner = experiment.rollout, experiment.learner
-        config.env_runners(
-            env_runner_cls=SERLEnvRunner,
-            num_env_runners=rollout.num_env_runners,
-            num_cpus_per_env_runner=rollout.num_cpus_per_env_runner,  # pyright: ignore[reportArgumentType]
-            create_local_env_runner=False,
-            create_env_on_local_worker=False,
-            add_default_connectors_to_env_to_module_pipeline=False,
-            add_default_connectors_to_module_to_env_pipeline=False,
-        )
-        config.learners(
-            num_learners=learner.num_learners,
-            num_cpus_per_learner=learner.num_cpus_per_learner,
-            num_gpus_per_learner=learner.num_gpus_per_learner,
-            add_default_connectors_to_learner_pipeline=False,
-        )
-        config.training(lr=learner.lr, grad_clip=learner.grad_clip)
-        config.fault_tolerance(
-            restart_failed_env_runners=True,
-            env_runner_health_probe_timeout_s=0.2,
-            delay_between_env_runner_restarts_s=5.0,
-        )
-        # RLlib adds a runner's number, and no generator of NumPy's takes 2**32.
-        config.debugging(seed=experiment.seed % 2**31)
-        turn_env_runner_state_sync_off(config)
-        config.merge_env_runner_states = False
-        config.broadcast_env_runner_states = False
+        config = cls().sections(**experiment.model_dump(mode="json"))
+        config._checked = experiment
+        config.model_dir, config.run_dir = model_dir, run_dir
+        config._derive()
         return config
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -176,6 +156,10 @@ class SERL(NoPickledCheckpoints, Algorithm):
         assert isinstance(config, SERLConfig)
         self.experiment = experiment = config.experiment
         config = config.copy(copy_frozen=False)
+        if self.is_actor() and Path(config.start_dir).is_dir():  # Tune has gone to the trial's folder
+            os.chdir(config.start_dir)
+        config.model_dir = config.model_dir or str(resolve_model(experiment.model.path))
+        config.run_dir = config.run_dir or self._new_run_dir()
         names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
         config.serving_names = self._serving_names = names
         config.make_policy = functools.partial(PolicyClient, names)
@@ -201,6 +185,13 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
         self.last_teacher_records: TeacherRecords = {}
+
+    def _new_run_dir(self) -> str:
+        of_trial = self.logdir if self.is_actor() else None
+        folder = Path(of_trial) if of_trial else create_run_folder(self.experiment)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(config_yaml(self.experiment), encoding="utf-8")
+        return str(folder)
 
     @property
     def weights_seq_no(self) -> int:

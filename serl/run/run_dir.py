@@ -26,19 +26,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from serl.config import ExperimentConfig
-from serl.config.paths import expanded_path
-from serl.config.yaml_files import dump_yaml
 from serl.durable_files import json_bytes, write_atomically
 from serl.run.evaluations import rename_former_file
 from serl.run.metrics_writer import MetricsWriter
-
-CONFIG = "config.yaml"
+from serl.run_folder import CONFIG, config_yaml, create_run_folder
 
 
 class RunDir:
@@ -54,10 +50,7 @@ class RunDir:
 
         Raises UnknownPathError too.
         """
-        name = "-".join(part for part in (experiment.name, purpose, time.strftime("%Y%m%d-%H%M%S")) if part)
-        parent = expanded_path(experiment.output_dir)
-        parent.mkdir(parents=True, exist_ok=True)
-        run_dir = cls(_make_unused(parent, name))
+        run_dir = cls(create_run_folder(experiment, purpose))
         run_dir._begin(experiment)
         return run_dir
 
@@ -87,11 +80,6 @@ class RunDir:
         _write_keeping_former(self.path / "versions.json", json_bytes(versions()))
 
 
-def config_yaml(experiment: ExperimentConfig) -> str:
-    """The experiment as YAML that `serl.config.load` reads back to the same experiment."""
-    return dump_yaml(experiment.model_dump(mode="json"))
-
-
 def versions() -> dict[str, Any]:
     """What the run runs on: command, Python, platform, git commit (None outside a checkout), packages."""
     packages = {found.metadata["Name"]: found.version for found in distributions()}
@@ -113,19 +101,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return finished.stdout.strip()
-
-
-def _make_unused(parent: Path, name: str) -> Path:
-    """A new folder called ``name``, or ``name-2`` and so on if another run began in the same second."""
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
 
 
 def _write_keeping_former(file: Path, content: bytes) -> None:

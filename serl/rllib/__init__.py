@@ -1,0 +1,1 @@
+"""What RLlib's users expect of an algorithm: setters, results, checkpoints."""
