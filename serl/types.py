@@ -178,8 +178,8 @@ class TrainingRow:
 
     ``advantage`` is that of every response token. ``teacher_prompt_ids`` is the prompt with evidence (None:
     no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the
-    names of the sources in it; the teacher scores the very same ``response_ids`` after it. A ``recorded`` row
-    gets a `TeacherRecord`.
+    names of the sources in it; the teacher scores the very same ``response_ids`` after it. A
+    ``distilled`` row is drawn to the teacher's distributions, a ``recorded`` row gets a `TeacherRecord`.
     """
 
     group_id: str
@@ -194,6 +194,7 @@ class TrainingRow:
     teacher_prompt_ids: list[int] | None = None
     context: str | None = None
     evidence_sources: tuple[str, ...] = ()
+    distilled: bool = False
     recorded: bool = False
 
 

@@ -26,7 +26,7 @@ from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import GroupView, Outcome, StepEvidence
 from serl.hindsight.judge_request import judge_request
-from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.schedules import effective_lambda
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.rollout.actions import action_spans

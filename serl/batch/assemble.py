@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from serl.batch.advantages import needs_batch
-from serl.batch.group import FinishedGroup, add_evidence, finish, scaled_advantages
+from serl.batch.group import FinishedGroup, add_evidence, finish, is_taught, scaled_advantages
 from serl.batch.rows import Array, Ragged, TrainingRows
 from serl.batch.teacher_prompts import ContextCounts
 from serl.config import ExperimentConfig, LoggingSection
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import distill_coefficient, teaches
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Trajectory, TrajectoryGroup
 
@@ -31,30 +31,35 @@ def assemble(
     """The rows of ``finished`` as update ``weights_seq_no`` trains on them, and metrics of the batch.
 
     Rows with advantage 0 stay: nobody computes them, but the loss is a mean over all rows (see
-    `serl.batch.packing`). A row without an advantage has no teacher prompt, and none has one once λ is 0.
+    `serl.batch.packing`). A row that is not taught has no teacher prompt, and none has one once λ and the
+    distillation's coefficient are 0; a row is distilled if it has one.
     Rows of the trajectories ``recorded`` are marked, and only they keep the text of their context.
 
     Metrics: ``num_rows``, ``num_rows_with_advantage``, ``advantage_mean``, ``advantage_std`` and
-    ``positive_fraction`` over the rows, the estimator's own, while λ is positive those of `ContextCounts`.
+    ``positive_fraction`` over the rows, the estimator's own, and while there is a teacher those of
+    `ContextCounts`.
     """
     rows = TrainingRows.joined([group.rows for group in finished])
     estimator_metrics = _means_over_groups(finished)
     if needs_batch(config.advantage):
         advantages, estimator_metrics = scaled_advantages([group.group for group in finished], config)
         rows = replace(rows, advantages=advantages)
-    teaches = teacher_lambda(config.hindsight, weights_seq_no) > 0.0
-    kept = (rows.advantages != 0.0) & rows.has_teacher_prompt & teaches
+    has_teacher = teaches(config.hindsight, weights_seq_no)
+    if distill_coefficient(config.hindsight, weights_seq_no) == 0.0:
+        rows = replace(rows, distilled=np.zeros_like(rows.distilled))
+    kept = is_taught(rows) & rows.has_teacher_prompt & has_teacher
     if not np.array_equal(kept, rows.has_teacher_prompt):
         rows = _without_other_teacher_prompts(rows, kept)
     marked = np.fromiter((name in recorded for name in rows.trajectory_ids), np.bool_, len(rows))
     shown = {index: text for index, text in rows.contexts.items() if marked[index]}
     metrics = estimator_metrics | _metrics(rows.advantages)
-    if teaches:
+    if has_teacher:
         counts = ContextCounts()
         for group in finished:
             counts.add(group.context_counts or ContextCounts())
         metrics |= counts.metrics(config.hindsight.sources)
-    return replace(rows, recorded=marked, contexts=shown), metrics
+    rows = replace(rows, distilled=rows.distilled & kept, recorded=marked, contexts=shown)
+    return rows, metrics
 
 
 def require_rows(finished: Sequence[FinishedGroup], config: ExperimentConfig) -> None:
@@ -81,7 +86,7 @@ def build_rows(
 ) -> tuple[TrainingRows, dict[str, float]]:
     """`finish`, `add_evidence` and `assemble` in one call, for whoever has complete groups and time."""
     finished = [finish(group, config) for group in groups]
-    if teacher_lambda(config.hindsight, weights_seq_no) > 0.0:
+    if teaches(config.hindsight, weights_seq_no):
         finished = [add_evidence(group, config, encoder, judge_texts or {}) for group in finished]
     return assemble(finished, config, weights_seq_no, recorded)
 

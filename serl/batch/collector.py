@@ -18,7 +18,7 @@ from serl.buffer.group_buffer import GroupBuffer
 from serl.buffer.task_sampler import TaskSampler, is_evaluation_group
 from serl.config import ExperimentConfig
 from serl.hindsight.judge.pool import JudgePool
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import teaches
 from serl.rollout.failures import FailureMonitor
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import FailedRollout
@@ -129,7 +129,7 @@ class BatchCollector:
             if self._buffer.file(finished) and self.judge.is_asked and finished.context_counts is None:
                 updating = weights_seq_no == self._last_taken_at
                 earliest = weights_seq_no + updating + self._buffer.num_batches_before(finished.group_id)
-                self.judge.submit(finished.group, finished.trajectories_with_advantage, earliest)
+                self.judge.submit(finished.group, finished.taught_trajectories, earliest)
         if self.judge.is_asked:
             for group_id, texts in self.judge.take_answered().items():
                 finished = self._buffer.ready_group(group_id)
@@ -138,7 +138,7 @@ class BatchCollector:
 
     def _is_judged(self, groups: Sequence[FinishedGroup], weights_seq_no: int) -> bool:
         """Whether the batch ``groups`` need not wait for a judge, or for evidence of what he said."""
-        if not self.judge.is_asked or teacher_lambda(self._hindsight, weights_seq_no) == 0.0:
+        if not self.judge.is_asked or not teaches(self._hindsight, weights_seq_no):
             return True
         waiting = [group.group_id for group in groups if group.context_counts is None]
         if waiting:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.config import ExperimentConfig
 from serl.hindsight.judge_request import judge_mode
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import teaches
 from serl.rollout.prompt import PromptEncoder
 from serl.types import TrajectoryGroup
 
@@ -32,7 +32,7 @@ class GroupFinisher:
 
         Its evidence is added at once, unless a judge has to speak first or λ will be 0.
         """
-        has_evidence = not self._is_judged and teacher_lambda(self._config.hindsight, weights_seq_no) > 0.0
+        has_evidence = not self._is_judged and teaches(self._config.hindsight, weights_seq_no)
         self._jobs.append(self._thread.submit(self._finish, group, has_evidence))
 
     def submit_evidence(self, finished: FinishedGroup, judge_texts: Mapping[str, str | None]) -> None:

@@ -19,7 +19,7 @@ from serl.batch.metrics import group_sums
 from serl.batch.rewards import has_variance, rewarded_rows
 from serl.batch.rows import Array, TrainingRows
 from serl.batch.teacher_prompts import ContextCounts, add_teacher_prompts
-from serl.config import ExperimentConfig
+from serl.config import ExperimentConfig, HindsightSection
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrainingRow, Trajectory, TrajectoryGroup
 
@@ -44,10 +44,10 @@ class FinishedGroup:
         return self.group.group_id
 
     @property
-    def trajectories_with_advantage(self) -> list[Trajectory]:
-        """The trajectories with a row that has an advantage: evidence about others is not read."""
-        with_advantage: list[int] = np.flatnonzero(self.rows.advantages).tolist()
-        owners = {self.rows.trajectory_ids[row] for row in with_advantage}
+    def taught_trajectories(self) -> list[Trajectory]:
+        """The trajectories with a row that the teacher may change: evidence about others is not read."""
+        taught: list[int] = np.flatnonzero(is_taught(self.rows)).tolist()
+        owners = {self.rows.trajectory_ids[row] for row in taught}
         return [t for t in self.group.trajectories if t.trajectory_id in owners]
 
 
@@ -59,7 +59,7 @@ def finish(group: TrajectoryGroup, config: ExperimentConfig) -> FinishedGroup:
     varies = has_variance(group, config.advantage.normalize_by_length)
     advantages, metrics = scaled_advantages([group], config)
     rows = [
-        _row(group, trajectory, index, step)
+        _row(group, trajectory, index, step, _is_distilled(trajectory, varies, config.hindsight))
         for trajectory in group.trajectories
         for index, step in enumerate(trajectory.steps)
     ]
@@ -78,14 +78,19 @@ def add_evidence(
     encoder: PromptEncoder,
     judge_texts: Mapping[str, str | None],
 ) -> FinishedGroup:
-    """The second half: teacher prompts for rows with an advantage, or with a chance of one in the batch."""
-    chosen = finished.rows.advantages != 0.0
+    """The second half: teacher prompts for rows that are taught, or have a chance of it in the batch."""
+    chosen = is_taught(finished.rows)
     if needs_batch(config.advantage):
         chosen[:] = True
     rows, counts = add_teacher_prompts(
         finished.rows, finished.group, chosen, config.hindsight, encoder, judge_texts
     )
     return replace(finished, rows=rows, context_counts=counts)
+
+
+def is_taught(rows: TrainingRows) -> Array:
+    """Bool [R]: the rows that a teacher may change, by their advantage or by distillation."""
+    return (rows.advantages != 0.0) | rows.distilled
 
 
 def scaled_advantages(
@@ -103,7 +108,16 @@ def scaled_advantages(
     return np.where(values < 0.0, values * scale, values), metrics
 
 
-def _row(group: TrajectoryGroup, trajectory: Trajectory, step_index: int, step: Step) -> TrainingRow:
+def _is_distilled(trajectory: Trajectory, varies: bool, settings: HindsightSection) -> bool:
+    if not settings.distills:
+        return False
+    route = settings.distill.route
+    return route == "all" or (not trajectory.success if route == "failed" else not varies)
+
+
+def _row(
+    group: TrajectoryGroup, trajectory: Trajectory, step_index: int, step: Step, distilled: bool
+) -> TrainingRow:
     return TrainingRow(
         group_id=group.group_id,
         trajectory_id=trajectory.trajectory_id,
@@ -114,4 +128,5 @@ def _row(group: TrajectoryGroup, trajectory: Trajectory, step_index: int, step: 
         action_mask=step.action_mask,
         advantage=0.0,
         weights_seq_no=step.weights_seq_no,
+        distilled=distilled,
     )

@@ -6,8 +6,9 @@ needs that), and neither gradients nor minibatches depend on how many learners t
 
 - Shards are rows, balanced by the tokens that learners compute for them, whatever group they are of.
 - Minibatches are random rows of the whole batch, drawn anew for each epoch from the seed.
-- A row with advantage 0 trains nothing, so nobody computes it; its tokens still count in the denominators,
-  as they would if it were computed. A loss with terms of its own for such rows has them computed.
+- A row with advantage 0 that is not distilled trains nothing, so nobody computes it; its tokens still count
+  in the denominators, as they would if it were computed. A loss with terms of its own for such rows has them
+  computed.
 - Micro-batches hold rows of similar length within a token budget, counted with padding.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,13 +35,14 @@ class Minibatch:
     A micro-batch lists indices into the learner's rows; an empty one keeps this learner in step with
     others that have more. ``num_loss_tokens`` and ``num_rows`` are the denominators: response tokens and
     rows of the minibatch over all learners, those that nobody computes included; ``num_trained_tokens``
-    counts the response tokens of the others.
+    counts the response tokens of the others, ``num_distilled_tokens`` the action tokens of distilled rows.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_loss_tokens: int
     num_rows: int
     num_trained_tokens: int
+    num_distilled_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def plan_update(
     """One plan per learner for a batch of ``rows``, those with advantage 0 included.
 
     ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row is trained
-    are left out: rows are trained that have an advantage, or all with ``train_every_row``.
+    are left out: rows are trained that have an advantage or are distilled, or all with ``train_every_row``.
     ``context_free_rows`` are indices of rows with a teacher prompt that the teacher scores without it too.
     Raises ValueError if ``num_learners`` is not positive.
     """
@@ -114,7 +116,7 @@ def plan_update(
 def trained_rows(rows: TrainingRows, train_every_row: bool) -> Array:
     """Bool [R]: the rows that some learner trains on."""
     has_response = rows.response_ids.lengths > 0
-    return has_response if train_every_row else has_response & (rows.advantages != 0.0)
+    return has_response if train_every_row else has_response & ((rows.advantages != 0.0) | rows.distilled)
 
 
 def random_minibatches(num_rows: int, num_minibatches: int, seed: Sequence[int]) -> list[list[int]]:
@@ -151,6 +153,9 @@ class _Packer:
         self._budget = micro_batch_tokens
         self._num_tokens = rows.num_tokens
         self._num_response_tokens = rows.response_ids.lengths
+        of_rows = np.repeat(np.arange(len(rows)), rows.action_mask.lengths)
+        num_action_tokens = np.bincount(of_rows[rows.action_mask.values], minlength=len(rows))
+        self._num_distilled_tokens = np.where(rows.distilled, num_action_tokens, 0)
         self._prompts: list[bytes] = [rows.prompt_ids[row].tobytes() for row in range(len(rows))]
         self._prompt_lengths = rows.prompt_ids.lengths
 
@@ -188,8 +193,9 @@ class _Packer:
             pack_by_length(part.tolist(), self._num_tokens[part].tolist(), self._budget) for part in own
         ]
         num_loss_tokens = int(self._num_response_tokens[is_chosen].sum())
+        num_distilled_tokens = int(self._num_distilled_tokens[is_chosen].sum())
         return [
-            Minibatch(tuple(part), num_loss_tokens, len(chosen), num_trained_tokens)
+            Minibatch(tuple(part), num_loss_tokens, len(chosen), num_trained_tokens, num_distilled_tokens)
             for part in _same_number(packed)
         ]
 
@@ -236,8 +242,5 @@ def _renumbered(
         micro_batches=local(every_row),
         teacher_micro_batches=local(with_evidence),
         context_free_micro_batches=local(without_evidence),
-        minibatches=tuple(
-            Minibatch(local(part.micro_batches), part.num_loss_tokens, part.num_rows, part.num_trained_tokens)
-            for part in minibatches
-        ),
+        minibatches=tuple(replace(part, micro_batches=local(part.micro_batches)) for part in minibatches),
     )

@@ -68,8 +68,8 @@ class TrainingRows:
 
     Ragged: ``prompt_ids``, ``response_ids`` and ``teacher_prompt_ids`` (int32; empty without one),
     ``old_logprobs`` (float32), ``action_mask`` (bool). Arrays [R]: ``advantages`` (float32),
-    ``weights_seq_nos`` (int64), ``recorded`` (bool). ``contexts`` holds texts by row, in an assembled batch
-    those of recorded rows only.
+    ``weights_seq_nos`` (int64), ``distilled`` and ``recorded`` (bool). ``contexts`` holds texts by row,
+    in an assembled batch those of recorded rows only.
     """
 
     group_ids: list[str]
@@ -82,6 +82,7 @@ class TrainingRows:
     teacher_prompt_ids: Ragged
     advantages: Array
     weights_seq_nos: Array
+    distilled: Array
     recorded: Array
     evidence_sources: list[tuple[str, ...]]
     contexts: dict[int, str]
@@ -99,6 +100,7 @@ class TrainingRows:
             teacher_prompt_ids=Ragged.of([row.teacher_prompt_ids or [] for row in rows], np.int32),
             advantages=np.array([row.advantage for row in rows], dtype=np.float32),
             weights_seq_nos=np.array([row.weights_seq_no for row in rows], dtype=np.int64),
+            distilled=np.array([row.distilled for row in rows], dtype=np.bool_),
             recorded=np.array([row.recorded for row in rows], dtype=np.bool_),
             evidence_sources=[row.evidence_sources for row in rows],
             contexts={index: row.context for index, row in enumerate(rows) if row.context is not None},
@@ -121,6 +123,7 @@ class TrainingRows:
             teacher_prompt_ids=Ragged.joined([part.teacher_prompt_ids for part in parts]),
             advantages=np.concatenate([part.advantages for part in parts]),
             weights_seq_nos=np.concatenate([part.weights_seq_nos for part in parts]),
+            distilled=np.concatenate([part.distilled for part in parts]),
             recorded=np.concatenate([part.recorded for part in parts]),
             evidence_sources=list(chain.from_iterable(part.evidence_sources for part in parts)),
             contexts={
@@ -150,6 +153,7 @@ class TrainingRows:
             teacher_prompt_ids=self.teacher_prompt_ids.take(chosen),
             advantages=self.advantages[chosen],
             weights_seq_nos=self.weights_seq_nos[chosen],
+            distilled=self.distilled[chosen],
             recorded=self.recorded[chosen],
             evidence_sources=[self.evidence_sources[index] for index in chosen],
             contexts={
@@ -172,6 +176,7 @@ class TrainingRows:
             teacher_prompt_ids=teacher_prompt_ids or None,
             context=self.contexts.get(index),
             evidence_sources=self.evidence_sources[index],
+            distilled=bool(self.distilled[index]),
             recorded=bool(self.recorded[index]),
         )
 

@@ -122,6 +122,15 @@ def learners(model: ModelSection, training: TrainingSection, learner: LearnerSec
         )
 
 
+def distillation(hindsight: HindsightSection, training: TrainingSection) -> Iterator[str]:
+    """Groups that would be trained, but are filtered."""
+    if hindsight.distills and training.filter_groups:
+        yield (
+            f"hindsight.objective = {hindsight.objective!r} contradicts training.filter_groups = true: "
+            "distillation trains on groups without variance, too; set training.filter_groups: false"
+        )
+
+
 def waits(hindsight: HindsightSection, training: TrainingSection) -> Iterator[str]:
     """Deadlines that come after one they should come before."""
     max_wait_s = hindsight.judge.max_wait_s

@@ -47,6 +47,7 @@ class ExperimentConfig(Section):
             *checks.replicas(self.serving),
             *checks.weight_transfer(self.serving, self.learner),
             *checks.learners(self.model, self.training, self.learner),
+            *checks.distillation(self.hindsight, self.training),
             *checks.waits(self.hindsight, self.training),
             *checks.held_out(self.env, self.evaluation),
         ]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from serl.config.distill import DistillSection
 from serl.config.hindsight_modes import MODES, Combination, Granularity
 from serl.config.nearest import name_hint
 from serl.config.problems import Problem, contradiction, validation_error
@@ -110,6 +111,12 @@ class HindsightSection(Section):
     """``all``: every source, and per step none without all of them; ``first_available``: the first that has
     something."""
 
+    objective: Literal["reweight", "distill", "both"] = "reweight"
+    """What the teacher's opinion does: ``reweight`` advantages (the paper), add a divergence to the loss
+    (``distill``), or ``both``."""
+
+    distill: DistillSection = DistillSection()
+
     mixing_lambda: float = Field(default=0.5, ge=0.0, le=1.0)
     """λ at the first update: the share of an advantage that the teacher's weight multiplies."""
 
@@ -134,8 +141,15 @@ class HindsightSection(Section):
     """Whether every weight moves to another action token of the batch: a control that should learn nothing
     from the evidence."""
 
+    teacher: Literal["synced", "ema", "frozen", "live"] = "synced"
+    """Whose weights the teacher has: the student's of a while ago (``synced``), their moving average
+    (``ema``), those that the run began with (``frozen``), or the student's own, without a copy (``live``)."""
+
     teacher_sync_interval: PositiveInt = 10
-    """Updates after which the teacher becomes a copy of the student again."""
+    """Updates after which a ``synced`` teacher becomes a copy of the student again."""
+
+    teacher_ema_decay: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Share of its weights that an ``ema`` teacher keeps at each update."""
 
     max_context_length: PositiveInt = 4096
     """Tokens of prompt and evidence together; the oldest quoted steps are left out first."""
@@ -150,6 +164,16 @@ class HindsightSection(Section):
     """Ratio of difflib from which two observations are the same anchor; null: only equal ones are."""
 
     judge: JudgeSection = JudgeSection()
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the teacher weighs advantages."""
+        return self.enabled and self.objective != "distill"
+
+    @property
+    def distills(self) -> bool:
+        """Whether a divergence from the teacher is part of the loss."""
+        return self.enabled and self.objective != "reweight"
 
     @model_validator(mode="before")
     @classmethod

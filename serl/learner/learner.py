@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 from serl.batch.packing import LearnerPlan, MicroBatch, Minibatch
 from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import distill_coefficient, has_teacher_copy, teacher_lambda, teaches
 from serl.hindsight.teacher_weights import whole_batch
 from serl.learner.actors import LearnerProcess
+from serl.learner.distill_targets import DistillTargets
 from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
 from serl.learner.optimizer import OptimizerStep, learning_rate, make_optimizer
@@ -44,7 +46,7 @@ from serl.learner.teacher import (
     WeightedTokens,
     copy_policy,
     copy_weights,
-    is_sync_step,
+    follow_policy,
     num_teacher_tokens,
     report_log_ratios,
     score_actions,
@@ -82,7 +84,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
 
     @property
     def teacher(self) -> CausalLMModule | None:
-        """None without hindsight, and from the first update on in which λ is 0."""
+        """The copy; None without one, and from the first update on that needs no teacher."""
         return self._teacher
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -94,9 +96,11 @@ class SERLLearner(LearnerProcess, TorchLearner):
         """RLlib's hook at the end of `build`: the teacher is copied, and FSDP2 shards instead of DDP."""
         hindsight, on_gpu = self._experiment.hindsight, self.device.type == "cuda"
         frozen_dtype = self._compute_dtype if on_gpu else torch.float32
-        is_taught = teacher_lambda(hindsight, 0) > 0.0
+        has_copy = has_teacher_copy(hindsight)
         has_reference = self._experiment.loss.kl_coefficient > 0.0
-        self._teacher = copy_policy(self.policy, frozen_dtype) if is_taught else None
+        # A moving average in bfloat16 would round its small steps away.
+        teacher_dtype = torch.float32 if hindsight.teacher == "ema" else frozen_dtype
+        self._teacher = copy_policy(self.policy, teacher_dtype) if has_copy else None
         # A checkpoint is loaded later, so this is the policy that the run began with, resumed or not.
         self._reference = copy_policy(self.policy, frozen_dtype) if has_reference else None
         if self.distributed:
@@ -200,6 +204,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
         tokens = ResponseTokens.of(plan.rows, weights_seq_no, self.device)
         with report.timed("teacher"):
             weighted = self._weighted_tokens(plan, tokens, weights_seq_no, report)
+            distilled = self._distill_targets(tokens, weighted, weights_seq_no, report)
         report.records = teacher_records(plan.rows, tokens, weighted)
         old_logprobs, reference_logprobs = tokens.old_logprobs, None
         if self._experiment.loss.truncated_importance_sampling_cap is not None:
@@ -209,7 +214,22 @@ class SERLLearner(LearnerProcess, TorchLearner):
             with report.timed("reference"):
                 reference_logprobs = self._logprobs_before_update(self._reference, plan, tokens)
         max_response_length = self._experiment.rollout.max_response_length
-        return LossTargets(tokens, weighted.advantages, old_logprobs, reference_logprobs, max_response_length)
+        return LossTargets(
+            tokens, weighted.advantages, old_logprobs, reference_logprobs, max_response_length, distilled
+        )
+
+    def _distill_targets(
+        self, tokens: ResponseTokens, weighted: WeightedTokens, weights_seq_no: int, report: LearnerReport
+    ) -> DistillTargets | None:
+        hindsight = self._experiment.hindsight
+        if not hindsight.distills:
+            return None
+        coefficient = distill_coefficient(hindsight, weights_seq_no)
+        report.shared["effective_distill_coefficient"] = coefficient
+        report.sums["num_distilled_tokens"] += float(tokens.distilled.sum())
+        if weighted.scores is None:
+            return None
+        return DistillTargets.of(hindsight.distill, coefficient, tokens, weighted.scores)
 
     def _weighted_tokens(
         self, plan: LearnerPlan, tokens: ResponseTokens, weights_seq_no: int, report: LearnerReport
@@ -222,7 +242,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
             return WeightedTokens.unweighted(tokens)
         weighted, metrics = weigh_tokens(
             tokens,
-            score_actions(teacher, plan, tokens, self._forward),
+            score_actions(teacher, plan, tokens, self._forward, self._num_top_tokens(plan)),
             hindsight,
             lambda_,
             seed=(self._experiment.seed, weights_seq_no),
@@ -234,13 +254,18 @@ class SERLLearner(LearnerProcess, TorchLearner):
         return weighted
 
     def _teacher_of(self, weights_seq_no: int) -> CausalLMModule | None:
-        """The teacher of the coming update; at a sync step it becomes the policy as it is now."""
+        """The teacher of the coming update, with the weights that it is to have then."""
         hindsight = self._experiment.hindsight
-        if teacher_lambda(hindsight, weights_seq_no) == 0.0:
+        if not teaches(hindsight, weights_seq_no):
             self._teacher = None
-        elif self._teacher is not None and is_sync_step(hindsight, weights_seq_no):
-            copy_weights(self.policy, self._teacher)
+        elif hindsight.teacher == "live":
+            return self.policy
+        elif self._teacher is not None:
+            follow_policy(self.policy, self._teacher, hindsight, weights_seq_no)
         return self._teacher
+
+    def _num_top_tokens(self, plan: LearnerPlan) -> int:
+        return self._experiment.hindsight.distill.top_k if plan.rows.distilled.any() else 0
 
     @torch.no_grad()
     def _logprobs_before_update(
@@ -264,7 +289,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
         for rows in minibatch.micro_batches:
-            token_batch = self._token_batch(plan, rows)
+            token_batch = replace(self._token_batch(plan, rows), comparison=targets.comparison(rows))
             scores = self._forward(self.policy, token_batch)
             if not rows:
                 (scores.logprobs.sum() * 0.0).backward()

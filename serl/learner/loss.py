@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from serl.config import LossSection
+from serl.hindsight.distillation import distill_loss
 from serl.learner.loss_terms.entropy import entropy_bonus
 from serl.learner.loss_terms.importance import truncated_importance_weights
 from serl.learner.loss_terms.kl import kl_loss
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.token_scores import TokenScores
+
+
+@dataclass(frozen=True, slots=True)
+class DistilledTokens:
+    """``gates`` [M], without gradient, of the M compared tokens; ``num_tokens``: as in `distill_loss`."""
+
+    gates: Tensor
+    coefficient: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class LossBatch:
     ``sampler_logprobs`` are those the sampler recorded, ``old_logprobs`` what the ratio is taken to: the
     same, or with a truncated importance sampling cap the policy's own before the update.
     ``reference_logprobs`` are those of the policy that the run began with (None: no KL term). ``row_ids``:
-    0 … rows − 1.
+    0 … rows − 1. ``distilled``: those of the tokens that were compared with the teacher's (None: none).
     """
 
     sampler_logprobs: Tensor
@@ -30,12 +40,15 @@ class LossBatch:
     reference_logprobs: Tensor | None
     row_ids: Tensor
     denominators: Denominators
+    distilled: DistilledTokens | None = None
 
 
 def compute_loss(
     scores: TokenScores, batch: LossBatch, section: LossSection
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar loss of ``scores`` [T], with gradient, and its metrics, token sums over the denominators.
+
+    Those of `distill_loss` are sums alone.
 
     Where sampler and old policy differ, truncated importance weights correct for it (decoupled PPO, arXiv
     2110.00641).
@@ -70,4 +83,14 @@ def compute_loss(
     if section.entropy_coefficient > 0.0:
         term, _ = entropy_bonus(tokens, scores.entropies, coefficient=section.entropy_coefficient)
         loss = loss + term
+    if batch.distilled is not None:
+        assert scores.divergences is not None
+        distilled = batch.distilled
+        term, own = distill_loss(
+            scores.divergences,
+            distilled.gates,
+            coefficient=distilled.coefficient,
+            num_tokens=distilled.num_tokens,
+        )
+        loss, metrics = loss + term, metrics | own
     return loss, metrics

@@ -8,21 +8,27 @@ import torch
 from torch import Tensor
 
 from serl.batch.packing import MicroBatch, Minibatch
+from serl.learner.distill_targets import DistillTargets
 from serl.learner.loss import LossBatch
 from serl.learner.losses import Denominators
 from serl.learner.report import LearnerReport, read_once
 from serl.learner.response_tokens import ResponseTokens
+from serl.learner.token_batch import Comparison
 
 
 @dataclass(frozen=True, slots=True)
 class LossTargets:
-    """``advantages`` with teacher weights, ``old_logprobs``, ``reference_logprobs``, [T]: see `LossBatch`."""
+    """``advantages`` with teacher weights, ``old_logprobs``, ``reference_logprobs``, [T]: see `LossBatch`.
+
+    ``distilled`` is None if no token is.
+    """
 
     tokens: ResponseTokens
     advantages: Tensor
     old_logprobs: Tensor
     reference_logprobs: Tensor | None
     max_response_length: int
+    distilled: DistillTargets | None
 
     def micro_batch(self, rows: MicroBatch, minibatch: Minibatch, row_ids: Tensor) -> LossBatch:
         """The targets of the tokens of ``rows``, a part of ``minibatch``."""
@@ -37,7 +43,12 @@ class LossTargets:
             denominators=Denominators(
                 minibatch.num_loss_tokens, minibatch.num_rows, self.max_response_length
             ),
+            distilled=None if self.distilled is None else self.distilled.loss_tokens(rows, minibatch),
         )
+
+    def comparison(self, rows: MicroBatch) -> Comparison | None:
+        """What the scores of ``rows`` are to be compared with."""
+        return None if self.distilled is None or not rows else self.distilled.comparison(rows)
 
     def report_mismatch(self, rows: MicroBatch, logprobs: Tensor, report: LearnerReport) -> None:
         """Adds |sampler's − learner's log-prob| before any update of the weights.

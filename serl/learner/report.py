@@ -55,7 +55,10 @@ class LearnerReport:
         minibatch: Minibatch,
         num_minibatches: int,
     ) -> None:
-        """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows."""
+        """Adds means over the trained tokens, averaged over minibatches; only the loss is over all rows.
+
+        Metrics of distillation are means over the distilled tokens.
+        """
         scale = minibatch.num_loss_tokens / minibatch.num_trained_tokens / num_minibatches
         weight = 1.0 / minibatch.num_trained_tokens / num_minibatches
         log_ratio = (batch.old_logprobs - scores.logprobs).detach()
@@ -63,7 +66,11 @@ class LearnerReport:
         for name, value in read_once(totals).items():
             self.sums[name] += value * weight
         for name, value in read_once(metrics).items():
-            self.sums[name] += value * (1.0 / num_minibatches if name == "loss" else scale)
+            if name.startswith("distill_"):
+                assert scores.divergences is not None
+                self.add_mean(name, value, len(scores.divergences))
+            else:
+                self.sums[name] += value * (1.0 / num_minibatches if name == "loss" else scale)
 
     def add_teacher_metrics(self, metrics: dict[str, float]) -> None:
         """Takes in the metrics of `teacher_weights`, each named ``teacher_…``."""

@@ -18,7 +18,8 @@ class ResponseTokens:
     """T tokens of R rows. ``starts`` [R + 1] says where in the flat tensors each row's tokens are.
 
     ``old_logprobs`` [T] are the sampler's. ``advantages`` [T] repeat each row's advantage. ``selected``
-    [T] marks action tokens of rows with a teacher prompt. ``on_policy`` [T] marks the tokens of rows that
+    [T] marks action tokens of rows with a teacher prompt, ``distilled`` [T] those of distilled rows.
+    ``on_policy`` [T] marks the tokens of rows that
     only the current weights sampled.
     """
 
@@ -26,6 +27,7 @@ class ResponseTokens:
     old_logprobs: Tensor
     advantages: Tensor
     selected: Tensor
+    distilled: Tensor
     on_policy: Tensor
 
     @classmethod
@@ -42,13 +44,17 @@ class ResponseTokens:
             old_logprobs=torch.from_numpy(rows.old_logprobs.values.copy()).to(device),
             advantages=repeated(rows.advantages),
             selected=action & repeated(rows.has_teacher_prompt),
+            distilled=action & repeated(rows.distilled),
             on_policy=repeated(rows.weights_seq_nos >= weights_seq_no),
         )
 
-    def positions(self, rows: Sequence[int]) -> Tensor:
+    def indices(self, rows: Sequence[int]) -> Array:
         """Where the tokens of ``rows`` are in the flat tensors, in the order of ``rows``."""
-        spans = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows]
-        return torch.from_numpy(np.concatenate(spans)).to(self.old_logprobs.device)
+        return np.concatenate([np.arange(self.starts[row], self.starts[row + 1]) for row in rows])
+
+    def positions(self, rows: Sequence[int]) -> Tensor:
+        """`indices`, on the tokens' device."""
+        return torch.from_numpy(self.indices(rows)).to(self.old_logprobs.device)
 
     @property
     def row_ids(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
+from serl.hindsight.distillation import divergences, top_tokens
 from serl.learner.token_batch import Layout, TokenBatch
 from serl.learner.token_scores import TokenScores, score_tokens
 from serl.models.weights import empty_model, load_model
@@ -64,7 +65,15 @@ class CausalLMModule(TorchRLModule):
             logits = self.model(**arguments).logits
         finally:
             self._predictor_positions = None
-        return score_tokens(logits, batch.targets, self.temperature, entropy_gradient=self.entropy_gradient)
+        scores = score_tokens(logits, batch.targets, self.temperature, entropy_gradient=self.entropy_gradient)
+        if batch.top_k:
+            scores = scores._replace(top=top_tokens(logits, batch.top_k, self.temperature))
+        if (compared := batch.comparison) is not None:
+            own = divergences(
+                logits[compared.places], compared.teacher, self.temperature, compared.divergence
+            )
+            scores = scores._replace(divergences=own)
+        return scores
 
     def _prefix_cache(self, prefix_ids: Tensor, num_rows: int) -> Any:
         """Keys and values of the shared prefix for every row; gradients flow back through them."""

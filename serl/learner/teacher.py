@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from serl.batch.packing import LearnerPlan, MicroBatch
 from serl.batch.rows import TrainingRows
 from serl.config import HindsightSection
+from serl.hindsight.distillation import TopTokens
 from serl.hindsight.teacher_weights import (
     Gather,
     log_ratio,
@@ -48,9 +49,17 @@ def copy_weights(source: CausalLMModule, target: CausalLMModule) -> None:
         targets[name].copy_(tensor)
 
 
-def is_sync_step(settings: HindsightSection, weights_seq_no: int) -> bool:
-    """Whether the teacher takes over the policy's weights before the update that trains on them."""
-    return weights_seq_no % settings.teacher_sync_interval == 0
+@torch.no_grad()
+def follow_policy(
+    policy: CausalLMModule, teacher: CausalLMModule, settings: HindsightSection, weights_seq_no: int
+) -> None:
+    """Brings the ``teacher`` to what it is to be before the update that trains on ``weights_seq_no``."""
+    if settings.teacher == "synced" and weights_seq_no % settings.teacher_sync_interval == 0:
+        copy_weights(policy, teacher)
+    elif settings.teacher == "ema":
+        averages = named_weights(teacher.model)
+        for name, tensor in named_weights(policy.model).items():
+            averages[name].lerp_(tensor, 1.0 - settings.teacher_ema_decay)
 
 
 def context_free_rows(rows: TrainingRows, settings: HindsightSection, seed: Sequence[int]) -> list[int]:
@@ -71,12 +80,14 @@ def context_free_rows(rows: TrainingRows, settings: HindsightSection, seed: Sequ
 class TeacherScores:
     """The teacher's log-probs of the action tokens of rows with a teacher prompt, [T], elsewhere 0.
 
-    ``without_context`` is known where ``compared`` is true.
+    ``without_context`` is known where ``compared`` is true. ``top`` are the likeliest tokens at the distilled
+    tokens, in their order, with context; None if they were not asked for.
     """
 
     with_context: Tensor
     without_context: Tensor
     compared: Tensor
+    top: TopTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +111,43 @@ class WeightedTokens:
 
 @torch.no_grad()
 def score_actions(
-    teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward
+    teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward, top_k: int = 0
 ) -> TeacherScores:
-    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest."""
+    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest.
+
+    With ``top_k`` the distributions at distilled tokens are kept, 8 bytes for each of the likeliest tokens.
+    """
+    collected: list[tuple[Tensor, TopTokens]] = []
 
     def scored(micro_batches: Sequence[MicroBatch], with_context: bool) -> tuple[Tensor, Tensor]:
         logprobs = torch.zeros_like(tokens.old_logprobs)
         known = torch.zeros_like(tokens.selected)
         for rows in micro_batches:
             batch = _action_batch(teacher, plan.rows, rows, with_context, logprobs.device)
-            values = forward(teacher, batch).logprobs
+            scores = forward(teacher, replace(batch, top_k=top_k if with_context else 0))
             if rows:
                 positions = tokens.positions(rows)
                 actions = positions[tokens.selected[positions]]
-                logprobs[actions] = values
+                logprobs[actions] = scores.logprobs
                 known[actions] = True
+                if scores.top is not None:
+                    kept = tokens.distilled[actions]
+                    collected.append(
+                        (actions[kept], TopTokens(scores.top.ids[kept], scores.top.logprobs[kept]))
+                    )
         return logprobs, known
 
     with_context, _ = scored(plan.teacher_micro_batches, with_context=True)
     without_context, compared = scored(plan.context_free_micro_batches, with_context=False)
-    return TeacherScores(with_context, without_context, compared)
+    return TeacherScores(with_context, without_context, compared, _in_token_order(collected))
+
+
+def _in_token_order(collected: Sequence[tuple[Tensor, TopTokens]]) -> TopTokens | None:
+    if not collected:
+        return None
+    order = torch.cat([positions for positions, _ in collected]).argsort()
+    ids = torch.cat([top.ids for _, top in collected])[order]
+    return TopTokens(ids, torch.cat([top.logprobs for _, top in collected])[order])
 
 
 def _action_batch(
@@ -159,7 +187,7 @@ def weigh_tokens(
         tokens.advantages,
         tokens.old_logprobs,
         scores.with_context,
-        tokens.selected,
+        tokens.selected & (tokens.advantages != 0.0),
         weight_clip=settings.weight_clip,
         baseline=settings.baseline,
         teacher_logprobs_without_context=scores.without_context,

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serl.config.distill import Divergence
+from serl.hindsight.distillation import TopTokens
+
 Layout = Literal["padded", "packed"]
 Ids = Sequence[int] | np.ndarray[Any, Any]
 
@@ -30,7 +33,8 @@ class TokenBatch:
     ``input_ids`` [R, longest] or, packed, [1, total]; ``predictor_positions`` [N], where in the flattened
     input the hidden state is that predicts the token; ``targets`` [N], the tokens; ``row_ids`` [N], their
     sequences. With a shared prefix ``prefix_ids`` [1, P] stands before every row of ``input_ids``. Packed,
-    ``position_ids`` is [1, total] and ``sequence_starts`` [R + 1].
+    ``position_ids`` is [1, total] and ``sequence_starts`` [R + 1]. ``top_k`` asks for the likeliest tokens of
+    each distribution (0: none), ``comparison`` for divergences from a teacher's.
     """
 
     input_ids: Tensor
@@ -40,6 +44,17 @@ class TokenBatch:
     prefix_ids: Tensor | None = None
     position_ids: Tensor | None = None
     sequence_starts: Tensor | None = None
+    top_k: int = 0
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """M of the N scored tokens, at ``places`` [M] (long) in them, and the teacher's distributions there."""
+
+    places: Tensor
+    teacher: TopTokens
+    divergence: Divergence
 
 
 def make_token_batch(
@@ -91,7 +106,8 @@ def make_token_batch(
         targets=on_device(np.concatenate(targets)),
         row_ids=on_device(np.concatenate(rows)),
         prefix_ids=on_device(np.asarray(prompts[0][:prefix])[None]) if prefix else None,
-        **packed_fields,
+        position_ids=packed_fields.get("position_ids"),
+        sequence_starts=packed_fields.get("sequence_starts"),
     )
 
 

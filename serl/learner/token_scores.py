@@ -13,17 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from serl.hindsight.distillation import TopTokens
+
 _MAX_PIECE_ELEMENTS = 2**25
 
 
 class TokenScores(NamedTuple):
     """Natural ``logprobs`` of N tokens at the sampling temperature and ``entropies``, in nats; float32 [N].
 
-    A named tuple, not a dataclass: FSDP finds the tensors of a module's output in tuples.
+    Where they were asked for: ``top``, the likeliest tokens of the N distributions, and ``divergences`` of
+    the M compared ones, in nats, float32 [M]. A named tuple, not a dataclass: FSDP finds the tensors of a
+    module's output in tuples.
     """
 
     logprobs: Tensor
     entropies: Tensor
+    top: TopTokens | None = None
+    divergences: Tensor | None = None
 
 
 def score_tokens(

@@ -146,6 +146,11 @@ GROUPS: Mapping[str, MetricGroup] = {
             "near 0 if weights land and both engines agree.",
             "train_inference_mismatch_on_policy_max": "The greatest of these, in nats.",
             "effective_lambda": "λ of this update: how much of an advantage the teacher's weight may change.",
+            "effective_distill_coefficient": "β of this update: what the divergence counts for in the loss.",
+            "num_distilled_tokens": "Action tokens that are drawn to the teacher's distributions.",
+            "distill_divergence": "Mean divergence of the student from the teacher with context over distilled "
+            "tokens, in nats, before gating.",
+            "distill_gate": "Mean gate of distilled tokens.",
             "teacher_weight_mean": "Mean weight of weighted tokens.",
             "teacher_clipped_fraction": "Share of weighted tokens whose weight is at a bound of "
             "`weight_clip`.",

@@ -117,7 +117,7 @@ class Judging:
 
     def submit(self, group: TrajectoryGroup, earliest: int = 0) -> None:
         if self.pool.is_asked:
-            trajectories = finish(group, self._experiment).trajectories_with_advantage
+            trajectories = finish(group, self._experiment).taught_trajectories
             self.pool.submit(group, trajectories, earliest)
 
     def wait_for(self, groups: Sequence[TrajectoryGroup]) -> None:

@@ -23,7 +23,7 @@ from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import GroupView
-from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.schedules import distill_coefficient, effective_lambda, teaches
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.optimizer import learning_rate
@@ -52,7 +52,8 @@ class SingleProcessLoop:
         """One update on ``groups``, the ``weights_seq_no``-th (0, 1, …)."""
         steps = [step for group in groups for t in group.trajectories for step in t.steps]
         advantages = self._advantages(groups, steps)
-        token_advantages = self._weighted(groups, steps, advantages, weights_seq_no)
+        taught, of_teacher = self._taught(groups, steps, weights_seq_no)
+        token_advantages = self._weighted(steps, advantages, taught, of_teacher, weights_seq_no)
         learner = self.config.learner
         lr = learning_rate(learner, weights_seq_no, self.config.training.num_iterations)
         for param_group in self.optimizer.param_groups:
@@ -60,11 +61,16 @@ class SingleProcessLoop:
         for epoch in range(learner.num_epochs):
             order = [self.config.seed, weights_seq_no, epoch]
             for rows in random_minibatches(len(steps), learner.num_minibatches, order):
-                trained = [row for row in rows if advantages[row] != 0.0]
+                beta = distill_coefficient(self.config.hindsight, weights_seq_no)
+                trained = [row for row in rows if advantages[row] != 0.0 or (beta and taught[row].any())]
+                num_distilled = int(sum(taught[row].sum() for row in rows))
                 num_tokens = sum(len(steps[row].response_ids) for row in rows)
                 denominators = Denominators(num_tokens, len(rows))
                 for row in trained:
                     self._loss(steps[row], token_advantages[row], denominators).backward()
+                    if beta and taught[row].any():
+                        distance = self._distance(steps[row], of_teacher[row], taught[row])
+                        (beta * distance / num_distilled).backward()
                 if trained:
                     torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.grad_clip)
                     self.optimizer.step()
@@ -93,19 +99,13 @@ class SingleProcessLoop:
         return torch.where(advantages < 0, section.negative_scale * advantages, advantages)
 
     @torch.no_grad()
-    def _weighted(
-        self,
-        groups: Sequence[TrajectoryGroup],
-        steps: Sequence[Step],
-        advantages: Tensor,
-        weights_seq_no: int,
-    ) -> list[Tensor]:
-        """Each step's advantages [response tokens], those of its action tokens weighted by the teacher."""
+    def _taught(
+        self, groups: Sequence[TrajectoryGroup], steps: Sequence[Step], weights_seq_no: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each step: action tokens with evidence, bool [response], and the teacher's distributions."""
         hindsight = self.config.hindsight
-        plain = [a.repeat(len(step.response_ids)) for a, step in zip(advantages, steps, strict=True)]
-        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, weights_seq_no)
-        if not hindsight.enabled or lambda_ == 0.0:
-            return plain
+        if not teaches(hindsight, weights_seq_no):
+            return [torch.zeros(len(step.response_ids)).bool() for step in steps], []
         if weights_seq_no % hindsight.teacher_sync_interval == 0:
             self.teacher.load_state_dict(self.policy.state_dict())
         evidence = [
@@ -114,20 +114,37 @@ class SingleProcessLoop:
             for of_trajectory in collect_evidence(GroupView(group.trajectories, hindsight), hindsight)
             for known in of_trajectory
         ]
-        scores, plain_scores, selected = [], [], []
+        taught, of_teacher = [], []
         for step, known in zip(steps, evidence, strict=True):
             text, _ = render_context(known)
             messages = step.messages if text is None else with_context(step.messages, text)
             prompt_ids = self.encoder.encode(messages)
-            scores.append(self._logprobs(self.teacher, prompt_ids, step.response_ids))
-            plain_scores.append(self._logprobs(self.teacher, step.prompt_ids, step.response_ids))
-            selected.append(torch.tensor(step.action_mask) & (text is not None))
-        trained = torch.cat([a != 0 for a in plain])
+            of_teacher.append(self._distributions(self.teacher, prompt_ids, step.response_ids))
+            taught.append(torch.tensor(step.action_mask) & (text is not None))
+        return taught, of_teacher
+
+    @torch.no_grad()
+    def _weighted(
+        self,
+        steps: Sequence[Step],
+        advantages: Tensor,
+        taught: Sequence[Tensor],
+        of_teacher: Sequence[Tensor],
+        weights_seq_no: int,
+    ) -> list[Tensor]:
+        """Each step's advantages [response tokens], those of its action tokens weighted by the teacher."""
+        hindsight = self.config.hindsight
+        plain = [a.repeat(len(step.response_ids)) for a, step in zip(advantages, steps, strict=True)]
+        lambda_ = effective_lambda(hindsight.mixing_lambda, hindsight.lambda_decay_steps, weights_seq_no)
+        if not hindsight.enabled or lambda_ == 0.0:
+            return plain
+        scores = [_sampled(own, step) for own, step in zip(of_teacher, steps, strict=True)]
+        plain_scores = [self._logprobs(self.teacher, step.prompt_ids, step.response_ids) for step in steps]
         weights, _ = teacher_weights(
             torch.cat(plain),
             torch.cat([torch.tensor(step.old_logprobs) for step in steps]),
             torch.cat(scores),
-            torch.cat(selected) & trained,
+            torch.cat(list(taught)) & torch.cat([a != 0 for a in plain]),
             weight_clip=hindsight.weight_clip,
             baseline=hindsight.baseline,
             teacher_logprobs_without_context=torch.cat(plain_scores),
@@ -136,7 +153,22 @@ class SingleProcessLoop:
         mixed = weighted_advantages(torch.cat(plain), weights, lambda_)
         return list(mixed.split([len(step.response_ids) for step in steps]))
 
+    def _distance(self, step: Step, of_teacher: Tensor, taught: Tensor) -> Tensor:
+        """The gated forward KL from teacher to policy, summed over the action tokens of one step."""
+        kappa = self.config.hindsight.distill.gate_sharpness
+        gate = torch.sigmoid(kappa * (_sampled(of_teacher, step) - torch.tensor(step.old_logprobs)))
+        own = self._distributions(self.policy, step.prompt_ids, step.response_ids)
+        divergence = (of_teacher.exp() * (of_teacher - own)).sum(dim=-1)
+        return (gate * divergence)[taught].sum()
+
     def _logprobs(self, model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
-        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
-        distribution = torch.log_softmax(logits / self.config.rollout.temperature, dim=-1)
+        distribution = self._distributions(model, prompt_ids, response_ids)
         return distribution.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
+
+    def _distributions(self, model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
+        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        return torch.log_softmax(logits / self.config.rollout.temperature, dim=-1)
+
+
+def _sampled(distributions: Tensor, step: Step) -> Tensor:
+    return distributions.gather(1, torch.tensor(step.response_ids)[:, None])[:, 0]

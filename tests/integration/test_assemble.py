@@ -50,6 +50,30 @@ def test_a_zero_variance_group_has_no_advantage_and_no_teacher_prompt(model_dir:
     assert metrics["num_teacher_prompts"] == 4
 
 
+@pytest.mark.parametrize(
+    ("route", "distilled"),
+    [("all", [1, 1, 1, 1]), ("failed", [1, 1, 0, 1]), ("zero_variance", [1, 1, 0, 0])],
+)
+def test_what_is_distilled_keeps_its_teacher_prompt_whatever_its_advantage(
+    model_dir: Path, route: str, distilled: list[int]
+) -> None:
+    groups = sampled_groups(model_dir, [[0.0, 0.0], [10.0, 0.0]], steps_per_trajectory=1)
+    hindsight = TEACHER_ON | {"objective": "distill", "distill": {"route": route}}
+    rows, _ = build_rows(groups, experiment(model_dir, hindsight=hindsight), ENCODER, 0)
+    assert [row.distilled for row in rows] == [bool(flag) for flag in distilled]
+    expected = [bool(flag) or row.advantage != 0.0 for flag, row in zip(distilled, rows, strict=True)]
+    assert [row.teacher_prompt_ids is not None for row in rows] == expected
+
+
+def test_nothing_is_distilled_once_the_coefficient_is_0(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[0.0, 0.0], [10.0, 0.0]], steps_per_trajectory=1)
+    both = {"objective": "both", "distill": {"coefficient_decay_steps": 3}}
+    config = experiment(model_dir, hindsight=TEACHER_ON | both)
+    rows, _ = build_rows(groups, config, ENCODER, 3)
+    assert [row.distilled for row in rows] == [False] * 4
+    assert [row.teacher_prompt_ids is not None for row in rows] == [False, False, True, True]
+
+
 def test_the_teacher_prompt_is_the_prompt_with_the_evidence_after_the_last_user_message(
     model_dir: Path,
 ) -> None:

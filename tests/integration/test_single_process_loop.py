@@ -84,11 +84,17 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
     "overrides",
     [
         ("hindsight.enabled=false",),
-        ("hindsight.mode=immediate_feedback",),
+        (
+            "training.filter_groups=false",
+            "hindsight.mode=immediate_feedback",
+            "hindsight.objective=both",
+            "hindsight.distill.coefficient=0.5",
+            "hindsight.distill.gate=sigmoid",
+        ),
         ("hindsight.mode=successful_sample_or_immediate_feedback", "advantage.estimator=gigpo"),
         ("hindsight.baseline=teacher", "hindsight.center=batch"),
     ],
-    ids=["grpo", "immediate_feedback", "success_or_feedback_gigpo", "baseline_teacher_centered"],
+    ids=["grpo", "immediate_feedback_distilled", "success_or_feedback_gigpo", "baseline_teacher_centered"],
 )
 def test_three_updates_of_the_learners_agree_with_a_plain_single_process_loop(overrides: tuple[str, ...]):
     config = experiment(*overrides)

@@ -26,7 +26,13 @@ from serl.private.rllib import remote_learners
 from serl.types import TrajectoryGroup
 
 START_S = 120.0
-TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
+TEACHER = {
+    "enabled": True,
+    "mixing_lambda": 0.5,
+    "lambda_decay_steps": 0,
+    "objective": "both",
+    "distill": {"coefficient": 0.5, "divergence": "jsd", "gate": "sigmoid", "route": "failed", "top_k": 40},
+}
 
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -68,8 +74,8 @@ def gradients(group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> list[di
         train_every_row=every_row,
         context_free_rows=context_free_rows(rows, group._experiment.hindsight, (0,)),
     )
-    # The zero-variance group is nobody's, unless the loss has terms of its own for it.
-    trained = range(len(rows)) if every_row else rows.advantages.nonzero()[0]
+    # What has neither an advantage nor a divergence is nobody's, unless the loss has terms of its own for it.
+    trained = range(len(rows)) if every_row else ((rows.advantages != 0.0) | rows.distilled).nonzero()[0]
     assert sum(len(plan.rows) for plan in plans) == len(trained) > len(plans)
     if group.is_local:
         return [local_learner(group).gradients(plans[0], 0)]

@@ -227,3 +227,15 @@ def test_ragged_lists_are_taken_in_the_order_asked_for():
     assert [taken[index].tolist() for index in range(len(taken))] == [[], [4, 5, 6], [1], [2, 3], [2, 3]]
     assert taken.values.dtype == np.int32
     assert len(lists.take([])) == 0
+
+
+def test_a_distilled_row_without_an_advantage_is_trained_and_its_actions_are_counted_on_all_learners():
+    rows = [training_row("g", row, advantage=0.0, teacher_prompt=18) for row in range(4)]
+    for row, distilled in zip(rows, (True, True, True, False), strict=True):
+        row.distilled = distilled
+    rows[0].action_mask = [False, True]
+    plans = plan([*rows, training_row("h", 0)], num_learners=2)
+    trained = [name for own in plans for part in own.minibatches for name in trained_rows(own, part)]
+    assert sorted(trained) == ["g-0", "g-1", "g-2", "h-0"]
+    assert [part.num_distilled_tokens for own in plans for part in own.minibatches] == [5, 5]
+    assert [part.num_loss_tokens for own in plans for part in own.minibatches] == [10, 10]

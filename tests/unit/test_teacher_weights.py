@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from serl.hindsight.lambda_schedule import effective_lambda
+from serl.hindsight.schedules import effective_lambda
 from serl.hindsight.teacher_weights import log_ratio_parts, teacher_weights, weighted_advantages
 
 ALL = torch.ones(4, dtype=torch.bool)

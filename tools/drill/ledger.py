@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from serl.config import ExperimentConfig
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import teacher_lambda
 from serl.learner.optimizer import learning_rate
 from tools.drill.books import Books, Row
 

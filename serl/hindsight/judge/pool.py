@@ -25,7 +25,7 @@ from serl.hindsight.judge.answers import Judgement
 from serl.hindsight.judge.cache import AnswerCache
 from serl.hindsight.judge.endpoint import JudgeError, api_key
 from serl.hindsight.judge_request import judge_mode, judge_request
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import teaches
 from serl.types import Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class JudgePool:
         assert self._mode is not None, "no source is judged"
         self._collect()
         judged = self._groups[group.group_id] = _JudgedGroup()
-        if teacher_lambda(self._hindsight, weights_seq_no) == 0.0:
+        if not teaches(self._hindsight, weights_seq_no):
             return
         view = GroupView(group.trajectories, self._hindsight)
         for trajectory in trajectories:
@@ -121,7 +121,7 @@ class JudgePool:
         if self._waiting_since is not None:
             self._statistics.waited_s += time.monotonic() - self._waiting_since
             self._waiting_since = None
-        still_teaches = teacher_lambda(self._hindsight, weights_seq_no + 1) > 0.0
+        still_teaches = teaches(self._hindsight, weights_seq_no + 1)
         for group_id in list(self._groups):
             if not still_teaches or not still_held(group_id):
                 self._statistics.counts["given_up"] += len(self._give_up(group_id))

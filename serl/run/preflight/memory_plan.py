@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serl.config import ExperimentConfig
-from serl.hindsight.lambda_schedule import teacher_lambda
+from serl.hindsight.schedules import has_teacher_copy
 from serl.models.shape import ModelShape
 
 GB = 1e9
@@ -68,8 +68,8 @@ def kept_by_learner(shape: ModelShape, experiment: ExperimentConfig) -> dict[str
     learner, weights = experiment.learner, shape.num_weights / max(1, experiment.learner.num_learners)
     frozen = weights * (_compute_bytes(experiment) if learner.num_gpus_per_learner else _FLOAT32)
     kept = {"weights": weights * _FLOAT32, "optimizer": 2 * weights * _FLOAT32}
-    if teacher_lambda(experiment.hindsight, 0) > 0.0:
-        kept["teacher"] = frozen
+    if has_teacher_copy(experiment.hindsight):
+        kept["teacher"] = weights * _FLOAT32 if experiment.hindsight.teacher == "ema" else frozen
     if experiment.loss.kl_coefficient > 0.0:
         kept["reference"] = frozen
     kept["gradients"] = weights * _FLOAT32
@@ -177,8 +177,9 @@ def context_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
 def checkpoint_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
     """One checkpoint: weights and moments in float32, the teacher as it is."""
     teacher = 0.0
-    if teacher_lambda(experiment.hindsight, 0) > 0.0:
-        teacher = _compute_bytes(experiment) if experiment.learner.num_gpus_per_learner else _FLOAT32
+    if has_teacher_copy(experiment.hindsight):
+        rounded = experiment.learner.num_gpus_per_learner and experiment.hindsight.teacher != "ema"
+        teacher = _compute_bytes(experiment) if rounded else _FLOAT32
     return shape.num_weights * (3 * _FLOAT32 + teacher)
 
 

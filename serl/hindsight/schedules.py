@@ -1,4 +1,4 @@
-"""The mixing coefficient λ of the teacher weights, as a function of one clock."""
+"""What the teacher counts for, as functions of one clock: λ of its weights, β of the distillation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,25 @@ def effective_lambda(mixing_lambda: float, lambda_decay_steps: int, weights_seq_
 
 
 def teacher_lambda(settings: HindsightSection, weights_seq_no: int) -> float:
-    """λ of the update that trains on weights ``weights_seq_no``; 0 without hindsight.
-
-    At 0 nothing of the teacher is needed.
-    """
-    if not settings.enabled:
+    """λ of the update that trains on weights ``weights_seq_no``; 0 where advantages are not reweighted."""
+    if not settings.reweights:
         return 0.0
     return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, weights_seq_no)
+
+
+def distill_coefficient(settings: HindsightSection, weights_seq_no: int) -> float:
+    """β of the update that trains on weights ``weights_seq_no``; 0 where nothing is distilled."""
+    if not settings.distills:
+        return 0.0
+    distill = settings.distill
+    return effective_lambda(distill.coefficient, distill.coefficient_decay_steps, weights_seq_no)
+
+
+def teaches(settings: HindsightSection, weights_seq_no: int) -> bool:
+    """Whether the update that trains on weights ``weights_seq_no`` needs a teacher, and evidence for it."""
+    return max(teacher_lambda(settings, weights_seq_no), distill_coefficient(settings, weights_seq_no)) > 0.0
+
+
+def has_teacher_copy(settings: HindsightSection) -> bool:
+    """Whether a run begins with a teacher that has weights of its own."""
+    return teaches(settings, 0) and settings.teacher != "live"
