@@ -71,14 +71,16 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("runs")
     everything = ("learner.num_learners=2", "cluster.dashboard=true", "training.num_iterations=500")
     process = _serl_run("experiments/quickstart.yaml", *_SMALL, *everything, f"output_dir={output}")
-    deadline = time.monotonic() + 300.0
-    while not list(output.glob("*/checkpoints/iteration_000003")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the third iteration did not end"
-        time.sleep(0.2)
-    (run_dir,) = output.iterdir()
-    check_that_run_is_closed(process.pid, run_dir)
-    process.send_signal(signal.SIGINT)
+    try:
+        deadline = time.monotonic() + 400.0
+        while not list(output.glob("*/checkpoints/iteration_000003")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the third iteration did not end"
+            time.sleep(0.2)
+        (run_dir,) = output.iterdir()
+        check_that_run_is_closed(process.pid, run_dir)
+    finally:
+        process.send_signal(signal.SIGINT)
     return run_dir, _finish(process, timeout_s=120.0)
 
 
