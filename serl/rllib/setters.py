@@ -217,6 +217,10 @@ class ExperimentSetters(AlgorithmConfig):
         return self._set("resources", arguments)
 
     def framework(self, framework: Any = NotProvided, **arguments: Any) -> Self:
+        # RLlib gives the copy that its env runners get TensorFlow's arguments, whatever the framework is.
+        of_rllib = {**self.tf_session_args, **self.local_tf_session_args}
+        if arguments.get("tf_session_args") == of_rllib:
+            del arguments["tf_session_args"]
         return self._set("framework", {"framework": framework, **arguments})
 
     def api_stack(self, *values: Any, **arguments: Any) -> Self:
