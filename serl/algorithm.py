@@ -30,13 +30,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
-from serl.algorithm_state import (
-    ALGORITHM_STATE,
-    algorithm_state_digest,
-    read_algorithm_state,
-    require_same_tasks,
-    write_algorithm_state,
-)
+from serl.algorithm_state import read_algorithm_state, require_same_tasks
 from serl.batch.assemble import assemble, require_rows, trajectories_to_record
 from serl.batch.collector import BatchCollector
 from serl.batch.group import FinishedGroup
@@ -49,7 +43,7 @@ from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
-from serl.manifest import require_free_space, write_manifest
+from serl.manifest import complete_checkpoint, require_free_space
 from serl.models.resolve import resolve_model
 from serl.pickled_checkpoints import NoPickledCheckpoints
 from serl.private.rllib import set_iteration
@@ -284,17 +278,21 @@ class SERL(NoPickledCheckpoints, Algorithm):
         return evaluation_result(episodes.finished, len(requests), self._weights_seq_no, iteration.seconds)
 
     def save_checkpoint(self, checkpoint_dir: str | Path) -> None:
-        """Writes policy, learner state, `manifest.json` and `algorithm.json`, the last one last.
+        """`start_checkpoint`, and its answer."""
+        self.start_checkpoint(Path(checkpoint_dir))()
 
-        Raises CheckpointError, with nothing written, if the disk has too little space.
+    def start_checkpoint(self, directory: Path) -> Callable[[], None]:
+        """Copies what is saved; the answer, which any thread may call, writes it while training goes on.
+
+        Policy, learner state, `manifest.json`, `algorithm.json`; no other may start before they are written.
+        Raises CheckpointError, with nothing written, if the disk has too little space, and LearnerError; the
+        answer too, or OSError if files cannot be written.
         """
-        directory = Path(checkpoint_dir)
         directory.mkdir(parents=True, exist_ok=True)
         require_free_space(directory, self._learners.saved_bytes())
-        files = self._learners.save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
+        written = self._learners.start_save(directory, timeout_s=self.experiment.checkpoint.timeout_s)
         state = self._state()
-        write_manifest(directory, files | {ALGORITHM_STATE: algorithm_state_digest(state)})
-        write_algorithm_state(directory, state)
+        return lambda: complete_checkpoint(directory, written(), state)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -12,8 +12,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from serl.algorithm_state import ALGORITHM_STATE, CheckpointError, read_algorithm_state
+from serl.algorithm_state import (
+    ALGORITHM_STATE,
+    CheckpointError,
+    algorithm_state_digest,
+    read_algorithm_state,
+    write_algorithm_state,
+)
 from serl.durable_files import FileDigest, digest_of, write_json
 
 MANIFEST = "manifest.json"
@@ -34,6 +41,12 @@ def require_free_space(directory: Path, num_bytes: int) -> None:
             f"{directory.parent} has {free >> 20} MiB free, a checkpoint needs {needed >> 20} MiB; "
             "nothing was written, and earlier checkpoints are as they were"
         )
+
+
+def complete_checkpoint(directory: Path, files: Mapping[str, FileDigest], state: dict[str, Any]) -> None:
+    """Writes `manifest.json`, which lists ``files`` too, and then `algorithm.json` of ``state``."""
+    write_manifest(directory, {**files, ALGORITHM_STATE: algorithm_state_digest(state)})
+    write_algorithm_state(directory, state)
 
 
 def write_manifest(directory: Path, files: Mapping[str, FileDigest]) -> None:

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 HEARTBEAT = "heartbeat"
+SAVING = "saving"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,7 +46,7 @@ def start_learners(
     Raises LearnerStartError if they do not all get a place in the cluster within ``timeout_s``, and what
     building one raises.
     """
-    actor_class: Any = ray.remote(concurrency_groups={HEARTBEAT: 1})(config.learner_class)  # pyright: ignore[reportCallIssue]
+    actor_class: Any = ray.remote(concurrency_groups={HEARTBEAT: 1, SAVING: 1})(config.learner_class)  # pyright: ignore[reportCallIssue]
     options = {"num_cpus": config.num_cpus_per_learner, "num_gpus": config.num_gpus_per_learner}
     if placement_group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
@@ -94,8 +95,10 @@ class LearnerProcess:
     """What a learner's actor answers beside its work: the base of a class of learners.
 
     With more than one learner, the first one opens a store on its node's address, at which all meet.
+    ``saving_group``, of all of them and on CPUs, is for what they do beside an update.
     """
 
+    saving_group: dist.ProcessGroup | None = None
     _store: TCPStore | None = None
 
     def place(self) -> LearnerPlace:
@@ -131,6 +134,11 @@ class LearnerProcess:
             world_size=num_learners,
             timeout=timedelta(seconds=config.experiment.learner.update_timeout_s),
         )
+        saving_timeout = timedelta(seconds=config.experiment.checkpoint.timeout_s)
+        group: Any = dist.new_group(
+            backend="gloo", timeout=saving_timeout
+        )  # an int only where one is no member
+        self.saving_group = group
 
 
 def _interface_of(address: str) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -25,7 +26,7 @@ from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
 from serl.hindsight.schedules import distill_coefficient, has_teacher_copy, teacher_lambda, teaches
 from serl.hindsight.teacher_weights import whole_batch
-from serl.learner.actors import LearnerProcess
+from serl.learner.actors import SAVING, LearnerProcess
 from serl.learner.distill_targets import DistillTargets
 from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
@@ -41,7 +42,8 @@ from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
-from serl.learner.state import LearnerState, load_state, save_state, saved_bytes
+from serl.learner.saving import StateSaver, saved_bytes
+from serl.learner.state import LearnerState, load_state
 from serl.learner.teacher import (
     WeightedTokens,
     copy_policy,
@@ -77,6 +79,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
         self._publisher: WeightPublisher | None = None
         super().build()
         self._optimizer_step = OptimizerStep(self._optimizer, self._experiment.learner.grad_clip)
+        self._saver = StateSaver(self.device, self.saving_group)
 
     @property
     def policy(self) -> CausalLMModule:
@@ -182,16 +185,21 @@ class SERLLearner(LearnerProcess, TorchLearner):
                 pass
 
     def saved_bytes(self) -> int:
-        """The size of what `save` is about to write."""
+        """The size of what `write_state` will write, of all learners."""
         return saved_bytes(self._state())
 
-    def save(self, directory: str) -> dict[str, FileDigest]:
-        """Writes the learner's part of a checkpoint and returns its files (see `serl.learner.state`)."""
-        return save_state(Path(directory), self._state(), is_writer=learner_index(self) == 0)
+    def copy_state(self) -> None:
+        """Copies what this learner has of a checkpoint; see `serl.learner.saving`."""
+        self._saver.copy(self._state())
+
+    @ray.method(concurrency_group=SAVING)
+    def write_state(self, directory: str) -> dict[str, FileDigest]:
+        """Writes the last copy, beside an update if there is one, and returns this learner's files."""
+        return self._saver.write(Path(directory))
 
     def load(self, directory: str) -> None:
         """Resumes from a checkpoint; raises LearnerStateError if it does not fit the policy."""
-        if not load_state(Path(directory), self._state()):
+        if not load_state(Path(directory), self._state(), self.saving_group):
             self._teacher = None
 
     def compute_loss_for_module(

@@ -7,9 +7,10 @@ the first failure of any of them is a `LearnerError`; `start` puts new ones in t
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,14 +180,24 @@ class SERLLearnerGroup(LearnerGroup):
         return max(self._call("saved_bytes", timeout_s=_PING_TIMEOUT_S))
 
     def save(self, directory: Path, timeout_s: float) -> dict[str, FileDigest]:
-        """Writes ``policy/`` and ``learner/`` below ``directory``; returns what each of their files holds.
+        """`start_save`, and the answer's answer."""
+        return self.start_save(directory, timeout_s)()
 
-        Raises LearnerError if that fails.
+    def start_save(self, directory: Path, timeout_s: float) -> Callable[[], dict[str, FileDigest]]:
+        """Copies the learners' state. The answer, which any thread may call, writes the copy.
+
+        ``policy/`` and ``learner/`` are written below ``directory`` while the learners go on; it returns what
+        each file holds, and no other save may start before. Both raise LearnerError if learners fail, and the
+        answer OSError if files cannot be written.
         """
-        files: dict[str, FileDigest] = {}
-        for written in self._call("save", str(directory.resolve()), timeout_s=timeout_s):
-            files |= written
-        return files
+        deadline = time.monotonic() + timeout_s
+        self._call("copy_state", timeout_s=timeout_s)
+        folder = str(directory.resolve())
+        if self.is_local:
+            return functools.partial(local_learner(self).write_state, folder)
+        answers = self._start("write_state", [(folder,)] * len(self))
+        call = Call("write_state", f"checkpoint.timeout_s = {timeout_s:g} s", deadline, answers)
+        return functools.partial(self._written, call)
 
     def load(self, directory: Path, timeout_s: float) -> None:
         """Resumes from `save`, with any number of learners; raises LearnerError if that fails."""
@@ -198,6 +209,17 @@ class SERLLearnerGroup(LearnerGroup):
         RLlib asks for them while it sets an algorithm up, and would bring all of them into its process.
         """
         return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {}}}
+
+    def _written(self, call: Call) -> dict[str, FileDigest]:
+        written: list[dict[str, FileDigest]] | None = None
+        try:
+            while written is None:
+                written = self._poll(call, timeout_s=1.0)
+        except LearnerError as error:
+            if isinstance(error.__cause__, OSError):
+                raise OSError(str(error)) from error
+            raise
+        return {name: digest for files in written for name, digest in files.items()}
 
     def _poll(self, call: Call, timeout_s: float) -> list[Any] | None:
         wait_s = min(timeout_s, max(call.deadline - time.monotonic(), 0.0))

@@ -1,38 +1,51 @@
 """A learner's part of a checkpoint, as safetensors and JSON only.
 
-    policy/   config.json, model*.safetensors, tokenizer files: `transformers` and vLLM load it as it is
-    learner/  teacher*.safetensors, exp_avg*.safetensors, exp_avg_sq*.safetensors, learner.json
+    policy/   config.json, model*.safetensors in the policy's own dtype, tokenizer files: `transformers` and
+              vLLM load it as it is
+    learner/  weights/, teacher/, exp_avg/, exp_avg_sq/: one folder a part, as they are in the learners;
+              learner.json
 
-Tensors are whole: the first learner writes what all of them gather, every learner reads and keeps its
-shard. So another number of learners can load a checkpoint; all of them must see the folder. Nothing else in
-a learner is random or counted: dropout is off, minibatches come from the experiment's seed, and λ, the
-teacher's clock and the learning rate from the algorithm's count of updates.
+`torch.distributed.checkpoint` writes and reads the parts: each learner its shards, whose places in the whole
+tensors are in the files' headers. So another number of learners can load a checkpoint; all of them must see
+the folder. Its own format keeps the places in a pickle, so the one for safetensors is used
+(``HuggingFaceStorageWriter``).
+
+Nothing else in a learner is random or counted: dropout is off, minibatches come from the experiment's seed,
+and λ, the teacher's clock and the learning rate from the algorithm's count of updates.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
+import math
+import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
-from serl.durable_files import FileDigest, digest_of, json_bytes, write_hashed
 from serl.learner.optimizer import OptimizerStep
-from serl.learner.parallel import copy_whole_into, full_tensors
 from serl.learner.rl_module import CausalLMModule
-from serl.learner.tensor_files import write_tensor_file
 from serl.models.weights import named_weights
 
 POLICY_FOLDER = "policy"
 LEARNER_FOLDER = "learner"
-_LEARNER_FILE = "learner.json"
-_MAX_SHARD_BYTES = 4 * 2**30
+LEARNER_FILE = "learner.json"
+WEIGHTS, TEACHER = "weights", "teacher"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# One learner has nobody to ask, and nothing to be warned of.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class LearnerStateError(ValueError):
@@ -48,167 +61,111 @@ class LearnerState:
     optimizer: torch.optim.Optimizer
     optimizer_step: OptimizerStep
 
-
-def saved_bytes(state: LearnerState) -> int:
-    """What `save_state` is about to write, but for descriptions and headers."""
-    weights = named_weights(state.policy.model)
-    tensors = list(weights.values())
-    if state.teacher is not None:
-        tensors += named_weights(state.teacher.model).values()
-    for moment in _moments(state.optimizer, weights).values():
-        tensors += [moment[name] for name in _MOMENTS]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def save_state(directory: Path, state: LearnerState, is_writer: bool) -> dict[str, FileDigest]:
-    """Writes ``policy/`` and ``learner/`` below ``directory``; returns what each file holds.
-
-    Every learner must call it, since tensors are gathered; only the writer touches files, and only it has
-    anything to return.
-    """
-    digests: dict[str, FileDigest] = {}
-    policy_folder, learner_folder = directory / POLICY_FOLDER, directory / LEARNER_FOLDER
-    weights = named_weights(state.policy.model)
-    if is_writer:
-        policy_folder.mkdir(parents=True, exist_ok=True)
-        learner_folder.mkdir(parents=True, exist_ok=True)
-        digests |= _copy_description(state.policy.model_dir, policy_folder)
-    digests |= _write_tensors(policy_folder, "model", weights, is_writer)
-    if state.teacher is not None:
-        teacher = named_weights(state.teacher.model)
-        digests |= _write_tensors(learner_folder, "teacher", teacher, is_writer)
-    moments = _moments(state.optimizer, weights)
-    for name in _MOMENTS:
-        tensors = {key: moment[name] for key, moment in moments.items()}
-        digests |= _write_tensors(learner_folder, name, tensors, is_writer)
-    if is_writer:
-        record = {
-            "has_teacher": state.teacher is not None,
-            "num_optimizer_steps": _num_steps(moments),
-            "num_consecutive_skipped": state.optimizer_step.num_consecutive_skipped,
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Detached tensors by part and by name; without moments before the first optimizer step."""
+        weights = named_weights(self.policy.model)
+        parts = {WEIGHTS: weights}
+        if self.teacher is not None:
+            parts[TEACHER] = named_weights(self.teacher.model)
+        moments = self._moments(weights)
+        for moment in _MOMENTS if moments else ():
+            parts[moment] = {name: found[moment] for name, found in moments.items()}
+        return {
+            part: {name: tensor.detach() for name, tensor in tensors.items()}
+            for part, tensors in parts.items()
         }
-        file = learner_folder / _LEARNER_FILE
-        digests[_in_checkpoint(file)] = write_hashed(file, json_bytes(record))
-    return digests
+
+    def record(self) -> dict[str, object]:
+        """What ``learner.json`` holds."""
+        moments = self._moments(named_weights(self.policy.model))
+        return {
+            "is_sharded": True,
+            "has_teacher": self.teacher is not None,
+            "num_optimizer_steps": max((int(moment["step"]) for moment in moments.values()), default=0),
+            "num_consecutive_skipped": self.optimizer_step.num_consecutive_skipped,
+        }
+
+    def reset_moments(self, num_steps: int) -> None:
+        """Moments of 0 after ``num_steps`` optimizer steps, for the parameters that are trained."""
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        for weight in named_weights(self.policy.model).values():
+            if id(weight) in trained:
+                self.optimizer.state[weight] = {
+                    "step": torch.tensor(float(num_steps), device=weight.device),
+                    **{name: torch.zeros_like(weight, requires_grad=False) for name in _MOMENTS},
+                }
+
+    def _moments(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        state = self.optimizer.state
+        return {name: state[weight] for name, weight in weights.items() if weight in state}
 
 
-def load_state(directory: Path, state: LearnerState) -> bool:
+def load_state(directory: Path, state: LearnerState, group: ProcessGroup | None = None) -> bool:
     """Fills ``state`` from a checkpoint; returns whether the checkpoint has a teacher.
 
-    Raises LearnerStateError for a damaged or foreign checkpoint.
+    Every learner must call it, with a ``group`` of all of them that lives on CPUs, None for one alone. Raises
+    LearnerStateError for a damaged or foreign checkpoint.
     """
-    learner_folder = directory / LEARNER_FOLDER
+    folder = directory / LEARNER_FOLDER
     try:
-        record = json.loads((learner_folder / _LEARNER_FILE).read_text())
+        record = json.loads((folder / LEARNER_FILE).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise LearnerStateError(f"{learner_folder} is not a learner's checkpoint: {error}") from error
-    weights = named_weights(state.policy.model)
-    _read_tensors(directory / POLICY_FOLDER, "model", weights)
-    if record["has_teacher"] and state.teacher is not None:
-        _read_tensors(learner_folder, "teacher", named_weights(state.teacher.model))
+        raise LearnerStateError(f"{folder} is not a learner's checkpoint: {error}") from error
     if record["num_optimizer_steps"] > 0:
-        moments = _fresh_moments(state.optimizer, weights, record["num_optimizer_steps"])
-        for name in _MOMENTS:
-            _read_tensors(learner_folder, name, {key: moment[name] for key, moment in moments.items()})
+        state.reset_moments(record["num_optimizer_steps"])
+    for part, tensors in state.parts().items():
+        if (part == TEACHER and not record["has_teacher"]) or (
+            part in _MOMENTS and record["num_optimizer_steps"] == 0
+        ):
+            continue
+        if record.get("is_sharded"):
+            read_tensors(HuggingFaceStorageReader(str(folder / part)), tensors, group)
+        else:
+            read_tensors(_former_reader(directory, part), tensors, group)
     state.optimizer_step.num_consecutive_skipped = record["num_consecutive_skipped"]
     return bool(record["has_teacher"])
 
 
-def _in_checkpoint(file: Path) -> str:
-    """``policy/NAME`` or ``learner/NAME``."""
-    return f"{file.parent.name}/{file.name}"
+def read_tensors(
+    reader: HuggingFaceStorageReader, tensors: Mapping[str, Tensor], group: ProcessGroup | None
+) -> None:
+    """Fills ``tensors``, whole ones or shards, which must be all that ``reader`` has; see `load_state`."""
+    try:
+        found = reader.read_metadata().state_dict_metadata
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LearnerStateError(f"{reader.path} cannot be read: {error}") from error
+    if missing := tensors.keys() - found.keys():
+        raise LearnerStateError(f"{reader.path} lacks {len(missing)} tensors, such as {min(missing)}")
+    for name, stored in found.items():
+        assert isinstance(stored, TensorStorageMetadata)  # safetensors hold nothing else
+        if name not in tensors or tensors[name].shape != stored.size:
+            raise LearnerStateError(f"{reader.path} holds {name} {tuple(stored.size)}, the policy does not")
+        if sum(math.prod(chunk.sizes) for chunk in stored.chunks) != math.prod(stored.size):
+            raise LearnerStateError(f"{reader.path} lacks a part of {name}")
+    try:
+        load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise LearnerStateError(f"{reader.path} cannot be read: {first_failure(error)}") from error
 
 
-def _copy_description(source: Path, target: Path) -> dict[str, FileDigest]:
-    """Everything that is no weight: configuration, generation defaults, tokenizer, chat template."""
-    digests: dict[str, FileDigest] = {}
-    for file in source.iterdir():
-        is_weight = file.suffix in {".safetensors", ".bin", ".gguf"} or file.name.endswith(".index.json")
-        if file.is_file() and not is_weight:
-            copy = Path(shutil.copyfile(file, target / file.name))
-            digests[_in_checkpoint(copy)] = digest_of(copy)
-    return digests
+def first_failure(error: CheckpointException) -> BaseException:
+    """What went wrong on the first of the learners that failed."""
+    return error.failures[min(error.failures)][0]
 
 
-def _moments(optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    return {name: optimizer.state[weight] for name, weight in weights.items() if weight in optimizer.state}
+def _former_reader(directory: Path, part: str) -> HuggingFaceStorageReader:
+    """Of a part as it was before it had a folder: whole tensors in float32, the weights in ``policy/``."""
+    folder, stem = (POLICY_FOLDER, "model") if part == WEIGHTS else (LEARNER_FOLDER, part)
+    reader = HuggingFaceStorageReader(str(directory / folder))
+    reader.fs = _FilesOf(stem)
+    return reader
 
 
-def _num_steps(moments: dict[str, dict[str, Tensor]]) -> int:
-    return max((int(moment["step"]) for moment in moments.values()), default=0)
+class _FilesOf(FileSystem):
+    """Sees only ``STEM.safetensors`` and ``STEM-00001-of-00002.safetensors``."""
 
+    def __init__(self, stem: str) -> None:
+        self._is_seen = re.compile(rf"{stem}(-\d+-of-\d+)?\.safetensors").fullmatch
 
-def _fresh_moments(
-    optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], num_steps: int
-) -> dict[str, dict[str, Tensor]]:
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for weight in weights.values():
-        if id(weight) in trained:
-            optimizer.state[weight] = {
-                "step": torch.tensor(float(num_steps), device=weight.device),
-                **{name: torch.zeros_like(weight, requires_grad=False) for name in _MOMENTS},
-            }
-    return _moments(optimizer, weights)
-
-
-def _write_tensors(
-    folder: Path, stem: str, tensors: dict[str, Tensor], is_writer: bool
-) -> dict[str, FileDigest]:
-    """One file, or several with an index as transformers names them, in pieces of bounded size."""
-    pieces = _pieces(tensors)
-    digests: dict[str, FileDigest] = {}
-    index: dict[str, str] = {}
-    for number, piece in enumerate(pieces, start=1):
-        numbered = f"{stem}-{number:05}-of-{len(pieces):05}.safetensors"
-        file = folder / (f"{stem}.safetensors" if len(pieces) == 1 else numbered)
-        values = (tensor for _, tensor in full_tensors(piece))
-        try:
-            if is_writer:
-                digests[_in_checkpoint(file)] = write_tensor_file(file, piece, values)
-                index |= dict.fromkeys(piece, file.name)
-        finally:
-            # The other learners are in the middle of gathering, whatever happened here.
-            for _ in values:
-                pass
-    if is_writer and len(pieces) > 1:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        file = folder / f"{stem}.safetensors.index.json"
-        content = {"metadata": {"total_size": total}, "weight_map": index}
-        digests[_in_checkpoint(file)] = write_hashed(file, json_bytes(content))
-    return digests
-
-
-def _pieces(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    pieces: list[dict[str, Tensor]] = [{}]
-    num_bytes = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if pieces[-1] and num_bytes + size > _MAX_SHARD_BYTES:
-            pieces.append({})
-            num_bytes = 0
-        pieces[-1][name] = tensor
-        num_bytes += size
-    return pieces
-
-
-def _read_tensors(folder: Path, stem: str, targets: dict[str, Tensor]) -> None:
-    missing = set(targets)
-    for name, tensor in _stored_tensors(folder, stem):
-        if name not in targets or targets[name].shape != tensor.shape:
-            raise LearnerStateError(
-                f"{folder}: {stem} holds {name} {tuple(tensor.shape)}, the policy does not"
-            )
-        copy_whole_into(targets[name], tensor)
-        missing.discard(name)
-    if missing:
-        raise LearnerStateError(f"{folder}: {stem} lacks {len(missing)} tensors, such as {min(missing)}")
-
-
-def _stored_tensors(folder: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted([*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]):
-        try:
-            with safe_open(file, framework="pt", device="cpu") as stored:
-                for name in stored.keys():  # noqa: SIM118
-                    yield name, stored.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise LearnerStateError(f"{file} cannot be read: {error}") from error
+    def ls(self, path: str) -> list[str]:
+        return [file for file in super().ls(path) if self._is_seen(Path(file).name)]

@@ -16,7 +16,8 @@ class ModelShape:
     """A decoder of ``num_layers`` layers with gated MLPs; all sizes are numbers of elements.
 
     ``mlp_width`` is that of one expert where there are ``num_experts``, of which a token passes through
-    ``experts_per_token``. ``counted_weights``: of the model's files, where they are at hand.
+    ``experts_per_token``. ``counted_weights``: of the model's files, where they are at hand. A weight has
+    ``bytes_per_weight`` in these.
     """
 
     num_layers: int
@@ -29,6 +30,7 @@ class ModelShape:
     num_experts: int = 1
     experts_per_token: int = 1
     counted_weights: int | None = None
+    bytes_per_weight: int = 4
 
     @property
     def num_weights(self) -> int:
@@ -62,6 +64,7 @@ class ModelShape:
     @classmethod
     def of(cls, config: Mapping[str, Any], counted_weights: int | None = None) -> ModelShape:
         """From the contents of a config.json. Raises UnknownShapeError if sizes are missing in it."""
+        dtype = str(config.get("dtype") or config.get("torch_dtype"))
         config = config.get("text_config") or config
         try:
             width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -79,6 +82,7 @@ class ModelShape:
                 num_experts=num_experts,
                 experts_per_token=int(config.get("num_experts_per_tok") or 1),
                 counted_weights=counted_weights,
+                bytes_per_weight=2 if dtype in ("bfloat16", "float16") else 4,
             )
         except KeyError as error:
             raise UnknownShapeError(f"config.json has no {error.args[0]}") from error

@@ -1,8 +1,8 @@
 """Checkpoint folders: written beside their final name, renamed when complete, the oldest removed.
 
 ``iteration_000012/``, saved after the twelfth update, holds ``policy/`` (Hugging Face layout), ``learner/``
-(teacher and optimizer), ``manifest.json`` (sizes and hashes) and, written last, ``algorithm.json`` (counters,
-sampler position).
+(weights, teacher and optimizer), ``manifest.json`` (sizes and hashes) and, written last, ``algorithm.json``
+(counters, sampler position).
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn, Self
 
 from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
 from serl.durable_files import sync_folder
@@ -89,22 +92,88 @@ def how_to_go_on(run_dir: Path) -> str:
     return f"To resume from {checkpoints[-1].name}: serl-run --resume {run_dir}"
 
 
-def save_checkpoint(checkpoints_dir: Path, iteration: int, write: Callable[[Path], None], keep: int) -> None:
-    """Lets ``write`` fill a folder beside its final name, renames it, removes all but the newest ``keep``.
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time, and removes all but the newest ``keep``.
 
-    If ``write`` raises anything, the folder is removed and earlier checkpoints stay.
+    What fails leaves no folder, and earlier checkpoints as they were. Whoever uses it as a context has waited
+    for the last one at its end.
     """
-    target = checkpoint_path(checkpoints_dir, iteration)
-    partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(partial)
-        partial.rename(target)
-    except BaseException:
+
+    def __init__(self, checkpoints_dir: Path, keep: int) -> None:
+        self._checkpoints_dir = checkpoints_dir
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[float] | None = None
+        self._metrics: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.abandon()
+        self._thread.shutdown()
+
+    def start(self, iteration: int, copy: Callable[[Path], Callable[[], object]]) -> None:
+        """Lets ``copy`` make an empty folder, and what it answers fill that in the thread.
+
+        Waits for the checkpoint before, as `wait` does, and raises what ``copy`` does.
+        """
+        started = time.monotonic()
+        self.wait()
+        target = checkpoint_path(self._checkpoints_dir, iteration)
+        partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(checkpoints_dir)
-    remove_old_checkpoints(checkpoints_dir, keep)
+        try:
+            write = copy(partial)
+        except BaseException as error:
+            self._give_up(partial, error)
+        self._writing = self._thread.submit(self._write, partial, target, write)
+        self._metrics["checkpoint/seconds_paused"] = time.monotonic() - started
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises CheckpointError if files could not be written, or whatever else was raised.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self._metrics["checkpoint/seconds_written"] = writing.result()
+
+    def abandon(self) -> None:
+        """`wait` for whoever has something worse to tell: what is raised is logged."""
+        try:
+            self.wait()
+        except Exception:
+            logger.exception("the checkpoint that was being written is lost")
+
+    def take_metrics(self) -> dict[str, float]:
+        """Of what happened since the last time; raises as `wait` does, but waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    def _write(self, partial: Path, target: Path, write: Callable[[], object]) -> float:
+        """How many seconds it took."""
+        started = time.monotonic()
+        try:
+            write()
+            partial.rename(target)
+        except BaseException as error:
+            self._give_up(partial, error)
+        sync_folder(self._checkpoints_dir)
+        remove_old_checkpoints(self._checkpoints_dir, self._keep)
+        return time.monotonic() - started
+
+    def _give_up(self, partial: Path, error: BaseException) -> NoReturn:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise error
+        logger.error("%s", partial, exc_info=error)
+        raise CheckpointError(
+            f"the checkpoint {partial.stem} cannot be written below {self._checkpoints_dir}, "
+            f"earlier ones are as they were: {error}"
+        ) from error
 
 
 def remove_old_checkpoints(checkpoints_dir: Path, keep: int) -> None:

@@ -270,6 +270,14 @@ GROUPS: Mapping[str, MetricGroup] = {
             "since this process began: `env_runners`, `learners`, `weight_stores`, `serve_controllers`.",
         },
     ),
+    "checkpoint": MetricGroup(
+        "checkpoints, in the line of the next iteration that ends; not of the last one",
+        {
+            "seconds_paused": "Seconds that training stood still for it: until the one before was written, "
+            "and while this one was copied.",
+            "seconds_written": "Seconds that it took to be written after that, beside training.",
+        },
+    ),
     "records": MetricGroup(
         "trajectories recorded",
         {

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serl.algorithm import SERL
-from serl.algorithm_state import CheckpointError, read_algorithm_state
+from serl.algorithm_state import read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.iteration import TrainingInterrupted
@@ -16,7 +16,7 @@ from serl.learner.learner_group import LearnerError
 from serl.models.resolve import resolve_model
 from serl.rollout.failures import TooManyFailuresError
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import find_checkpoint, save_checkpoint
+from serl.run.checkpoint import CheckpointWriter, find_checkpoint
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
 from serl.run.credit import CreditMeter
@@ -46,7 +46,10 @@ def train(
     model_dir = resolve_model(experiment.model.path)
     restarts = RestartBudget(experiment.training.max_restarts)
     credit = CreditMeter.of(experiment)
-    with running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm:
+    with (
+        running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm,
+        CheckpointWriter(run_dir.path / "checkpoints", experiment.checkpoint.keep) as checkpoints,
+    ):
         begin = partial(algorithm.load_checkpoint, str(resume)) if resume is not None else None
         while True:
             try:
@@ -59,12 +62,13 @@ def train(
                     max_bytes=int(experiment.logging.max_trajectories_mib * 2**20),
                 )
                 stop.nothing_to_save = False
-                return _Run(experiment, run_dir, console, algorithm, records, credit).iterate()
+                return _Run(experiment, run_dir, console, algorithm, checkpoints, records, credit).iterate()
             except LearnerError as error:
                 if experiment.learner.num_learners == 0:
                     raise
                 logger.exception("replacing the learners")
                 which = restarts.spend(error, algorithm.weights_seq_no)
+                checkpoints.abandon()
                 checkpoint, _ = find_checkpoint(run_dir.path)
                 resumed = "the beginning" if checkpoint is None else checkpoint.name
                 console.note(f"{error}; new learners resume from {resumed} ({which})")
@@ -99,6 +103,7 @@ class _Run:
         run_dir: RunDir,
         console: Console,
         algorithm: SERL,
+        checkpoints: CheckpointWriter,
         records: TrajectoryWriter,
         credit: CreditMeter | None,
     ) -> None:
@@ -106,6 +111,7 @@ class _Run:
         self.run_dir = run_dir
         self.console = console
         self.algorithm = algorithm
+        self.checkpoints = checkpoints
         self.records = records
         self.credit = credit
         self.saved_iteration = self.iteration if self.iteration else -1
@@ -130,12 +136,15 @@ class _Run:
         except TrainingInterrupted as interruption:
             self.console.note(f"{interruption}; saving a checkpoint")
             self.save()
+            self.checkpoints.wait()
             return False
         except TooManyFailuresError:
             if self.iteration:
                 self.console.note("too many episodes fail; saving a checkpoint")
                 self.save()
+                self.checkpoints.wait()
             raise
+        self.checkpoints.wait()
         self.console.summary(read_evaluations(self.run_dir.path))
         return True
 
@@ -158,7 +167,7 @@ class _Run:
     def train_once(self) -> None:
         self.algorithm.train()
         metrics = self.algorithm.iteration_metrics
-        self.run_dir.metrics.write(self.iteration, metrics | self.record())
+        self.run_dir.metrics.write(self.iteration, metrics | self.record() | self.checkpoints.take_metrics())
         self.console.iteration(self.iteration, self.experiment.training.num_iterations, metrics)
 
     def record(self) -> dict[str, float]:
@@ -178,27 +187,21 @@ class _Run:
 
     def evaluate(self) -> None:
         result = self.algorithm.run_evaluation()
+        if self.finished:
+            # A run that has its last evaluation has its last checkpoint.
+            self.checkpoints.wait()
         append_evaluation(self.run_dir.path, result)
         self.run_dir.metrics.write(self.iteration, result.metrics())
         self.console.evaluation(f"iteration {self.iteration}", result)
 
     def save(self) -> None:
-        """Saves what this iteration has not saved yet; raises CheckpointError if it cannot be written."""
-        if self.iteration == self.saved_iteration:
-            return
-        checkpoints = self.run_dir.path / "checkpoints"
-        keep = self.experiment.checkpoint.keep
-        try:
-            save_checkpoint(checkpoints, self.iteration, self.algorithm.save_checkpoint, keep)
-        except (OSError, LearnerError) as error:
-            if isinstance(error, LearnerError) and not isinstance(error.__cause__, OSError):
-                raise  # the disk is not what is wrong
-            logger.exception("the checkpoint of iteration %d", self.iteration)
-            raise CheckpointError(
-                f"the checkpoint of iteration {self.iteration} cannot be written below {checkpoints}, "
-                f"earlier ones are as they were: {error}"
-            ) from error
-        self.saved_iteration = self.iteration
+        """Saves what this iteration has not saved yet, beside what comes next.
+
+        Raises CheckpointError if it cannot be written, or the one before could not.
+        """
+        if self.iteration != self.saved_iteration:
+            self.checkpoints.start(self.iteration, self.algorithm.start_checkpoint)
+            self.saved_iteration = self.iteration
 
 
 def _is_due(interval: int, iteration: int) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from learner_helpers import learner_group, sampled_groups, update, weights
+from learner_helpers import byte_tokenizer, learner_group, sampled_groups, update, weights
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from serl.durable_files import digest_of
 from serl.types import TrajectoryGroup
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
 
 
@@ -63,7 +66,7 @@ def test_a_big_policy_is_saved_in_pieces_with_an_index(
 ) -> None:
     group = learner_group(model_dir)
     update(group, groups)
-    monkeypatch.setattr("serl.learner.state._MAX_SHARD_BYTES", 50_000)
+    monkeypatch.setattr("serl.learner.saving._MAX_FILE_BYTES", 50_000)
     expected_bytes = group.saved_bytes()
     written = group.save(tmp_path, timeout_s=60.0)
     assert len(list((tmp_path / "policy").glob("model-*.safetensors"))) > 1
@@ -76,12 +79,18 @@ def test_a_big_policy_is_saved_in_pieces_with_an_index(
     learner_group(model_dir).load(tmp_path, timeout_s=60.0)
 
 
+def _rename_a_tensor(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"model.norm.weight", b"model.nerm.weight"))
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
         (lambda folder: (folder / "learner" / "learner.json").unlink(), "learner"),
-        (lambda folder: (folder / "policy" / "model.safetensors").write_bytes(b"nonsense"), "cannot be read"),
-        (lambda folder: (folder / "learner" / "exp_avg.safetensors").unlink(), "lacks"),
+        (lambda folder: (folder / "learner" / "weights" / SHARD).write_bytes(b"nonsense"), "cannot be read"),
+        (lambda folder: (folder / "learner" / "exp_avg" / SHARD).unlink(), "lacks"),
+        (lambda folder: shutil.rmtree(folder / "learner" / "exp_avg_sq"), "cannot be read"),
+        (lambda folder: _rename_a_tensor(folder / "learner" / "weights" / SHARD), "lacks 1 tensors"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(
@@ -106,6 +115,77 @@ def test_the_saved_learner_file_is_plain_json(
     update(group, groups)
     group.save(tmp_path, timeout_s=60.0)
     record = json.loads((tmp_path / "learner" / "learner.json").read_text())
-    assert record == {"has_teacher": True, "num_optimizer_steps": 1, "num_consecutive_skipped": 0}
-    suffixes = {file.suffix for file in (tmp_path / "learner").iterdir()}
+    assert record == {
+        "is_sharded": True,
+        "has_teacher": True,
+        "num_optimizer_steps": 1,
+        "num_consecutive_skipped": 0,
+    }
+    suffixes = {file.suffix for file in (tmp_path / "learner").rglob("*") if file.is_file()}
     assert suffixes == {".json", ".safetensors"}
+
+
+def test_an_update_after_the_copy_does_not_change_what_is_written(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER | {"teacher_sync_interval": 1})
+    update(group, groups, 0)
+    saved = weights(group)
+    group.save(tmp_path / "at once", timeout_s=60.0)
+    write = group.start_save(tmp_path / "during", timeout_s=60.0)
+    update(group, groups, 1)
+    assert any(not torch.equal(tensor, saved[name]) for name, tensor in weights(group).items())
+    files = write()
+    assert len(files) > 5
+    for name in (name for name in files if name.endswith(".safetensors")):
+        during, at_once = load_file(tmp_path / "during" / name), load_file(tmp_path / "at once" / name)
+        assert during.keys() == at_once.keys()
+        assert all(torch.equal(tensor, at_once[key]) for key, tensor in during.items()), name
+    policy = load_file(tmp_path / "during" / "policy" / "model.safetensors")
+    assert all(torch.equal(policy[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_policy_is_saved_in_its_own_dtype_and_resumed_in_that_of_training(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    halves = tmp_path / "halves"
+    AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).save_pretrained(halves)
+    byte_tokenizer().save_pretrained(halves)
+    group = learner_group(halves)
+    update(group, groups)
+    group.save(tmp_path / "saved", timeout_s=60.0)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "policy", dtype="auto").state_dict()
+    resumed = learner_group(halves)
+    resumed.load(tmp_path / "saved", timeout_s=60.0)
+    after = weights(resumed)
+    rounded = 0
+    for name, tensor in weights(group).items():
+        assert loaded[name].dtype == torch.bfloat16 and torch.equal(loaded[name], tensor.bfloat16())
+        assert after[name].dtype == torch.float32 and torch.equal(after[name], tensor)
+        rounded += not torch.equal(tensor.bfloat16().float(), tensor)
+    assert rounded > 0
+
+
+def test_a_checkpoint_of_whole_tensors_is_resumed_as_before(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER)
+    update(group, groups)
+    group.save(tmp_path, timeout_s=60.0)
+    expected = update(group, groups, 1)
+    learner = tmp_path / "learner"
+    for part in ("weights", "teacher", "exp_avg", "exp_avg_sq"):
+        tensors = load_file(learner / part / SHARD)
+        shutil.rmtree(learner / part)
+        if part != "weights":
+            first, *rest = tensors
+            save_file({first: tensors[first]}, learner / f"{part}-00001-of-00002.safetensors")
+            save_file({name: tensors[name] for name in rest}, learner / f"{part}-00002-of-00002.safetensors")
+    record = json.loads((learner / "learner.json").read_text())
+    del record["is_sharded"]
+    (learner / "learner.json").write_text(json.dumps(record))
+    resumed = learner_group(model_dir, hindsight=TEACHER)
+    resumed.load(tmp_path, timeout_s=60.0)
+    assert update(resumed, groups, 1)["grad_norm"] == expected["grad_norm"]
+    after = weights(group)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(resumed).items())

@@ -13,6 +13,13 @@ from serl.run.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "serl" / "policies" / "tiny_alfworld"
+SAVED = (
+    "policy/model.safetensors",
+    *(
+        f"learner/{part}/shard-00001-model-00001-of-00001.safetensors"
+        for part in ("weights", "teacher", "exp_avg", "exp_avg_sq")
+    ),
+)
 SETTINGS = (
     "training.max_staleness=0",
     "training.num_iterations=2",
@@ -63,8 +70,8 @@ def test_the_same_seed_without_staleness_gives_the_same_weights_bit_for_bit(tmp_
     assert len(first) == len(second) == 2
     start = load_file(POLICY / "model.safetensors")
     for one, other in zip(first, second, strict=True):
-        for file in ("policy/model", "learner/exp_avg", "learner/exp_avg_sq", "learner/teacher"):
-            own, again = load_file(one / f"{file}.safetensors"), load_file(other / f"{file}.safetensors")
+        for file in SAVED:
+            own, again = load_file(one / file), load_file(other / file)
             assert own.keys() == again.keys()
             differing = [name for name in own if not own[name].equal(again[name])]
             assert not differing, f"{one.name}/{file}: {differing}"

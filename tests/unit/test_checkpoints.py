@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import threading
+import time
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +18,11 @@ from serl.algorithm_state import CheckpointError
 from serl.durable_files import digest_of, write_atomically, write_hashed
 from serl.manifest import require_free_space, verify_checkpoint
 from serl.run.checkpoint import (
+    CheckpointWriter,
     checkpoint_path,
     find_checkpoint,
     list_checkpoints,
     remove_old_checkpoints,
-    save_checkpoint,
 )
 from serl.run.resume import checkpoint_to_resume
 
@@ -94,31 +98,112 @@ def test_a_run_that_never_saved_anything_may_start(tmp_path: Path):
         checkpoint_to_resume(tmp_path, start=False)
 
 
-def test_a_save_that_fails_removes_its_own_folder_and_no_other(tmp_path: Path):
-    kept = write_checkpoint(tmp_path, 1)
-
-    def fill_the_disk(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "half").write_text("of it")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "checkpoints", 2, fill_the_disk, keep=1)
-    assert list((tmp_path / "checkpoints").iterdir()) == [kept]
-    verify_checkpoint(kept)
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CheckpointWriter]:
+    (tmp_path / "checkpoints").mkdir()
+    with CheckpointWriter(tmp_path / "checkpoints", keep=2) as writer:
+        yield writer
 
 
-def test_a_save_keeps_the_newest(tmp_path: Path):
-    checkpoints = tmp_path / "checkpoints"
-    checkpoints.mkdir()
+def moved_from(source: Path) -> Callable[[Path], Callable[[], object]]:
+    """To be saved: the folder ``source``, under the name that it is given."""
+    return lambda folder: lambda: shutil.move(source, folder)
+
+
+def test_a_checkpoint_is_seen_when_it_is_written_and_the_newest_are_kept(
+    tmp_path: Path, writer: CheckpointWriter
+):
+    may_end = threading.Event()
     for iteration in (1, 2, 3):
         source = write_checkpoint(tmp_path / "elsewhere", iteration)
+        writer.start(iteration, moved_from(source))
+    writer.wait()
+    before = ["iteration_000002", "iteration_000003"]
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == before
+    source = write_checkpoint(tmp_path / "elsewhere", 4)
 
-        def move(folder: Path, source: Path = source) -> None:
+    def copy(folder: Path) -> Callable[[], None]:
+        folder.mkdir()
+
+        def write() -> None:
+            assert may_end.wait(30.0)
+            folder.rmdir()
             source.rename(folder)
 
-        save_checkpoint(checkpoints, iteration, move, keep=2)
-    assert [path.name for path in list_checkpoints(checkpoints)] == ["iteration_000002", "iteration_000003"]
+        return write
+
+    writer.take_metrics()
+    writer.start(4, copy)
+    assert writer.take_metrics().keys() == {"checkpoint/seconds_paused"}
+    assert (tmp_path / "checkpoints" / "iteration_000004.partial").is_dir()
+    found, damaged = find_checkpoint(tmp_path)
+    assert found is not None and found.name == "iteration_000003" and damaged == []
+    may_end.set()
+    writer.wait()
+    assert writer.take_metrics().keys() == {"checkpoint/seconds_written"}
+    assert writer.take_metrics() == {}
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
+        before[1],
+        "iteration_000004",
+    ]
+
+
+def fill_the_disk(folder: Path) -> None:
+    (folder / "half").write_text("of it")
+    raise OSError(28, "No space left on device")
+
+
+def copy_then_fill_the_disk(folder: Path) -> Callable[[], None]:
+    folder.mkdir()
+    return lambda: fill_the_disk(folder)
+
+
+def copy_onto_a_full_disk(folder: Path) -> Callable[[], None]:
+    folder.mkdir()
+    fill_the_disk(folder)
+    raise AssertionError
+
+
+def test_what_cannot_be_written_is_told_afterwards_and_leaves_earlier_ones(
+    tmp_path: Path, writer: CheckpointWriter
+):
+    kept = write_checkpoint(tmp_path, 1)
+    tellers: list[Callable[[], object]] = [
+        writer.wait,
+        lambda: writer.start(3, moved_from(write_checkpoint(tmp_path / "elsewhere", 3))),
+    ]
+    for tell in tellers:
+        writer.start(2, copy_then_fill_the_disk)
+        with pytest.raises(CheckpointError, match="iteration_000002 cannot be written .*No space left"):
+            tell()
+        assert list((tmp_path / "checkpoints").iterdir()) == [kept]
+    with pytest.raises(CheckpointError, match="iteration_000002 cannot be written .*No space left"):
+        writer.start(2, copy_onto_a_full_disk)
+    assert list((tmp_path / "checkpoints").iterdir()) == [kept]
+    verify_checkpoint(kept)
+    # Once told it is past, and the next one is written.
+    writer.start(3, moved_from(tmp_path / "elsewhere" / "checkpoints" / "iteration_000003"))
+    writer.wait()
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 2
+
+
+def test_an_iteration_that_ends_tells_of_a_checkpoint_that_failed_before(
+    tmp_path: Path, writer: CheckpointWriter
+):
+    def fail(folder: Path) -> Callable[[], None]:
+        def write() -> None:
+            raise RuntimeError("learner 1 died")
+
+        return write
+
+    writer.start(1, fail)
+    deadline = time.monotonic() + 30.0
+    with pytest.raises(RuntimeError, match="learner 1 died"):
+        while time.monotonic() < deadline:
+            writer.take_metrics()
+    writer.start(2, fail)
+    writer.abandon()
+    writer.wait()
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -126,9 +126,13 @@ def test_a_replica_keeps_contexts_in_what_weights_leave():
 
 def test_a_node_holds_three_versions_and_the_checkpoints():
     assert memory_plan.WEIGHT_VERSIONS * memory_plan.version_bytes(10, seven_b()) == 60
-    # 14 bytes a weight: three times float32, and the teacher in bfloat16.
-    assert memory_plan.checkpoint_bytes(shape(), seven_b()) / GB == pytest.approx(106.6, abs=0.1)
-    assert memory_plan.disk_bytes(shape(), seven_b("checkpoint.keep=1")) / GB == pytest.approx(213, abs=1)
+    # 16 bytes a weight: three times float32, the teacher and the policy's folder in bfloat16.
+    in_bfloat16 = shape(torch_dtype="bfloat16")
+    assert memory_plan.checkpoint_bytes(in_bfloat16, seven_b()) / GB == pytest.approx(121.9, abs=0.1)
+    assert memory_plan.checkpoint_bytes(shape(), seven_b()) / GB == pytest.approx(137.1, abs=0.1)
+    assert memory_plan.disk_bytes(in_bfloat16, seven_b("checkpoint.keep=1")) / GB == pytest.approx(244, abs=1)
+    # All but that folder is copied before it is written.
+    assert in_gb(memory_plan.host_plan(in_bfloat16, seven_b()).parts)["a checkpoint being written"] == 106.6
 
 
 def told(machine: Machine, *overrides: str) -> list[str]:

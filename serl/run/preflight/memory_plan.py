@@ -175,12 +175,14 @@ def context_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
 
 
 def checkpoint_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
-    """One checkpoint: weights and moments in float32, the teacher as it is."""
-    teacher = 0.0
-    if has_teacher_copy(experiment.hindsight):
-        rounded = experiment.learner.num_gpus_per_learner and experiment.hindsight.teacher != "ema"
-        teacher = _compute_bytes(experiment) if rounded else _FLOAT32
-    return shape.num_weights * (3 * _FLOAT32 + teacher)
+    """One checkpoint: what the learners hold, and the policy in its own dtype."""
+    return shape.num_weights * shape.bytes_per_weight + _saved_by_learners(shape, experiment)
+
+
+def _saved_by_learners(shape: ModelShape, experiment: ExperimentConfig) -> float:
+    kept = kept_by_learner(shape, experiment)
+    saved = sum(size for what, size in kept.items() if what in ("weights", "optimizer", "teacher"))
+    return max(1, experiment.learner.num_learners) * saved
 
 
 def disk_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
@@ -199,6 +201,7 @@ def host_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
     else:
         passes = peak(learner_plans(shape, experiment)).total
         parts = {"learners": max(1, learner.num_learners) * passes, "published weights": published}
+    parts["a checkpoint being written"] = _saved_by_learners(shape, experiment)
     if not serving.num_gpus_per_replica:
         replicas = serving.autoscaling.min_replicas if serving.autoscaling else serving.num_replicas
         parts["replicas"] = replicas * replica_plan(shape, experiment).total
