@@ -22,9 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -37,7 +36,6 @@ from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
 from serl.buffer.task_sampler import evaluation_requests
 from serl.config import ExperimentConfig
-from serl.config.load import read_draft
 from serl.evaluation import EvaluationEpisodes, EvaluationResult, evaluation_result
 from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
@@ -45,8 +43,9 @@ from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.learner.rl_module import CausalLMModule
 from serl.manifest import complete_checkpoint, require_free_space
 from serl.models.resolve import resolve_model
-from serl.pickled_checkpoints import NoPickledCheckpoints
 from serl.private.rllib import set_iteration
+from serl.rllib.interface import RLlibInterface
+from serl.rllib.results import under_rllib_names
 from serl.rllib.setters import ExperimentSetters
 from serl.rollout.episode import Policy
 from serl.rollout.prompt import PromptEncoder
@@ -84,13 +83,6 @@ class SERLConfig(ExperimentSetters):
         self.model_dir = self.run_dir = ""
         self.serving_names = None
         self.make_policy = None
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), recorded: bool = False) -> Self:
-        """What `load_experiment` reads, for setters to change; raises ConfigError."""
-        config = cls()
-        config._draft = read_draft(path, overrides, recorded)
-        return config
 
     @classmethod
     def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:
@@ -131,12 +123,14 @@ class SERLConfig(ExperimentSetters):
         return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
 
-class SERL(NoPickledCheckpoints, Algorithm):
+class SERL(RLlibInterface):
     """Asynchronous group-relative policy optimisation with selective hindsight distillation.
 
-    Config: `SERLConfig.from_experiment`. Before the first `train()` a caller may set ``should_stop``
+    Before the first `train()` a caller may set ``should_stop``
     (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``. After it, ``last_recorded`` are
     the trajectories to be looked at and ``last_teacher_records`` what the learner made of their steps.
+    While it ``is_updating``, from an update's start until its weights are published, learners are ahead of
+    the counters, and a checkpoint would not fit together.
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -154,17 +148,25 @@ class SERL(NoPickledCheckpoints, Algorithm):
             os.chdir(config.start_dir)
         config.model_dir = config.model_dir or str(resolve_model(experiment.model.path))
         config.run_dir = config.run_dir or self._new_run_dir()
+        self.run_dir = Path(config.run_dir)
+        self.evaluation_interval = experiment.evaluation.interval
+        self.iteration_metrics = {}
+        self._weights_seq_no = 0
+        self.is_updating = False
+        provider = make_provider(experiment.env.name, experiment.env.args)
+        self.train_tasks = provider.task_set(experiment.env.train_split)
+        self.evaluation_tasks = provider.task_set(experiment.evaluation.split)
         names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
         config.serving_names = self._serving_names = names
         config.make_policy = functools.partial(PolicyClient, names)
         config.freeze()
         self.config = config
-        super().setup(config)
-        wait_until_ready(names, experiment.serving.start_timeout_s)
-
-        provider = make_provider(experiment.env.name, experiment.env.args)
-        self.train_tasks = provider.task_set(experiment.env.train_split)
-        self.evaluation_tasks = provider.task_set(experiment.evaluation.split)
+        try:
+            super().setup(config)
+            wait_until_ready(names, experiment.serving.start_timeout_s)
+        except Exception:
+            stop_serving(names)
+            raise
         assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)
         encoder = PromptEncoder.load(config.model_dir)
@@ -173,10 +175,8 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self._actors.watch_env_runners(self.env_runner_group)
         self._actors.watch_learners(self._learners)
         self.failures = self._collector.failures
-        self._weights_seq_no = 0
         self._totals: Counter[str] = Counter()
         self._first_state = self._state()
-        self.iteration_metrics: dict[str, float] = {}
         self.last_recorded: list[Trajectory] = []
         self.last_teacher_records: TeacherRecords = {}
 
@@ -219,6 +219,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
         self.last_recorded = trajectories_to_record(batch, self._weights_seq_no + 1, self.experiment.logging)
         recorded = frozenset(trajectory.trajectory_id for trajectory in self.last_recorded)
         rows, metrics = assemble(batch, self.experiment, self._weights_seq_no, recorded)
+        self.is_updating = True
         handle = self._learners.start_update(rows, self._weights_seq_no)
         result = self._poll_until(
             functools.partial(self._learners.poll_update, handle, timeout_s=0.0), iteration, "the learners"
@@ -232,6 +233,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
             functools.partial(self._learners.poll_publish, call, timeout_s=0.0), iteration, "the replicas"
         )
         self._weights_seq_no += 1
+        self.is_updating = False
         self._actors.snapshot = broadcast.snapshot
         return broadcast.stats
 
@@ -250,9 +252,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
         totals = self._totals + self._actors.num_hung
         metrics |= {f"total/{name}": float(value) for name, value in totals.items()}
         metrics |= iteration.metrics() | {"weights_seq_no": float(self._weights_seq_no)}
-        self.iteration_metrics = metrics
-        for name, value in metrics.items():
-            self.metrics.log_value(tuple(name.split("/")), value, window=1)
+        self.iteration_metrics = metrics | under_rllib_names(metrics)
 
     def run_evaluation(self) -> EvaluationResult:
         """Plays every evaluation task once, on the weights being served.
@@ -334,6 +334,7 @@ class SERL(NoPickledCheckpoints, Algorithm):
             require_same_tasks(checkpoint, state, self.train_tasks.content_hash)
             self._learners.load(checkpoint, timeout_s=self.experiment.checkpoint.timeout_s)
         self._weights_seq_no = state["weights_seq_no"]
+        self.is_updating = False
         set_iteration(self, self._weights_seq_no)
         self._collector.set_state(state)
         self._totals = Counter(state["totals"])

@@ -35,6 +35,7 @@ class EvaluationResult:
 
     ``outcomes``: whether each task that gave an episode was solved, by task id, which pairs two runs task by
     task. ``environment``: the environment's own metrics, such as a task score, as means over the episodes.
+    ``mean_return`` is None for one that an earlier version recorded, and where no task gave an episode.
     """
 
     weights_seq_no: int
@@ -46,6 +47,7 @@ class EvaluationResult:
     seconds: float
     outcomes: dict[str, bool] = field(default_factory=dict)
     environment: dict[str, float] = field(default_factory=dict)
+    mean_return: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics below ``evaluation/``."""
@@ -58,7 +60,12 @@ class EvaluationResult:
             "evaluation/mean_steps": self.mean_steps,
             "evaluation/invalid_action_rate": self.invalid_action_rate,
             "evaluation/seconds": self.seconds,
+            # RLlib's names.
+            "evaluation/env_runners/num_episodes": float(self.overall.count - self.unfinished),
+            "evaluation/env_runners/episode_len_mean": self.mean_steps,
         }
+        if self.mean_return is not None:
+            flat["evaluation/env_runners/episode_return_mean"] = self.mean_return
         for task_type, success in self.by_task_type.items():
             flat[f"evaluation/success_by_task_type/{task_type}"] = success.rate
         for name, mean in self.environment.items():
@@ -104,6 +111,7 @@ def evaluation_result(
         environment={
             name: mean for name, mean in episode_means(trajectories).items() if name not in EPISODE_METRICS
         },
+        mean_return=sum(t.reward for t in trajectories) / len(trajectories) if trajectories else None,
     )
 
 

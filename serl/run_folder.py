@@ -12,6 +12,10 @@ from serl.config.yaml_files import dump_yaml
 CONFIG = "config.yaml"
 
 
+def checkpoint_path(checkpoints_dir: Path, iteration: int) -> Path:
+    return checkpoints_dir / f"iteration_{iteration:06d}"
+
+
 def create_run_folder(experiment: ExperimentConfig, purpose: str = "") -> Path:
     """A new folder ``OUTPUT_DIR/NAME[-PURPOSE]-TIMESTAMP``; raises OSError if it cannot be made.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any, Self
 
 import gymnasium
@@ -17,6 +18,7 @@ from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from serl.config import ExperimentConfig
 from serl.config.draft import Draft
 from serl.config.errors import ConfigError
+from serl.config.load import read_draft
 from serl.config.nearest import name_hint
 from serl.private.rllib import turn_env_runner_state_sync_off
 from serl.rllib.settings import ALWAYS, KEYS, OF_RLLIB, SETTERS, SHARED, refusal
@@ -63,8 +65,17 @@ class ExperimentSetters(AlgorithmConfig):
         self._draft = Draft("SERLConfig")
         self._draft.set("name", _NAME, "by default")
         self._checked: ExperimentConfig | None = None
+        # From then on RLlib changes copies of its own; a person's change is found by the next `validate`.
+        self._derived = False
         self.start_dir = os.getcwd()
         super().__init__(algo_class=algo_class)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), recorded: bool = False) -> Self:
+        """What `load_experiment` reads, for setters to change; raises ConfigError."""
+        config = cls()
+        config._draft = read_draft(path, overrides, recorded)
+        return config
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -157,7 +168,7 @@ class ExperimentSetters(AlgorithmConfig):
             if name in SHARED:
                 setattr(self, name, value)
             return []
-        if name in OF_RLLIB:
+        if name in OF_RLLIB or self._derived:
             if name == "callbacks_class" and (found := _unheard_callbacks(value)):
                 return found
             getattr(AlgorithmConfig, setter)(self, **{name: value})
@@ -209,6 +220,7 @@ class ExperimentSetters(AlgorithmConfig):
         for name in SHARED:
             section, _, key = KEYS[name].partition(".")
             setattr(self, name, getattr(getattr(experiment, section), key))
+        self._derived = True
 
     def python_environment(self, **arguments: Any) -> Self:
         return self._set("python_environment", arguments)
@@ -217,10 +229,6 @@ class ExperimentSetters(AlgorithmConfig):
         return self._set("resources", arguments)
 
     def framework(self, framework: Any = NotProvided, **arguments: Any) -> Self:
-        # RLlib gives the copy that its env runners get TensorFlow's arguments, whatever the framework is.
-        of_rllib = {**self.tf_session_args, **self.local_tf_session_args}
-        if arguments.get("tf_session_args") == of_rllib:
-            del arguments["tf_session_args"]
         return self._set("framework", {"framework": framework, **arguments})
 
     def api_stack(self, *values: Any, **arguments: Any) -> Self:

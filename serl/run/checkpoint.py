@@ -20,14 +20,11 @@ from typing import NoReturn, Self
 from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
 from serl.durable_files import sync_folder
 from serl.manifest import verify_checkpoint
+from serl.run_folder import checkpoint_path
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"iteration_(\d+)")
-
-
-def checkpoint_path(checkpoints_dir: Path, iteration: int) -> Path:
-    return checkpoints_dir / f"iteration_{iteration:06d}"
 
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:

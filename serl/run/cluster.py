@@ -76,6 +76,7 @@ def running_algorithm(
             report.write_if_due()
 
         algorithm.should_stop = stop.is_set
+        algorithm.evaluation_interval = 0  # the run plays them itself, after the checkpoint
         algorithm.on_progress = show
         try:
             with prints_to_file(driver_log):

@@ -148,8 +148,8 @@ GROUPS: Mapping[str, MetricGroup] = {
             "effective_lambda": "λ of this update: how much of an advantage the teacher's weight may change.",
             "effective_distill_coefficient": "β of this update: what the divergence counts for in the loss.",
             "num_distilled_tokens": "Action tokens that are drawn to the teacher's distributions.",
-            "distill_divergence": "Mean divergence of the student from the teacher with context over distilled "
-            "tokens, in nats, before gating.",
+            "distill_divergence": "Mean divergence of the student from the teacher with context over "
+            "distilled tokens, in nats, before gating.",
             "distill_gate": "Mean gate of distilled tokens.",
             "teacher_weight_mean": "Mean weight of weighted tokens.",
             "teacher_clipped_fraction": "Share of weighted tokens whose weight is at a bound of "
@@ -193,6 +193,33 @@ GROUPS: Mapping[str, MetricGroup] = {
             "seconds_paused": "Seconds that the slowest replica sampled nothing for it.",
             "num_bytes": "Size of the weights in bytes.",
             "num_replicas": "Replicas that serve the new weights.",
+        },
+    ),
+    "env_runners": MetricGroup(
+        "what was played, under RLlib's names",
+        {
+            "episode_return_mean": "`rollout/return`.",
+            "episode_len_mean": "`rollout/episode_steps`.",
+            "num_episodes": "`runners/episodes_finished`.",
+            "num_episodes_lifetime": "`total/episodes_finished`.",
+            "num_env_steps_sampled": "`runners/env_steps`.",
+            "num_env_steps_sampled_lifetime": "`total/env_steps`.",
+        },
+    ),
+    "num_env_steps_sampled_lifetime": MetricGroup(
+        "the steps so far, under RLlib's name",
+        {
+            "": "`total/env_steps`.",
+        },
+    ),
+    "learners": MetricGroup(
+        "the update, under RLlib's names",
+        {
+            "__all_modules__/num_env_steps_trained": "`batch/steps`.",
+            "default_policy/total_loss": "`learner/loss`.",
+            "default_policy/entropy": "`learner/entropy`.",
+            "default_policy/default_optimizer_learning_rate": "`learner/lr`.",
+            "default_policy/gradients_default_optimizer_global_norm": "`learner/grad_norm`.",
         },
     ),
     "weights_seq_no": MetricGroup(
@@ -315,6 +342,9 @@ GROUPS: Mapping[str, MetricGroup] = {
             "mean_steps": "Mean environment steps of an episode.",
             "invalid_action_rate": "Share of steps whose response states no action or an inadmissible one.",
             "seconds": "Seconds that the evaluation took.",
+            "env_runners/episode_return_mean": "Mean sum of an episode's rewards; RLlib's name.",
+            "env_runners/episode_len_mean": "The same as `evaluation/mean_steps`; RLlib's name.",
+            "env_runners/num_episodes": "Episodes that ended; RLlib's name.",
             "<metric>": "Mean over episodes of a metric that the environment reports, such as `task_score`.",
         },
     ),

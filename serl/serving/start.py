@@ -61,7 +61,10 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
         logger.warning("removed the weights that %d killed runs left in shared memory", num_removed)
     _weight_stores[names.application] = create_weight_store(names)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LoggingConfig(log_level="WARNING"))
+    if ray.util.get_current_placement_group() is not None:
+        # That of a trial of Tune, into which Ray would put Serve's controller; it has no place for it.
+        ray.get(ray.remote(_start_serve).options(num_cpus=0, scheduling_strategy="DEFAULT").remote())
+    _start_serve()
     application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
     serve.run_many(
         [serve.RunTarget(application, name=names.application, route_prefix=None)],
@@ -69,6 +72,11 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
         wait_for_applications_running=False,
     )
     return names
+
+
+def _start_serve() -> None:
+    """Starts Serve's controller unless the cluster has one."""
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LoggingConfig(log_level="WARNING"))
 
 
 def wait_until_ready(names: ServingNames, timeout_s: float) -> None:

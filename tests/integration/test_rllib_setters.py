@@ -110,11 +110,12 @@ def test_a_refusal_says_what_to_use() -> None:
 
 def test_what_is_always_so_may_be_said() -> None:
     config = complete().framework("torch").env_runners(batch_mode="complete_episodes", explore=True)
-    config.training(grad_clip_by="global_norm").api_stack(True, True).validate()
+    config.training(grad_clip_by="global_norm").api_stack(True, True)
     with pytest.raises(
         ConfigError, match=r"grad_clip_by=…\) has no effect on SERL: it is always 'global_norm'"
     ):
         config.training(grad_clip_by="value")
+    config.validate()
 
 
 def test_a_bad_value_is_refused_in_the_words_of_the_key() -> None:
@@ -163,6 +164,9 @@ def test_an_experiment_can_be_changed_and_copied() -> None:
         update={"learner": first.learner.model_copy(update={"lr": 0.5})}
     )
     assert config.experiment is first
+    config.training(gamma=0.5)  # as RLlib might, of a copy of its own
+    assert problems_of(config).startswith("gamma was set as an attribute, which has no effect on SERL: ")
+    config = SERLConfig.from_experiment(first, "model", "run")
     config.validate()
     config.freeze()
     with pytest.raises(AttributeError, match="frozen"):

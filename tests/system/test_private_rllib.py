@@ -18,7 +18,6 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from serl.algorithm import SERL
 from serl.private.rllib import (
     SEEN_IN,
     forget_registered_parameters,
@@ -140,10 +139,3 @@ def test_forgotten_parameters_can_be_registered_anew(learners: LearnerGroup) -> 
     learner.configure_optimizers()
     (after,) = learner._named_optimizers.values()
     assert after is not before and len(learner._params) == num_parameters, CONTRACT
-
-
-def test_rllibs_ways_to_a_pickle_are_refused() -> None:
-    for name in ("save_to_path", "restore_from_path", "from_checkpoint"):
-        assert getattr(Algorithm, name) is not getattr(SERL, name), CONTRACT
-    with pytest.raises(NotImplementedError, match="/elsewhere is not read, it may hold pickles"):
-        SERL.from_checkpoint("/elsewhere")

@@ -73,6 +73,13 @@ def test_a_task_without_an_episode_counts_as_a_failure_of_the_evaluation() -> No
     assert result.mean_steps == 2.0
     assert result.invalid_action_rate == 0.75
     assert result.outcomes == {"t0": True, "t1": False}
+    assert result.mean_return == 5.0
+    found = {name: value for name, value in result.metrics().items() if "/env_runners/" in name}
+    assert found == {
+        "evaluation/env_runners/num_episodes": 2.0,
+        "evaluation/env_runners/episode_len_mean": 2.0,
+        "evaluation/env_runners/episode_return_mean": 5.0,
+    }
 
 
 def test_evaluations_read_back_as_written_and_those_of_older_runs_without_outcomes(tmp_path: Path) -> None:
@@ -81,10 +88,11 @@ def test_evaluations_read_back_as_written_and_those_of_older_runs_without_outcom
     file = tmp_path / "evaluations.jsonl"
     older = json.loads(file.read_text())
     assert older["iteration"] == 3
-    del older["outcomes"]
+    del older["outcomes"], older["mean_return"]
     with file.open("a") as opened:
         opened.write(json.dumps(older) + "\n")
-    assert read_evaluations(tmp_path) == [result, replace(result, outcomes={})]
+    assert read_evaluations(tmp_path) == [result, replace(result, outcomes={}, mean_return=None)]
+    assert "evaluation/env_runners/episode_return_mean" not in read_evaluations(tmp_path)[1].metrics()
 
 
 def test_evaluations_of_a_run_by_serl_0_1_are_read_and_followed_by_new_ones_under_the_present_name(

@@ -215,6 +215,7 @@ def _train(
     """What a run did, in `_UNITS`. Every wait inside has the deadlines of the experiment."""
     algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
     assert isinstance(algorithm, SERL)
+    algorithm.evaluation_interval = 0
     try:
         for _ in range(_RAMP_UP_ITERATIONS):
             algorithm.train()
