@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from serl.algorithm import SERL
-from serl.algorithm_state import read_algorithm_state
+from serl.algorithm_state import CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.iteration import TrainingInterrupted
 from serl.learner.learner_group import LearnerError
 from serl.models.resolve import resolve_model
-from serl.rollout.failures import TooManyFailuresError
 from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import CheckpointWriter, find_checkpoint
 from serl.run.cluster import running_algorithm
@@ -138,9 +137,11 @@ class _Run:
             self.save()
             self.checkpoints.wait()
             return False
-        except TooManyFailuresError:
-            if self.iteration:
-                self.console.note("too many episodes fail; saving a checkpoint")
+        except (LearnerError, CheckpointError):
+            raise  # there is nobody to save it, or no place
+        except Exception as error:
+            if self.iteration > max(self.saved_iteration, 0) and not self.algorithm.is_updating:
+                self.console.note(f"{type(error).__name__}; saving a checkpoint")
                 self.save()
                 self.checkpoints.wait()
             raise

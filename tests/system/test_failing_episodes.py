@@ -75,7 +75,7 @@ def test_a_run_whose_episodes_all_fail_says_why_saves_a_checkpoint_and_ends(tmp_
         "step raised ConnectionError('simulator is gone'); further ones are counted in failures.jsonl" in said
     )
     *_, saving, ending = said.splitlines()
-    assert saving == "too many episodes fail; saving a checkpoint"
+    assert saving == "TooManyFailuresError; saving a checkpoint"
     assert "more than rollout.max_failed_share = 0.5 allows; the last: task " in ending
     assert ending.endswith(f"simulator is gone'). What failed, and how often: {run_dir / 'failures.jsonl'}")
     (checkpoint,) = list_checkpoints(run_dir / "checkpoints")
