@@ -125,6 +125,45 @@ def test_a_token_that_is_missing_or_wrong_is_one_sentence_and_with_it_a_run_join
     assert '"learner/loss"' in (run_dir / "metrics.jsonl").read_text()
 
 
+_SWEEP = """
+import sys
+from tools.sweep.__main__ import main
+sys.exit(main(sys.argv[2:], program=(sys.executable, sys.argv[1])))
+"""
+
+
+def _sweep(*arguments: str, **variables: str) -> tuple[int, str]:
+    """With a program that ends at once in the place of serl-run."""
+    program = str(_REPOSITORY / "tests" / "helpers" / "sweep_program.py")
+    swept = subprocess.run(
+        [sys.executable, "-c", _SWEEP, program, *arguments],
+        cwd=_REPOSITORY,
+        env=_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    return swept.returncode, swept.stdout + swept.stderr
+
+
+def test_a_sweep_joins_a_cluster_or_says_in_a_sentence_why_not(address: str, tmp_path: Path) -> None:
+    arm = tmp_path / "arm.yaml"
+    base = _REPOSITORY / "experiments" / "quickstart.yaml"
+    arm.write_text(
+        f"extends: {base}\nname: arm\ntraining: {{num_iterations: 2}}\nevaluation: {{at_end: false}}\n"
+    )
+    command = (str(arm), "--seeds", "0", "1", "--out", str(tmp_path / "out"), "--address", address)
+    code, said = _sweep(*command)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith(f"--address {address}: the cluster asks for a token")
+    code, said = _sweep(*command, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
+    assert code == 0, said
+    assert "2 of 2 runs are finished" in said
+    for seed in (0, 1):
+        log = tmp_path / "out" / "arm" / f"seed_{seed}" / "attempt_1.log"
+        assert log.read_text().strip() == "own cluster"
+
+
 _APPLICATIONS = """
 import sys
 import ray

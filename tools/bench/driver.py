@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import ray
-from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 import serl.algorithm
 import serl.batch.finisher
@@ -128,7 +127,6 @@ class _Loop(serl.algorithm.SERL):
     ) -> None:
         self.experiment = experiment
         self.learner_group = learners
-        self.metrics = MetricsLogger(root=True)
         self.iteration_metrics = {}
         self._pool = pool
         self._collector = collector

@@ -28,7 +28,7 @@ from typing import Any
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
-from serl.run.preflight import examine_inputs, examine_machine, needed_cpus, needed_gpus
+from serl.run.preflight import examine_address, examine_inputs, examine_machine, needed_cpus, needed_gpus
 from serl.run.surroundings import write_any_character
 from tools.sweep.runs import (
     COMMANDS,
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = SERL_R
     options = _parse(arguments)
     try:
         runs = plan_runs(find_arms(options.experiments), options.seeds, options.out)
-        experiments = _checked(runs, options.overrides, joins_cluster=options.address is not None)
+        experiments = _checked(runs, options.overrides, options.address)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -108,13 +108,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _checked(
-    runs: Sequence[PlannedRun], overrides: Sequence[str], joins_cluster: bool
+    runs: Sequence[PlannedRun], overrides: Sequence[str], address: str | None
 ) -> list[ExperimentConfig]:
     """Every run's experiment; raises ConfigError with everything that is wrong before anything starts."""
     for text in overrides:
         if text.split("=")[0] in ("seed", "output_dir"):
             raise ConfigError([f"{text}: the sweep decides that; see --seeds and --out"])
     experiments, problems, examined = [], [], set()
+    if address is not None:
+        problems += [found.text for found in examine_address(address)]
     for run in runs:
         own = [*overrides, f"output_dir={run.folder}", f"seed={run.seed}"]
         experiment = load_experiment(run.arm.path, own)
@@ -124,7 +126,7 @@ def _checked(
             continue
         examined.add(run.arm.name)
         findings = examine_inputs(experiment)
-        findings += [] if joins_cluster else examine_machine(experiment)
+        findings += [] if address is not None else examine_machine(experiment)
         problems += [
             f"{run.arm.path}: {found.subject}: {found.text}" for found in findings if found.verdict != "ok"
         ]
