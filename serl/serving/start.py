@@ -8,6 +8,7 @@ import time
 import ray
 from ray import serve
 from ray.actor import ActorHandle
+from ray.exceptions import ActorAlreadyExistsError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -76,7 +77,14 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
 
 def _start_serve() -> None:
     """Starts Serve's controller unless the cluster has one."""
-    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LoggingConfig(log_level="WARNING"))
+    options = {
+        "proxy_location": ProxyLocation.Disabled,
+        "logging_config": LoggingConfig(log_level="WARNING"),
+    }
+    try:
+        serve.start(**options)
+    except ActorAlreadyExistsError:  # another trial has started it at the same moment
+        serve.start(**options)
 
 
 def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
