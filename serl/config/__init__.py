@@ -1,5 +1,6 @@
 """Typed, validated configuration; imports neither torch, ray nor vllm."""
 
+from serl.config.distill import DistillSection
 from serl.config.experiment import ExperimentConfig
 from serl.config.hindsight import HindsightSection, JudgeSection
 from serl.config.objective import AdvantageSection, Aggregation, KLEstimator, LossSection
@@ -12,6 +13,7 @@ __all__ = [
     "AdvantageSection",
     "Aggregation",
     "CheckpointSection",
+    "DistillSection",
     "EnvSection",
     "EvaluationSection",
     "ExperimentConfig",

@@ -194,3 +194,10 @@ def test_a_key_instead_of_a_variables_name_is_refused(tmp_path: Path):
     for key in ("sk-proj-1234", "gsk_a1B2"):
         text = problem_of(tmp_path, MINIMAL, f"hindsight.judge.api_key_env={key}")
         assert "hindsight.judge.api_key_env: must be the name of the env" in text and key not in text
+
+
+def test_groups_that_distillation_trains_on_are_not_filtered(tmp_path: Path):
+    filtered = ("hindsight.objective=distill", "training.filter_groups=true")
+    text = problem_of(tmp_path, MINIMAL, *filtered)
+    assert "hindsight.objective = 'distill' contradicts training.filter_groups = true" in text
+    assert load_experiment(write(tmp_path, MINIMAL), [*filtered, "hindsight.enabled=false"])
