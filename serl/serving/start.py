@@ -8,7 +8,7 @@ import time
 import ray
 from ray import serve
 from ray.actor import ActorHandle
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -64,7 +64,7 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.util.get_current_placement_group() is not None:
         # That of a trial of Tune, into which Ray would put Serve's controller; it has no place for it.
-        ray.get(ray.remote(_start_serve).options(num_cpus=0, scheduling_strategy="DEFAULT").remote())
+        _start_serve_outside(serving.start_timeout_s)
     _start_serve()
     application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
     serve.run_many(
@@ -73,6 +73,15 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
         wait_for_applications_running=False,
     )
     return names
+
+
+def _start_serve_outside(timeout_s: float) -> None:
+    """`_start_serve` in a task that no placement group holds; raises TimeoutError."""
+    started = ray.remote(_start_serve).options(num_cpus=0, scheduling_strategy="DEFAULT").remote()
+    try:
+        ray.get(started, timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise TimeoutError(f"Ray Serve's controller was not started within {timeout_s:g} s") from error
 
 
 def _start_serve() -> None:
