@@ -25,11 +25,8 @@ from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from serl.config.distill import Divergence, Gate
-
-_MAX_PIECE_ELEMENTS = 2**25
 
 
 class TopTokens(NamedTuple):
@@ -41,28 +38,26 @@ class TopTokens(NamedTuple):
 
 def top_tokens(logits: Tensor, k: int, temperature: float) -> TopTokens:
     """Those of ``logits`` [N, vocabulary] / T, ``k`` of them or the whole vocabulary; float32."""
-    size = logits.shape[-1]
-    pieces = logits.split(max(1, _MAX_PIECE_ELEMENTS // size))
-    found = [torch.log_softmax(piece.float() / temperature, dim=-1).topk(min(k, size)) for piece in pieces]
-    ids = torch.cat([top.indices for top in found]).to(torch.int32)
-    return TopTokens(ids, torch.cat([top.values for top in found]))
+    found = torch.log_softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]))
+    return TopTokens(found.indices.to(torch.int32), found.values)
 
 
 def divergences(logits: Tensor, teacher: TopTokens, temperature: float, kind: Divergence) -> Tensor:
-    """D of ``teacher`` [N, K] and the student's ``logits`` [N, vocabulary] / T, in nats, float32 [N].
-
-    Large inputs are compared piece by piece, and a piece's distribution is made again for the backward pass.
-    """
-    piece = max(1, _MAX_PIECE_ELEMENTS // logits.shape[-1])
-    if len(logits) <= piece:
-        return _divergences(logits, *teacher, temperature, kind)
-    parts = zip(logits.split(piece), teacher.ids.split(piece), teacher.logprobs.split(piece), strict=True)
-    return torch.cat(
-        [
-            checkpoint(_divergences, *part, temperature, kind, use_reentrant=False, preserve_rng_state=False)
-            for part in parts
-        ]
-    )
+    """D of ``teacher`` [N, K] and the student's ``logits`` [N, vocabulary] / T, in nats, float32 [N]."""
+    student = torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, teacher.ids.long())
+    expected = teacher.logprobs.float()
+    if teacher.ids.shape[-1] < logits.shape[-1]:
+        student, expected = _with_rest(student), _with_rest(expected)
+    match kind:
+        case "forward_kl":
+            return _kl(expected, student)
+        case "reverse_kl":
+            return _kl(student, expected)
+        case "jsd":
+            mixture = torch.logaddexp(expected, student) - math.log(2.0)
+            return 0.5 * (_kl(expected, mixture) + _kl(student, mixture))
+        case _:
+            assert_never(kind)
 
 
 def gates(log_ratios: Tensor, kind: Gate, sharpness: float) -> Tensor:
@@ -81,25 +76,6 @@ def distill_loss(
     """
     loss = coefficient * (gates * own).sum() / max(num_tokens, 1)
     return loss, {"distill_divergence": own.detach().sum(), "distill_gate": gates.sum()}
-
-
-def _divergences(
-    logits: Tensor, ids: Tensor, teacher_logprobs: Tensor, temperature: float, kind: Divergence
-) -> Tensor:
-    student = torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, ids.long())
-    teacher = teacher_logprobs.float()
-    if ids.shape[-1] < logits.shape[-1]:
-        student, teacher = _with_rest(student), _with_rest(teacher)
-    match kind:
-        case "forward_kl":
-            return _kl(teacher, student)
-        case "reverse_kl":
-            return _kl(student, teacher)
-        case "jsd":
-            mixture = torch.logaddexp(teacher, student) - math.log(2.0)
-            return 0.5 * (_kl(teacher, mixture) + _kl(student, mixture))
-        case _:
-            assert_never(kind)
 
 
 def _with_rest(logprobs: Tensor) -> Tensor:

@@ -46,24 +46,20 @@ class DistillTargets:
         weights = gates(log_ratios, settings.gate, settings.gate_sharpness)
         return cls(settings, coefficient, tokens, scores.top, weights, places)
 
-    def comparison(self, rows: MicroBatch) -> Comparison | None:
-        """What the scores of all response tokens of ``rows`` are compared with; None if nothing is."""
+    def loss_tokens(self, rows: MicroBatch, minibatch: Minibatch) -> DistilledTokens | None:
+        """The distilled ones of all response tokens of ``rows``; None if there are none."""
         places = self.places[self.tokens.indices(rows)]
         (among,) = np.nonzero(places >= 0)
         if not len(among):
             return None
         chosen = self._on_device(places[among])
         teacher = TopTokens(self.top.ids[chosen], self.top.logprobs[chosen])
-        return Comparison(self._on_device(among), teacher, self.settings.divergence)
-
-    def loss_tokens(self, rows: MicroBatch, minibatch: Minibatch) -> DistilledTokens | None:
-        """What the loss needs of the compared tokens of ``rows``; None if there are none."""
-        places = self.places[self.tokens.indices(rows)]
-        chosen = places[places >= 0]
-        if not len(chosen):
-            return None
-        weights = self.gates[self._on_device(chosen)]
-        return DistilledTokens(weights, self.coefficient, minibatch.num_distilled_tokens)
+        return DistilledTokens(
+            comparison=Comparison(self._on_device(among), teacher, self.settings.divergence),
+            gates=self.gates[chosen],
+            coefficient=self.coefficient,
+            num_tokens=minibatch.num_distilled_tokens,
+        )
 
     def _on_device(self, indices: Array) -> Tensor:
         return torch.from_numpy(indices).to(self.gates.device)

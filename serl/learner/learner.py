@@ -297,12 +297,14 @@ class SERLLearner(LearnerProcess, TorchLearner):
     ) -> None:
         """Adds the minibatch's gradient to the parameters, and its metrics to ``report``."""
         for rows in minibatch.micro_batches:
-            token_batch = replace(self._token_batch(plan, rows), comparison=targets.comparison(rows))
-            scores = self._forward(self.policy, token_batch)
+            token_batch = self._token_batch(plan, rows)
             if not rows:
-                (scores.logprobs.sum() * 0.0).backward()
+                (self._forward(self.policy, token_batch).logprobs.sum() * 0.0).backward()
                 continue
             batch = targets.micro_batch(rows, minibatch, token_batch.row_ids)
+            if batch.distilled is not None:
+                token_batch = replace(token_batch, comparison=batch.distilled.comparison)
+            scores = self._forward(self.policy, token_batch)
             loss, metrics = compute_loss(scores, batch, self._experiment.loss)
             if not loss.isfinite():
                 # Clipping can keep a NaN out of the gradient; the step has to be skipped by all learners.

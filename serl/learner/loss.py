@@ -12,13 +12,18 @@ from serl.learner.loss_terms.entropy import entropy_bonus
 from serl.learner.loss_terms.importance import truncated_importance_weights
 from serl.learner.loss_terms.kl import kl_loss
 from serl.learner.losses import Denominators, LossTokens, policy_loss
+from serl.learner.token_batch import Comparison
 from serl.learner.token_scores import TokenScores
 
 
 @dataclass(frozen=True, slots=True)
 class DistilledTokens:
-    """``gates`` [M], without gradient, of the M compared tokens; ``num_tokens``: as in `distill_loss`."""
+    """M tokens, what they are compared with, and their ``gates`` [M], without gradient.
 
+    ``num_tokens``: as in `distill_loss`.
+    """
+
+    comparison: Comparison
     gates: Tensor
     coefficient: float
     num_tokens: int
@@ -31,7 +36,7 @@ class LossBatch:
     ``sampler_logprobs`` are those the sampler recorded, ``old_logprobs`` what the ratio is taken to: the
     same, or with a truncated importance sampling cap the policy's own before the update.
     ``reference_logprobs`` are those of the policy that the run began with (None: no KL term). ``row_ids``:
-    0 … rows − 1. ``distilled``: those of the tokens that were compared with the teacher's (None: none).
+    0 … rows − 1. ``distilled``: those of the tokens that are compared with the teacher's (None: none).
     """
 
     sampler_logprobs: Tensor

@@ -13,7 +13,6 @@ from serl.learner.loss import LossBatch
 from serl.learner.losses import Denominators
 from serl.learner.report import LearnerReport, read_once
 from serl.learner.response_tokens import ResponseTokens
-from serl.learner.token_batch import Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,6 @@ class LossTargets:
             ),
             distilled=None if self.distilled is None else self.distilled.loss_tokens(rows, minibatch),
         )
-
-    def comparison(self, rows: MicroBatch) -> Comparison | None:
-        """What the scores of ``rows`` are to be compared with."""
-        return None if self.distilled is None or not rows else self.distilled.comparison(rows)
 
     def report_mismatch(self, rows: MicroBatch, logprobs: Tensor, report: LearnerReport) -> None:
         """Adds |sampler's − learner's log-prob| before any update of the weights.

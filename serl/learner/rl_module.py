@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
-from serl.hindsight.distillation import divergences, top_tokens
+from serl.config.distill import Divergence
+from serl.hindsight.distillation import TopTokens, divergences, top_tokens
 from serl.learner.token_batch import Layout, TokenBatch
-from serl.learner.token_scores import TokenScores, score_tokens
+from serl.learner.token_scores import TokenScores, in_pieces, score_tokens
 from serl.models.weights import empty_model, load_model
 from serl.private.transformers import remembers_whole_prompts
 
@@ -67,11 +69,11 @@ class CausalLMModule(TorchRLModule):
             self._predictor_positions = None
         scores = score_tokens(logits, batch.targets, self.temperature, entropy_gradient=self.entropy_gradient)
         if batch.top_k:
-            scores = scores._replace(top=top_tokens(logits, batch.top_k, self.temperature))
+            top = partial(top_tokens, k=batch.top_k, temperature=self.temperature)
+            scores = scores._replace(top=TopTokens(*in_pieces(top, logits)))
         if (compared := batch.comparison) is not None:
-            own = divergences(
-                logits[compared.places], compared.teacher, self.temperature, compared.divergence
-            )
+            apart = partial(_divergences, temperature=self.temperature, kind=compared.divergence)
+            (own,) = in_pieces(apart, logits[compared.places], *compared.teacher)
             scores = scores._replace(divergences=own)
         return scores
 
@@ -98,6 +100,12 @@ class CausalLMModule(TorchRLModule):
             return output
         whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
         return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
+
+
+def _divergences(
+    logits: Tensor, ids: Tensor, logprobs: Tensor, temperature: float, kind: Divergence
+) -> tuple[Tensor]:
+    return (divergences(logits, TopTokens(ids, logprobs), temperature, kind),)
 
 
 def _last_dense_mlp(model: Any) -> nn.Module | None:

@@ -7,6 +7,8 @@ piece's distribution is made again instead of kept (checkpointing, arXiv 1604.06
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -44,24 +46,33 @@ def score_tokens(
 
     Entropies, −Σ p log p in nats, have a gradient only with ``entropy_gradient``.
     """
+    score = partial(_score, temperature=temperature, entropy_gradient=entropy_gradient)
+    logprobs, entropies = in_pieces(score, logits, targets, max_piece_elements=max_piece_elements)
+    return TokenScores(logprobs, entropies)
+
+
+def in_pieces(
+    function: Callable[..., tuple[Tensor, ...]],
+    logits: Tensor,
+    *others: Tensor,
+    max_piece_elements: int = _MAX_PIECE_ELEMENTS,
+) -> tuple[Tensor, ...]:
+    """What ``function`` makes of ``logits`` [N, vocabulary] and ``others`` [N, …]: tensors [N, …]."""
     piece = max(1, max_piece_elements // logits.shape[-1])
-    if len(targets) <= piece:
-        return _score(logits, targets, temperature, entropy_gradient)
-    scored: list[TokenScores] = []
-    for own_logits, own_targets in zip(logits.split(piece), targets.split(piece), strict=True):
-        arguments = own_logits, own_targets, temperature, entropy_gradient
-        if torch.is_grad_enabled():
-            scored.append(checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            scored.append(_score(*arguments))
-    return TokenScores(
-        torch.cat([piece.logprobs for piece in scored]), torch.cat([piece.entropies for piece in scored])
-    )
+    if len(logits) <= piece:
+        return function(logits, *others)
+    if torch.is_grad_enabled():
+        function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    parts = zip(*(tensor.split(piece) for tensor in (logits, *others)), strict=True)
+    found = [function(*part) for part in parts]
+    return tuple(torch.cat(own) for own in zip(*found, strict=True))
 
 
-def _score(logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> TokenScores:
+def _score(
+    logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
     logprobs = -nn.functional.nll_loss(distribution, targets, reduction="none")
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = -(distribution.exp() * distribution).sum(dim=-1)
-    return TokenScores(logprobs, entropies)
+    return logprobs, entropies

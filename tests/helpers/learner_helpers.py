@@ -131,10 +131,16 @@ def _scores(
     model: Any, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0
 ) -> list[float]:
     with torch.no_grad():
-        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
-    return (
-        (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
-    )
+        found = distributions(model, prompt_ids, response_ids, temperature)
+    return found.gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
+
+
+def distributions(
+    model: Any, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probs [response, vocabulary] of a plain transformers forward pass of one sequence."""
+    logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+    return (logits / temperature).log_softmax(-1)
 
 
 def sampled_groups(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from learner_helpers import distributions, local_learner, rows_of, sampled_groups, update, weights
 from learner_helpers import learner_group as make_group
-from learner_helpers import local_learner, rows_of, sampled_groups, update, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -45,11 +45,6 @@ def mean_divergence(model_dir: Path, group: SERLLearnerGroup, groups: list[Traje
         per_token = (expected.exp() * (expected - own)).sum(-1)
         found.append(per_token[torch.tensor(row.action_mask)])
     return float(torch.cat(found).mean())
-
-
-def distributions(model: Any, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
-    logits = model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
-    return logits.log_softmax(-1)
 
 
 def test_updates_draw_the_student_to_what_the_teacher_says_with_the_evidence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from serl.config import HindsightSection
 from serl.config.distill import Divergence
-from serl.hindsight import distillation
 from serl.hindsight.distillation import TopTokens, distill_loss, divergences, gates, top_tokens
 from serl.hindsight.schedules import distill_coefficient, has_teacher_copy, teacher_lambda, teaches
+from serl.learner.token_scores import in_pieces
 
 KINDS: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd")
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]]).log()
@@ -86,19 +87,22 @@ def _finite_differences(loss: Callable[[Tensor], Tensor], at: Tensor, step: floa
     return differences
 
 
-def test_pieces_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_give_what_the_whole_gives() -> None:
     generator = torch.Generator().manual_seed(2)
     logits, of_teacher = torch.randn(2, 11, 5, generator=generator)
     logits.requires_grad_()
 
-    def computed() -> tuple[TopTokens, Tensor, Tensor]:
-        teacher = top_tokens(of_teacher, 3, 1.0)
-        own = divergences(logits, teacher, 1.0, "jsd")
+    def apart(logits: Tensor, *teacher: Tensor) -> tuple[Tensor]:
+        return (divergences(logits, TopTokens(*teacher), 1.0, "jsd"),)
+
+    def computed(size: int) -> tuple[TopTokens, Tensor, Tensor]:
+        top = partial(top_tokens, k=3, temperature=1.0)
+        teacher = TopTokens(*in_pieces(top, of_teacher, max_piece_elements=size))
+        (own,) = in_pieces(apart, logits, *teacher, max_piece_elements=size)
         return teacher, own, torch.autograd.grad(own.sum(), logits)[0]
 
-    teacher, own, gradient = computed()
-    monkeypatch.setattr(distillation, "_MAX_PIECE_ELEMENTS", 15)
-    teacher_again, own_again, gradient_again = computed()
+    teacher, own, gradient = computed(10**6)
+    teacher_again, own_again, gradient_again = computed(15)
     assert teacher.ids.equal(teacher_again.ids) and teacher.logprobs.equal(teacher_again.logprobs)
     assert own.equal(own_again) and gradient.allclose(gradient_again, atol=1e-7)
 
