@@ -109,10 +109,8 @@ def scaled_advantages(
 
 
 def _is_distilled(trajectory: Trajectory, varies: bool, settings: HindsightSection) -> bool:
-    if not settings.distills:
-        return False
-    route = settings.distill.route
-    return route == "all" or (not trajectory.success if route == "failed" else not varies)
+    routed = {"all": True, "failed": not trajectory.success, "zero_variance": not varies}
+    return settings.distills and routed[settings.distill.route]
 
 
 def _row(

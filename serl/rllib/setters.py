@@ -232,7 +232,7 @@ class ExperimentSetters(AlgorithmConfig):
         return self._set("framework", {"framework": framework, **arguments})
 
     def api_stack(self, *values: Any, **arguments: Any) -> Self:
-        return self._set("api_stack", dict(zip(_ARGUMENTS["api_stack"], values, strict=False)) | arguments)
+        return self._set("api_stack", _by_name("api_stack", values) | arguments)
 
     def environment(self, env: Any = NotProvided, **arguments: Any) -> Self:
         return self._set("environment", {"env": env, **arguments})
@@ -262,9 +262,7 @@ class ExperimentSetters(AlgorithmConfig):
         return self._set("reporting", arguments)
 
     def checkpointing(self, *values: Any, **arguments: Any) -> Self:
-        return self._set(
-            "checkpointing", dict(zip(_ARGUMENTS["checkpointing"], values, strict=False)) | arguments
-        )
+        return self._set("checkpointing", _by_name("checkpointing", values) | arguments)
 
     def debugging(self, **arguments: Any) -> Self:
         return self._set("debugging", arguments)
@@ -277,6 +275,10 @@ class ExperimentSetters(AlgorithmConfig):
 
     def experimental(self, **arguments: Any) -> Self:
         return self._set("experimental", arguments)
+
+
+def _by_name(setter: str, values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(_ARGUMENTS[setter], values, strict=False))
 
 
 def _argument_hint(setter: str, name: str) -> str:
