@@ -151,18 +151,27 @@ def test_the_table_counts_survivors_recoveries_and_ledgers() -> None:
             "sigterm", 1, ["sigterm"], [], "no next update within 600 s", True, [], folder="out/sigterm-1"
         ),
         DrillResult(
-            "gcs_killed", 0, ["gcs_killed"], [], "survived", False, [None, 30.0, 20.0], violations=["one"]
+            "gcs_killed+sigterm+replica_killed",
+            0,
+            ["gcs_killed", "sigterm", "replica_killed"],
+            ["rollout after update 2: SIGKILL to gcs 8", "broadcast after update 5: SIGTERM to driver 9"],
+            "the run ended with 1",
+            False,
+            [20.0],
+        ),
+        DrillResult(
+            "gcs_killed", 0, ["gcs_killed"], ["start"], "survived", False, [30.0], violations=["one"]
         ),
     ]
-    assert [result.passed for result in results] == [True, False, False]
+    assert [result.passed for result in results] == [True, False, False, False]
     rows = table(results).splitlines()
     assert rows[2:] == [
-        "| sigterm | 1 of 2 | 1 | 4.0 s | 4.0 s | 0 |",
-        "| gcs_killed | 1 of 1 | 0 | 25.0 s | 30.0 s | 1 |",
-        "| all | 2 of 3 | 1 | 20.0 s | 30.0 s | 1 |",
+        "| gcs_killed | 2 of 2 | 0 | 25.0 s | 30.0 s | 1 |",
+        "| sigterm | 1 of 3 | 1 | 4.0 s | 4.0 s | 0 |",
+        "| all | 3 of 5 | 1 | 20.0 s | 30.0 s | 1 |",
     ]
     assert line(results[0]).startswith(
         "sigterm seed 0 | update after update 2: SIGTERM to driver 7 | survived"
     )
     assert "kept in out/sigterm-1" in line(results[1])
-    assert line(results[2]).splitlines()[1].strip() == "one"
+    assert line(results[3]).splitlines()[1].strip() == "one"
