@@ -278,7 +278,11 @@ class ExperimentSetters(AlgorithmConfig):
 
 
 def _by_name(setter: str, values: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(_ARGUMENTS[setter], values, strict=False))
+    """Raises TypeError for more positional arguments than RLlib's setter has."""
+    names = _ARGUMENTS[setter]
+    if len(values) > len(names):
+        raise TypeError(f"{setter}() takes {len(names)} arguments, not {len(values)}")
+    return dict(zip(names, values, strict=False))
 
 
 def _argument_hint(setter: str, name: str) -> str:

@@ -116,6 +116,8 @@ def test_what_is_always_so_may_be_said() -> None:
     ):
         config.training(grad_clip_by="value")
     config.validate()
+    with pytest.raises(TypeError, match=r"api_stack\(\) takes 2 arguments, not 3"):
+        config.api_stack(True, True, True)
 
 
 def test_a_bad_value_is_refused_in_the_words_of_the_key() -> None:
