@@ -176,6 +176,18 @@ def test_a_learner_and_engines_that_share_a_gpu_must_fit_together():
     assert text.startswith("GPU that they share: ") and "lower serving.gpu_memory_utilization" in text
 
 
+def test_a_learner_and_an_engine_of_1_5_b_share_one_large_gpu():
+    config = SEVEN_B | {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
+    config |= {"num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 151936}
+    small = ModelShape.of(config)
+    one_gpu = load_experiment(EXPERIMENTS / "alfworld_qwen2.5_1.5b_one_gpu.yaml", [])
+    assert {found.verdict for found in judge_memory(small, one_gpu, ROOMY)} == {"ok"}
+    # 38.5 GB for the learner are 65 % of 59.3 GB.
+    texts = [found.text for found in judge_memory(small, one_gpu, Machine())]
+    shared = "GPU that they share: 38.5 GB for the learner and 35% of it for engines"
+    assert f"{shared}; a GPU of 59.3 GB is the least" in texts
+
+
 @pytest.mark.parametrize(
     ("shares", "nodes", "fits"),
     [

@@ -128,14 +128,18 @@ def _replica(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) 
 
 def _shared_gpu(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) -> Iterator[Finding]:
     """Learner and replicas on one GPU; the engines set their memory aside whatever the learner needs."""
-    if machine.gpu is None:
-        return
     serving = experiment.serving
     replicas = serving.autoscaling.max_replicas if serving.autoscaling else serving.num_replicas
+    share = replicas * serving.gpu_memory_utilization
     learner = memory_plan.peak(memory_plan.learner_plans(shape, experiment)).total
-    engines = replicas * serving.gpu_memory_utilization * machine.gpu
-    text = f"GPU that they share: {_gb(learner)} for the learner and {_gb(engines)} for engines"
-    yield _told(text, _lack(learner + engines, machine.gpu, "lower serving.gpu_memory_utilization"))
+    text = f"GPU that they share: {_gb(learner)} for the learner and {share:.0%} of it for engines"
+    what_to_do = "lower serving.gpu_memory_utilization"
+    if share >= 1:
+        yield Finding("missing", "memory", f"{text}; {what_to_do}")
+    elif machine.gpu is None:
+        yield Finding("ok", "memory", f"{text}; a GPU of {_gb(learner / (1 - share))} is the least")
+    else:
+        yield _told(text, _lack(learner / (1 - share), machine.gpu, what_to_do))
 
 
 def _shared_memory(version: float, there: float | None) -> Finding:
