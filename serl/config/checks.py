@@ -62,11 +62,13 @@ def replicas(serving: ServingSection) -> Iterator[str]:
 def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterator[str]:
     """A way for weights that is not there."""
     way = f"serving.weight_transfer = {serving.weight_transfer}"
+    if serving.weight_transfer == "auto":
+        return
     if serving.weight_transfer == "shared_memory":
         if serving.num_gpus_per_replica > 0:
             yield (
                 f"{way} contradicts serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: "
-                "shared memory feeds replicas on the CPU; use nccl or ipc"
+                "shared memory alone feeds replicas on the CPU; use nccl, ipc or auto"
             )
         return
     for key, num_gpus in (
@@ -74,7 +76,7 @@ def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterato
         ("learner.num_gpus_per_learner", learner.num_gpus_per_learner),
     ):
         if num_gpus == 0:
-            yield f"{way} contradicts {key} = 0: it sends from GPU to GPU; use shared_memory on the CPU"
+            yield f"{way} contradicts {key} = 0: it sends from GPU to GPU; use auto on the CPU"
     if serving.weight_transfer == "nccl" and serving.autoscaling is not None:
         yield f"{way} contradicts serving.autoscaling: nccl needs a fixed number of replicas"
     if serving.weight_transfer == "nccl" and learner.num_learners == 0:

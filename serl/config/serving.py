@@ -43,8 +43,9 @@ class ServingSection(Section):
     """The key-value cache of an engine on the CPU, in GiB."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0)
     """The share of a GPU's memory that an engine takes; less where a learner runs on the same GPU."""
-    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = "shared_memory"
-    """How new weights reach replicas: through a node's memory, from GPU to GPU, or within one GPU."""
+    weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    """How new weights reach replicas: through memory that their host shares with the learner's process and
+    Ray's object store to other hosts, through shared memory alone, from GPU to GPU, or within one GPU."""
     start_timeout_s: PositiveFloat = 300.0
     """Seconds that replicas may take to be ready."""
     update_timeout_s: PositiveFloat = 120.0

@@ -189,6 +189,7 @@ GROUPS: Mapping[str, MetricGroup] = {
         "new weights on their way to the engines",
         {
             "seconds_transport": "Seconds until the new weights could be loaded.",
+            "seconds_fetch": "Seconds until the slowest of the hosts without the learner had a copy of them.",
             "seconds_load": "Seconds that the slowest replica took to load them.",
             "seconds_paused": "Seconds that the slowest replica sampled nothing for it.",
             "num_bytes": "Size of the weights in bytes.",

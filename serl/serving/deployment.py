@@ -23,10 +23,12 @@ from serl.private.ray_serve import listen_on_the_nodes_address
 from serl.serving.autoscaling import OPEN_REQUESTS
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
+from serl.serving.fetch import WeightsGoneError, on_this_host
 from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.names import ServingNames
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
+from serl.serving.weights_folder import join_folder
 from serl.types import Sampling
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ _WEIGHT_POLL_S = 10.0
 _STORE_ANSWER_TIMEOUT_S = 60.0
 _LAST_WORDS_TIMEOUT_S = 5.0
 _WARM_UP_TIMEOUT_S = 120.0
+_SNAPSHOT_INTERVAL_S = 1.0
 
 
 class PolicyReplica:
@@ -54,6 +57,8 @@ class PolicyReplica:
         _send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
         self._names = names
+        # The newest weights stay on this host if the learner that wrote them dies.
+        join_folder(names.application)
         self._heartbeat_timeout_s = experiment.cluster.heartbeat_timeout_s
         self._store = self._find_store()
         seed = (experiment.seed + zlib.crc32(replica_id.encode())) % 2**31
@@ -67,9 +72,7 @@ class PolicyReplica:
             gc.enable()
         self._update_timeout_s = experiment.serving.update_timeout_s
         self._nccl_group: dict[str, Any] | None = None
-        snapshot: Any = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
-        model_weights = Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))
-        self._loaded = model_weights if snapshot is None else self._load(snapshot)
+        self._loaded = self._load_newest()
         _warm_up(self._engine, experiment)
         self._streams = ClientStreams(self._engine, replica_id)
         self._num_workers = experiment.serving.tensor_parallel_size
@@ -142,16 +145,34 @@ class PolicyReplica:
             logger.exception("nobody to tell that this replica ends")
         _exit_process(error)
 
+    def _load_newest(self) -> Loaded:
+        """Newer ones than it began to fetch, if those go meanwhile; learners that died are replaced."""
+        deadline = time.monotonic() + self._update_timeout_s
+        while True:
+            snapshot: Any = ray.get(self._store.snapshot.remote(), timeout=_STORE_ANSWER_TIMEOUT_S)
+            if snapshot is None:
+                return Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))
+            try:
+                return self._load(snapshot)
+            except WeightsGoneError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                logger.warning("%s; asking for newer ones", error)
+            time.sleep(_SNAPSHOT_INTERVAL_S)
+
     def _load(self, version: WeightVersion) -> Loaded:
-        update = version.update
+        update, timeout_s = version.update, self._update_timeout_s
         if update["kind"] == "nccl" and update["group"] != self._nccl_group:
             from serl.serving.transfer.nccl import worker_init_info
 
             joined = self._engine.join_transfer_group(worker_init_info(update["group"], self._name))
-            joined.result(self._update_timeout_s)
+            joined.result(timeout_s)
             self._nccl_group = update["group"]
-        loading = self._engine.load_weights(update, version.weights_seq_no)
-        return Loaded(version.broadcast, loading.result(self._update_timeout_s))
+        started = time.monotonic()
+        with on_this_host(update, version.broadcast, self._names.application, timeout_s) as found:
+            seconds_fetch = time.monotonic() - started
+            report = self._engine.load_weights(found, version.weights_seq_no).result(timeout_s)
+        return Loaded(version.broadcast, report, seconds_fetch)
 
 
 def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:

@@ -48,10 +48,14 @@ class WeightVersion:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a replica serves: ``broadcast`` is a `WeightVersion`'s, or MODEL_WEIGHTS."""
+    """What a replica serves: ``broadcast`` is a `WeightVersion`'s, or MODEL_WEIGHTS.
+
+    ``seconds_fetch``: until the weights were on its host, before it began to load them.
+    """
 
     broadcast: str
     report: LoadReport
+    seconds_fetch: float = 0.0
 
 
 class WeightStore:

@@ -6,17 +6,16 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
-from serl.serving.transfer import make_sender
+from serl.serving.transfer import Transfer, make_sender
 from serl.serving.transfer.sender import NamedTensors
-from serl.serving.weight_store import WeightVersion, dead_replicas, find_weight_store
+from serl.serving.weight_store import Loaded, WeightVersion, dead_replicas, find_weight_store
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +29,10 @@ class WeightLoadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class BroadcastStats:
-    """One broadcast; the seconds of loading and of the pause are those of the slowest replica."""
+    """One broadcast; the seconds of fetching, loading and of the pause are those of the slowest replica."""
 
     seconds_transport: float
+    seconds_fetch: float
     seconds_load: float
     seconds_paused: float
     num_bytes: int
@@ -56,9 +56,7 @@ class WeightPublisher:
 
     _store: ActorHandle  # that of the present broadcast: one that ends is replaced under its name
 
-    def __init__(
-        self, names: ServingNames, transfer: Literal["shared_memory", "nccl", "ipc"], timeout_s: float
-    ) -> None:
+    def __init__(self, names: ServingNames, transfer: Transfer, timeout_s: float) -> None:
         self._names = names
         self._timeout_s = timeout_s
         self._sender = make_sender(transfer, names.application)
@@ -107,11 +105,13 @@ class WeightPublisher:
         self._ask(self._store.announce.remote(version))
         self._transmit(version.weights_seq_no, deadline)
         seconds_transport = time.monotonic() - started
-        reports = self._wait_until_loaded(version, expected, deadline)
-        if not reports:
+        replicas = self._wait_until_loaded(version, expected, deadline)
+        if not replicas:
             self._raise_if_all_failed(version.weights_seq_no)
+        reports = [loaded.report for loaded in replicas]
         return BroadcastStats(
             seconds_transport=seconds_transport,
+            seconds_fetch=max((loaded.seconds_fetch for loaded in replicas), default=0.0),
             seconds_load=max((report.seconds_load for report in reports), default=0.0),
             seconds_paused=max((report.seconds_paused for report in reports), default=0.0),
             num_bytes=version.update["num_bytes"],
@@ -153,9 +153,7 @@ class WeightPublisher:
                 f"the weight store {self._names.weight_store!r} did not answer within {self._timeout_s:g} s"
             ) from error
 
-    def _wait_until_loaded(
-        self, version: WeightVersion, expected: set[str], deadline: float
-    ) -> list[LoadReport]:
+    def _wait_until_loaded(self, version: WeightVersion, expected: set[str], deadline: float) -> list[Loaded]:
         """``expected`` are replicas that answer unless they die, registered with this store or not yet."""
         while True:
             remaining_s = deadline - time.monotonic()
@@ -164,7 +162,7 @@ class WeightPublisher:
             behind = {name for name, found in loaded.items() if found.broadcast != version.broadcast}
             behind |= expected - loaded.keys()
             if not behind:
-                return [found.report for found in loaded.values()]
+                return list(loaded.values())
             if remaining_s <= 0:
                 raise TimeoutError(
                     f"weights {version.weights_seq_no} were not loaded within {self._timeout_s:g} s by "

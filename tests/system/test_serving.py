@@ -41,7 +41,7 @@ from serl.serving.start import (
     stop_serving,
     wait_until_ready,
 )
-from serl.serving.transfer import make_sender
+from serl.serving.transfer import make_sender, shared_memory
 from serl.serving.weight_store import (
     MODEL_WEIGHTS,
     Loaded,
@@ -76,7 +76,7 @@ def deployment(
     thread.start()
     try:
         wait_until_ready(names, START_TIMEOUT_S)
-        publisher = WeightPublisher(names, "shared_memory", timeout_s=60.0)
+        publisher = WeightPublisher(names, "auto", timeout_s=60.0)
         yield Deployment(names, PolicyClient(names), publisher, loop, make_policy(0))
     finally:
         stop_serving(names)
@@ -219,7 +219,7 @@ def test_weights_that_are_not_newer_are_not_published(deployment: Deployment) ->
 
 
 def test_learners_that_resumed_publish_an_older_version_and_it_is_served(deployment: Deployment) -> None:
-    resumed = WeightPublisher(deployment.names, "shared_memory", timeout_s=60.0)
+    resumed = WeightPublisher(deployment.names, "auto", timeout_s=60.0)
     older = deployment.weights_seq_no - 1
     stats = resumed.publish(make_policy(10).named_parameters(), older).stats
     assert stats.num_replicas == 1
@@ -268,8 +268,24 @@ def test_a_stop_string_ends_a_response_and_its_tokens_are_returned(deployment: D
     assert (the_end.token_ids, the_end.finish_reason) == ([END], "stop")
 
 
-def test_a_killed_replica_is_replaced_and_serves_the_newest_weights(deployment: Deployment) -> None:
+def test_a_replica_on_another_host_than_the_learner_gets_one_copy_of_its_weights(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "host_id", lambda: "another host")
+    for seed in (13, 14):
+        assert deployment.publish(make_policy(seed)).seconds_fetch > 0
+        completion = deployment.generate(PROMPT)
+        assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
+        assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
+    assert len(list(weights_folder(deployment.names.application).glob("*.copy"))) == 1
+
+
+def test_a_killed_replica_is_replaced_and_serves_the_newest_weights(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployment.publish(make_policy(7))
+    # Whatever replaces it fetches them before it serves.
+    monkeypatch.setattr(shared_memory, "host_id", lambda: "another host")
     long = dataclasses.replace(FREE, max_tokens=150)
 
     async def ask() -> list[Completion]:
@@ -308,7 +324,7 @@ def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> Non
     store = create_weight_store(names)
     # The name of an actor that lives and never loads anything: the store itself.
     ray.get(store.register.remote(names.weight_store, 1, Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))))
-    publisher = WeightPublisher(names, "shared_memory", timeout_s=1.0)
+    publisher = WeightPublisher(names, "auto", timeout_s=1.0)
     try:
         with pytest.raises(
             TimeoutError, match="weights 1 were not loaded within 1 s by 1 of 1 replicas: serl"
@@ -324,7 +340,7 @@ def test_a_broadcast_that_does_not_end_tells_which_replica_could_not_load_it(
 ) -> None:
     names = ServingNames("serl-failing", "policy", "serl-weights-failing", "serl")
     store = create_weight_store(names)
-    publisher = WeightPublisher(names, "shared_memory", timeout_s=20.0)
+    publisher = WeightPublisher(names, "auto", timeout_s=20.0)
 
     def wait_in_vain(timeout_s: float) -> None:
         ray.get(store.report_failure.remote("a replica", "UpdateError: other bytes"))

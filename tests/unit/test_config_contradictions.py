@@ -95,7 +95,11 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "serving.engine_args.data_parallel_size",
             "serving.tensor_parallel_size",
         ),
-        (["serving.num_gpus_per_replica=1"], "serving.weight_transfer", "serving.num_gpus_per_replica"),
+        (
+            ["serving.num_gpus_per_replica=1", "serving.weight_transfer=shared_memory"],
+            "serving.weight_transfer",
+            "serving.num_gpus_per_replica",
+        ),
         ([*GPUS, "serving.weight_transfer=nccl"], "serving.weight_transfer", "learner.num_learners"),
         (
             [*GPUS, "serving.weight_transfer=ipc"],

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import subprocess
+import sys
 import uuid
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from serving_helpers import FREE, PROMPT
+from serving_helpers import FREE, PROMPT, wait_until
 
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.engine import Deliver
 from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.streams import ClientStreams
-from serl.serving.weights_folder import claim_folder, release_folder, weights_folder
+from serl.serving.weights_folder import (
+    claim_folder,
+    release_folder,
+    remove_stale_folders,
+    weights_folder,
+)
 
 
 class AnswersOnDemand:
@@ -100,3 +107,29 @@ def test_weights_of_killed_runs_are_removed_and_those_of_live_ones_stay() -> Non
         claim_folder(application)
         release_folder(application)
     assert not live.exists()
+
+
+def test_a_folder_lives_as_long_as_one_process_that_joined_it() -> None:
+    application = f"serl-joined-{uuid.uuid4().hex[:8]}"
+    folder = weights_folder(application)
+    script = (
+        "import sys; from serl.serving.weights_folder import join_folder; "
+        "print(join_folder(sys.argv[1]), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, application]
+    joining = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    try:
+        for process in joining:
+            assert process.stdout is not None and process.stdout.readline() == f"{folder}\n"
+        (folder / "00000001.safetensors").write_bytes(b"weights")
+        joining[0].kill()
+        joining[0].wait()
+        remove_stale_folders()
+        assert (folder / "00000001.safetensors").read_bytes() == b"weights"
+    finally:
+        for process in joining:
+            process.kill()
+            process.communicate()
+    wait_until(lambda: not folder.exists(), 60.0, "the keeper")

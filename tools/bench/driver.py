@@ -233,7 +233,7 @@ class _StandInLearner:
         return report
 
     def publish_weights(self, weights_seq_no: int) -> Broadcast:
-        return Broadcast(BroadcastStats(0.0, 0.0, 0.0, 0, 1), WeightVersion(weights_seq_no, {}))
+        return Broadcast(BroadcastStats(0.0, 0.0, 0.0, 0.0, 0, 1), WeightVersion(weights_seq_no, {}))
 
 
 @contextmanager

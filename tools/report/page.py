@@ -61,10 +61,10 @@ _ABOUT_TIME = """\
 Seconds an iteration as the driver sees them: waiting for a batch of complete groups
 (`time/wait_for_batch_s`: generation and environments, as far as they do not overlap with an update),
 `learner/seconds_plan`, `learner/seconds_teacher`, forward, backward and optimizer (`learner/seconds_…`),
-broadcast (`broadcast/seconds_transport` + `seconds_load`), and the rest of `time/iteration_s`. Episodes run
-beside all that, many at a time: the last columns say how many wait for the policy on average, and which
-shares of an episode's life generation and environment take (`runners/generation_seconds`,
-`runners/environment_seconds`).
+broadcast (`broadcast/seconds_transport` + `seconds_fetch` + `seconds_load`), and the rest of
+`time/iteration_s`. Episodes run beside all that, many at a time: the last columns say how many wait for the
+policy on average, and which shares of an episode's life generation and environment take
+(`runners/generation_seconds`, `runners/environment_seconds`).
 """
 _ABOUT_STALENESS = """\
 Staleness in updates of the weights. The train–inference mismatch is the mean absolute difference between the

@@ -22,7 +22,7 @@ PARTS = {
         "learner/seconds_forward_backward",
         "learner/seconds_optimizer",
     ),
-    "broadcast": ("broadcast/seconds_transport", "broadcast/seconds_load"),
+    "broadcast": ("broadcast/seconds_transport", "broadcast/seconds_fetch", "broadcast/seconds_load"),
 }
 OTHER = "other"
 PART_NAMES = (*PARTS, OTHER)

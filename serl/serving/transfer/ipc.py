@@ -15,8 +15,8 @@ from serl.serving.transfer.shared_memory import SharedMemorySender
 class IPCSender:
     """Sends handles; the tensors are held until the replicas have copied them."""
 
-    def __init__(self, application: str) -> None:
-        self._snapshots = SharedMemorySender(application)
+    def __init__(self, application: str, node_id: str | None = None) -> None:
+        self._snapshots = SharedMemorySender(application, node_id)
         self._tensors: list[tuple[str, torch.Tensor]] = []
         self._trailer: tuple[str, torch.Tensor] | None = None
         self._weights_seq_no = 0

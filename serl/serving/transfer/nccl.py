@@ -24,8 +24,8 @@ from serl.serving.transfer.shared_memory import SharedMemorySender
 class NCCLSender:
     """Rank 0 of the group; the workers of the first replica follow, then those of the second, and so on."""
 
-    def __init__(self, application: str) -> None:
-        self._snapshots = SharedMemorySender(application)
+    def __init__(self, application: str, node_id: str | None = None) -> None:
+        self._snapshots = SharedMemorySender(application, node_id)
         self._tensors: list[tuple[str, torch.Tensor]] = []
         self._sent: list[tuple[str, torch.Tensor]] = []
         self._weights_seq_no = 0

@@ -1,5 +1,7 @@
 """Weights as safetensors files in shared memory: written by a learner, mapped by the replicas of its host.
 
+Those of other hosts map a copy, which `serl.serving.fetch` brings there.
+
 A version is a file of its own that gets its name when it is complete, so a replica that still reads an old
 version is never disturbed.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from serl.serving.transfer.landing import UpdateError, describe, trailer
 from serl.serving.transfer.sender import NamedTensors
-from serl.serving.weights_folder import weights_folder
+from serl.serving.weights_folder import host_id, join_folder, weights_folder
 
 NUM_KEPT_VERSIONS = 2
 
@@ -25,13 +26,8 @@ NUM_KEPT_VERSIONS = 2
 def read_weights(path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a version, by name; they map the file.
 
-    Raises FileNotFoundError if the file is not on this host, UpdateError if it is damaged.
+    Raises FileNotFoundError if the file is not there, UpdateError if it is damaged.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{path} is not on this host: serving.weight_transfer=shared_memory needs learner and replicas "
-            "on one host"
-        )
     try:
         weights = safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
@@ -42,9 +38,14 @@ def read_weights(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class SharedMemorySender:
-    """Writes versions into the folder of ``application``, keeping the newest two."""
+    """Writes versions into the folder of ``application``, keeping the newest two.
 
-    def __init__(self, application: str) -> None:
+    ``node_id``: the node of Ray on which this process is, where other hosts may read them; None: nowhere.
+    """
+
+    def __init__(self, application: str, node_id: str | None = None) -> None:
+        self._application = application
+        self._node_id = node_id
         self._folder = weights_folder(application)
         self._update: dict[str, Any] = {}
 
@@ -54,7 +55,7 @@ class SharedMemorySender:
         tensors = _distinct(named_tensors)
         path = self._folder / f"{weights_seq_no:08d}.safetensors"
         unfinished = path.with_suffix(".unfinished")
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        join_folder(self._application)
         contents = dict([*tensors.items(), trailer(list(tensors.items()), weights_seq_no)])
         save_file(contents, unfinished)
         os.replace(unfinished, path)
@@ -64,6 +65,9 @@ class SharedMemorySender:
             "num_bytes": sum(tensor.nbytes for tensor in tensors.values()),
             "info": describe(contents.items()),
             "path": str(path),
+            "file_bytes": path.stat().st_size,
+            "host": host_id(),
+            "node_id": self._node_id,
         }
         return self._update
 
