@@ -13,7 +13,13 @@ _END, _TASK_TYPE, _SUCCESS_OF, _EPISODES_WITH, _EPISODE = "end/", "type/", "succ
 
 def group_sums(group: TrajectoryGroup, has_variance: bool) -> Counter[str]:
     """Sums over the trajectories and steps of ``group`` that `batch_metrics` makes means of."""
-    sums: Counter[str] = Counter(groups=1, zero_variance_groups=not has_variance)
+    outcomes = {trajectory.success for trajectory in group.trajectories}
+    sums: Counter[str] = Counter(
+        groups=1,
+        zero_variance_groups=not has_variance,
+        all_won_groups=outcomes == {True},
+        all_failed_groups=outcomes == {False},
+    )
     for trajectory in group.trajectories:
         success, task_type = int(trajectory.success), trajectory.task.task_type or "all"
         sums.update(
@@ -69,6 +75,8 @@ def batch_metrics(
         "rollout/action_token_share": rate("action_tokens", "response_tokens"),
         "rollout/prefix_cache_hit_rate": rate("cached_tokens", "prompt_tokens"),
         "rollout/zero_variance_groups": rate("zero_variance_groups", "groups"),
+        "rollout/all_won_groups": rate("all_won_groups", "groups"),
+        "rollout/all_failed_groups": rate("all_failed_groups", "groups"),
         "staleness/mean": sum(ages) / len(ages) if ages else 0.0,
         "staleness/max": float(max(ages, default=0)),
         "batch/groups": float(total["groups"]),

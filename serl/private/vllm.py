@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,26 @@ def broadcast_packed(named_tensors: Iterable[tuple[str, torch.Tensor]], group: A
         buffer_size_bytes=wire_format["packed_buffer_size_bytes"],
         num_buffers=wire_format["packed_num_buffers"],
     )
+
+
+def ray_stat_logger() -> Any:
+    """The class that exports an engine's statistics through Ray, for ``stat_loggers``.
+
+    Without the latency of every single token, a call of Ray's for each running request and step; the mean of
+    each request stays. vLLM's log of the same would write into a replica's log every ten seconds, and is no
+    option of `LLMEngine.from_engine_args`.
+    """
+    from vllm.v1.metrics.loggers import logger as loggers_logger
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    class StatLogger(RayPrometheusStatLogger):
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+            if iteration_stats is not None:
+                iteration_stats.inter_token_latencies_iter = []
+            super().record(scheduler_stats, iteration_stats, *args, **kwargs)
+
+    loggers_logger.setLevel(logging.WARNING)
+    return StatLogger
 
 
 def _core(engine: LLMEngine) -> Any:

@@ -34,6 +34,8 @@ GROUPS: Mapping[str, MetricGroup] = {
             "action_token_share": "Share of the sampled tokens that are part of an action.",
             "prefix_cache_hit_rate": "Share of prompt tokens that the engine had in its prefix cache.",
             "zero_variance_groups": "Share of the groups whose trajectories all have the same reward.",
+            "all_won_groups": "Share of the groups whose trajectories all solved their task.",
+            "all_failed_groups": "Share of the groups of which no trajectory solved its task.",
             "end_<reason>": "Share of trajectories that ended as `success`, `failure`, `truncated` (by the "
             "environment), `max_steps` or `prompt_too_long`.",
             "success_by_task_type/<task_type>": "Share of the trajectories of this kind of task that solved "
@@ -290,6 +292,7 @@ GROUPS: Mapping[str, MetricGroup] = {
         {
             "<counter>": "Sum of `runners/<counter>` since the run began, resumed parts and evaluations "
             "included.",
+            "failed_<reason>": "Rollouts that failed since the run began, by reason.",
             "learner_restarts": "How often failed learners were replaced inside the run.",
             "updates_redone": "Updates that were done again after that, from the newest checkpoint.",
             "rollouts_given_up": "Rollouts that were under way when learners were replaced; their groups are "
@@ -363,8 +366,11 @@ def undescribed(names: Iterable[str]) -> list[str]:
     return sorted(name for name in set(names) if not _DESCRIBED.fullmatch(name))
 
 
-def _pattern(name: str) -> str:
-    return "".join(".+" if part.startswith("<") else re.escape(part) for part in re.split(r"(<[^>]+>)", name))
+def pattern(name: str) -> str:
+    """A regular expression for the metric ``name``, with a group for each part in angle brackets."""
+    return "".join(
+        "(.+)" if part.startswith("<") else re.escape(part) for part in re.split("(<[^>]+>)", name)
+    )
 
 
-_DESCRIBED = re.compile("|".join(_pattern(name) for name in METRICS))
+_DESCRIBED = re.compile("|".join(pattern(name) for name in METRICS))

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` and the TensorBoard curves of a run."""
+"""``metrics.jsonl``, the TensorBoard curves of a run, and whatever else its metrics go to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes metrics as JSON lines and as TensorBoard curves."""
+    """Writes metrics as JSON lines and as TensorBoard curves, and hands them to ``sinks``."""
 
     def __init__(self, run_dir: Path) -> None:
+        self.sinks: list[Callable[[Mapping[str, float]], None]] = []
         self._run_dir = run_dir
         self._board: SummaryWriter | None = None
 
@@ -62,6 +63,8 @@ class MetricsWriter:
         for name, value in metrics.items():
             self._board.add_scalar(name, float(value), iteration)
         self._board.flush()
+        for sink in self.sinks:
+            sink(metrics)
 
     def close(self) -> None:
         if self._board is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serl.config import ExperimentConfig, ServingSection
 from serl.config.nearest import nearest
 from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP
-from serl.private.vllm import load_model_class
+from serl.private.vllm import load_model_class, ray_stat_logger
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
@@ -36,7 +36,8 @@ DECIDED_ELSEWHERE = {
     "seed": "seed",
     "logprobs_mode": "nothing: learners need the log-probabilities at the sampling temperature",
     "worker_extension_cls": "nothing: weights arrive through it",
-    "disable_log_stats": "nothing: the replica keeps its own counters",
+    "disable_log_stats": "nothing: Ray exports them",
+    "served_model_name": "nothing: exported statistics tell runs apart by it",
 }
 
 
@@ -124,9 +125,12 @@ def check_engine_args(engine_args: dict[str, Any]) -> None:
             )
 
 
-def build_engine(experiment: ExperimentConfig, model_dir: str, seed: int) -> LLMEngine:
+def build_engine(
+    experiment: ExperimentConfig, model_dir: str, seed: int, exported_as: str | None = None
+) -> LLMEngine:
     """A vLLM engine in this process, which must have been started with `replica_environment`.
 
+    Ray exports the engine's statistics with the ``model_name`` of ``exported_as``, or nobody keeps any.
     Raises EngineArgumentError for wrong ``serving.engine_args`` and what vLLM raises for wrong values.
     """
     from vllm import EngineArgs, LLMEngine
@@ -140,6 +144,8 @@ def build_engine(experiment: ExperimentConfig, model_dir: str, seed: int) -> LLM
     for architecture in config.get("architectures", ()):
         load_model_class(architecture)
     arguments = engine_arguments(experiment, model_dir, seed) | engine_args
-    return LLMEngine.from_engine_args(
-        EngineArgs(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
-    )
+    arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+    if exported_as is None:
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    arguments |= {"disable_log_stats": False, "served_model_name": exported_as}
+    return LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=[ray_stat_logger()])

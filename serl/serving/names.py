@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# A metric for Ray, the version of the weights that a replica serves, and its labels.
+REPLICA_WEIGHTS_GAUGE = "serl_replica_weights_seq_no"
+RUN_LABEL = "run"
+REPLICA_LABEL = "ReplicaId"  # as vLLM calls it in its own
+
 
 @dataclass(frozen=True, slots=True)
 class ServingNames:
