@@ -44,7 +44,15 @@ def require_free_space(directory: Path, num_bytes: int) -> None:
 
 
 def complete_checkpoint(directory: Path, files: Mapping[str, FileDigest], state: dict[str, Any]) -> None:
-    """Writes `manifest.json`, which lists ``files`` too, and then `algorithm.json` of ``state``."""
+    """Writes `manifest.json`, which lists ``files`` too, and then `algorithm.json` of ``state``.
+
+    Raises CheckpointError, and writes nothing, if a file that learners wrote is not here.
+    """
+    if elsewhere := [name for name in files if not (directory / name).is_file()]:
+        raise CheckpointError(
+            f"{elsewhere[0]} of the checkpoint {directory.stem} is not in {directory}, where the driver is: "
+            "learners on other hosts need an output_dir that all hosts share"
+        )
     write_manifest(directory, {**files, ALGORITHM_STATE: algorithm_state_digest(state)})
     write_algorithm_state(directory, state)
 

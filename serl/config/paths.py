@@ -23,8 +23,7 @@ def expanded_path(text: str) -> Path:
         raise UnknownPathError(f"{text!r}: the path is empty")
     if "\0" in text:
         raise UnknownPathError(f"{text!r}: no path has a character of code 0")
-    for match in _VARIABLE.finditer(text):
-        name = match[1] or match[2]
+    for name in named_variables(text):
         if not os.environ.get(name):
             raise UnknownPathError(
                 f"{text!r}: the environment variable {name} is not set; export it, or write the folder itself"
@@ -34,6 +33,11 @@ def expanded_path(text: str) -> Path:
         user = expanded.partition("/")[0]
         raise UnknownPathError(f"{text!r}: {user} has no home folder here; write the folder itself")
     return Path(expanded).absolute()
+
+
+def named_variables(text: str) -> list[str]:
+    """The environment variables that ``text`` names, as ``$NAME`` or ``${NAME}``."""
+    return [match[1] or match[2] for match in _VARIABLE.finditer(text)]
 
 
 def blocked_by(folder: Path) -> Path | None:

@@ -42,6 +42,9 @@ class ClusterSection(Section):
 
     dashboard: bool = True
     """Whether Ray's dashboard is started, which takes memory and a part of a core."""
+    env_vars: list[str] = Field(default_factory=list)
+    """Names of environment variables that actors on other hosts get from the driver, beside those that SERL
+    knows of: for environments and agents of your own."""
     heartbeat_timeout_s: float = Field(default=60.0, ge=1.0)
     """Seconds within which every actor must answer a heartbeat; one that does not is killed and replaced."""
 

@@ -106,6 +106,9 @@ class LearnerProcess:
         gpu_ids = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
         return LearnerPlace(context.get_node_id(), gpu_ids, os.getpid())
 
+    def node_id(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
     @ray.method(concurrency_group=HEARTBEAT)
     def heartbeat(self) -> bool:
         """Answers at once, also in the middle of an update."""

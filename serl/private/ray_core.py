@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,3 +34,14 @@ def forget_token() -> None:
 
     raylet: Any = _raylet  # has no stubs
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def variables_of_submitted_job() -> set[str]:
+    """Environment variables that `ray job submit` gave this process's job; `ray.init` refuses them once more.
+
+    The runtime context, which is public, has them only after `ray.init`.
+    """
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return set((submitted.get("runtime_env") or {}).get("env_vars") or {})

@@ -220,6 +220,7 @@ def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, he
     from serl.batch.assemble import NothingToTrainError
     from serl.iteration import TrainingInterrupted
     from serl.run.console import Console
+    from serl.run.nodes import NodesLackError
     from serl.run.train import evaluate_checkpoint, train
 
     console = Console(experiment.logging.progress_bar)
@@ -231,7 +232,7 @@ def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, he
         elif not train(experiment, run_dir, console, stop, resume=prepared.checkpoint, address=address):
             console.note(f"stopped; to resume: serl-run --resume {run_dir.path}")
         code = DONE
-    except (TrainingInterrupted, CheckpointError, NothingToTrainError) as error:
+    except (TrainingInterrupted, CheckpointError, NothingToTrainError, NodesLackError) as error:
         console.note(str(error))
     except Exception as error:
         told = explain(error, run_dir)

@@ -16,12 +16,16 @@ from ray import serve
 from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.private.ray_core import variables_of_submitted_job
 from serl.run.checkpoint import how_to_go_on
 from serl.run.closed_cluster import start_closed_cluster
 from serl.run.cluster_watch import prepare_watch, watched_cluster
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file, prints_to_file
 from serl.run.failures import FailureReport
+from serl.run.nodes import require_nodes, require_whole_checkpoints
+from serl.run.preflight.variables import forwarded_variables
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
 from serl.run.surroundings import reach_local_hosts_directly
@@ -47,10 +51,12 @@ def running_algorithm(
 
     At the end the algorithm is stopped, and so is a cluster of its own. If that hangs or fails, all its
     processes are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
-    Ends the process if the cluster is lost.
+    Ends the process if the cluster is lost. Raises NodesLackError if nodes of a cluster that was joined lack
+    what the run needs.
     """
     driver_log = run_dir.driver_log
     algorithm: SERL | None = None
+    unshared: dict[str, str] = {}
     timeout_s = experiment.cluster.heartbeat_timeout_s
 
     def end(what: str) -> None:
@@ -65,9 +71,14 @@ def running_algorithm(
             watch.enter_context(watched_cluster(end, timeout_s))
             if address is not None:
                 stop.before_ending.insert(0, _leave_cluster)
+                unshared = require_nodes(experiment, model_dir, run_dir.path)
             built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
         assert isinstance(built, SERL)
         algorithm = built
+        assert isinstance(built.learner_group, SERLLearnerGroup)
+        require_whole_checkpoints(built.learner_group.node_ids(), unshared, run_dir.path)
+        if unshared:
+            console.note(f"logs of actors on {', '.join(unshared.values())} stay there, in {run_dir.logs}")
         report = FailureReport(run_dir.path, console.note, lambda: built.weights_seq_no)
         algorithm.failures.on_failure = report.take
 
@@ -134,8 +145,10 @@ def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Pa
         context = start_closed_cluster(include_dashboard=experiment.cluster.dashboard)
     else:
         # Those of the cluster's workers that start elsewhere do not inherit this process's environment.
-        excepted = reach_local_hosts_directly(address)
-        runtime_env = {"env_vars": excepted} if excepted else None
+        variables = forwarded_variables(experiment) | reach_local_hosts_directly(address)
+        given = variables_of_submitted_job()
+        new = {name: value for name, value in variables.items() if name not in given}
+        runtime_env = {"env_vars": new} if new else None
         context = ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
     # Ray puts its own handler in the place of the one that saves a checkpoint.
     if threading.current_thread() is threading.main_thread():

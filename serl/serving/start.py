@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import ray
 from ray import serve
@@ -196,7 +197,7 @@ def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": serving.num_cpus_per_replica,
             "num_gpus": serving.num_gpus_per_replica,
-            "runtime_env": {"env_vars": replica_environment(serving)},
+            "runtime_env": _runtime_env(serving),
         },
         request_router_config={"request_router_class": SESSION_ROUTER},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
@@ -208,6 +209,12 @@ def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
         max_constructor_retry_count=1,
         **replicas,
     )
+
+
+def _runtime_env(serving: ServingSection) -> dict[str, Any]:
+    """The job's, of which Serve would take the working directory alone, and what a replica needs."""
+    of_job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
+    return of_job | {"env_vars": of_job.get("env_vars", {}) | replica_environment(serving)}
 
 
 def _health_check_timeout_s(heartbeat_timeout_s: float) -> float:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import _raylet
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
-from serl.private.ray_core import SEEN_IN, forget_token, loopback_is_the_nodes_address
+from serl.private.ray_core import (
+    SEEN_IN,
+    forget_token,
+    loopback_is_the_nodes_address,
+    variables_of_submitted_job,
+)
 
 CONTRACT = f"seen in Ray {SEEN_IN}, this is {ray.__version__}"
 
@@ -34,3 +42,15 @@ def test_a_token_is_read_anew_from_where_the_environment_says(
         assert loader.get_raw_token(ignore_auth_mode=True) == token, CONTRACT
     monkeypatch.undo()
     forget_token()
+
+
+def test_variables_that_a_job_was_submitted_with_are_known_and_refused_a_second_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv(RAY_JOB_CONFIG_JSON_ENV_VAR, raising=False)
+    assert variables_of_submitted_job() == set(), CONTRACT
+    submitted: Any = {"working_dir": "gcs://package.zip", "env_vars": {"HF_HOME": "/cache"}}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": submitted, "metadata": {}}))
+    assert variables_of_submitted_job() == {"HF_HOME"}, CONTRACT
+    again: Any = {"env_vars": {"HF_HOME": "/cache"}}
+    assert _merge_runtime_env(submitted, again) is None, CONTRACT

@@ -12,6 +12,7 @@ from serl.run.preflight.memory import examine_memory
 from serl.run.preflight.model import examine_engine_args, examine_model, model_folder
 from serl.run.preflight.output import examine_output
 from serl.run.preflight.prompts import examine_prompts
+from serl.run.preflight.variables import examine_variables
 
 __all__ = [
     "Finding",
@@ -42,4 +43,5 @@ def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
     folder = model_folder(experiment)
     if tasks is not None and folder is not None:
         findings += examine_prompts(experiment, tasks, folder)
-    return [*findings, *examine_engine_args(experiment), *examine_output(experiment)]
+    findings += [*examine_engine_args(experiment), *examine_output(experiment)]
+    return [*findings, *examine_variables(experiment)]
