@@ -61,6 +61,7 @@ class WeightPublisher:
         self._timeout_s = timeout_s
         self._sender = make_sender(transfer, names.application)
         self._published: int | None = None
+        self._replicas: dict[str, int] = {}
 
     def publish(self, named_tensors: NamedTensors, weights_seq_no: int) -> Broadcast:
         """Returns once every live replica serves ``named_tensors``, known as ``weights_seq_no``.
@@ -138,8 +139,12 @@ class WeightPublisher:
         return "; ".join(f"{replica}: {error}" for replica, error in sorted(failures.items()))
 
     def _live_replicas(self) -> dict[str, int]:
-        self._forget(dead_replicas(self._ask(self._store.replicas.remote())))
-        return self._ask(self._store.replicas.remote())
+        """Those registered, and those of the last broadcast, whom a new store may not know yet."""
+        known = self._replicas | self._ask(self._store.replicas.remote())
+        dead = dead_replicas(known)
+        self._forget(dead)
+        self._replicas = {name: num_workers for name, num_workers in known.items() if name not in dead}
+        return self._replicas
 
     def _forget(self, replicas: Iterable[str]) -> None:
         for replica in replicas:
