@@ -114,14 +114,19 @@ def _all_processes() -> Iterator[int]:
 
 
 def _stat(pid: int) -> tuple[str, str, str]:
-    """State, parent, start in ticks; empty texts if there is no such process."""
+    """State, parent, start in ticks; empty texts if there is no such process.
+
+    A process is a zombie, Z, when its last thread has ended, and with it what it holds; its first one may
+    have ended before.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "", "", ""
     # The name, in parentheses, may hold spaces and parentheses itself.
     fields = text.rpartition(")")[2].split()
-    return fields[0], fields[1], fields[19]
+    still_ends = fields[0] == "Z" and int(fields[17]) > 1
+    return "X" if still_ends else fields[0], fields[1], fields[19]
 
 
 def _shared_memory_files(pid: int) -> set[Path]:
