@@ -96,11 +96,11 @@ def export_of(metric: str) -> tuple[Exported, Mapping[str, str]] | None:
     One that `METRICS` does not describe, of a loss of one's own for example, is named by the same rules.
     """
     for described, expression in _BY_LENGTH:
-        if found := re.fullmatch(expression, metric):
-            export = exported(described)
-            return (
-                None if export is None else _filled(export, _PLACEHOLDER.findall(described), found.groups())
-            )
+        if (found := re.fullmatch(expression, metric)) is None:
+            continue
+        if (export := exported(described)) is None:
+            return None
+        return _filled(export, _PLACEHOLDER.findall(described), found.groups())
     return Exported(PREFIX + re.sub(r"\W", "_", _words(metric))), {}
 
 

@@ -47,8 +47,8 @@ class RayMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = {RUN_LABEL: run}
-        self._gauges: dict[str, Gauge] = {}
-        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[Exported, Gauge] = {}
+        self._counters: dict[Exported, Counter] = {}
         self._counted: dict[str, float] = {}
 
     def record(self, metrics: Mapping[str, float]) -> None:
@@ -70,14 +70,14 @@ class RayMetrics:
         self._counted[name] = value
         if grown <= 0.0:
             return
-        if export.name not in self._counters:
-            self._counters[export.name] = Counter(export.name, tag_keys=(RUN_LABEL, *export.labels))
-        self._counters[export.name].inc(grown, self._run | dict(labels))
+        if export not in self._counters:
+            self._counters[export] = Counter(export.name, tag_keys=(RUN_LABEL, *export.labels))
+        self._counters[export].inc(grown, self._run | dict(labels))
 
     def _gauge(self, export: Exported) -> Gauge:
-        if export.name not in self._gauges:
-            self._gauges[export.name] = Gauge(export.name, tag_keys=(RUN_LABEL, *export.labels))
-        return self._gauges[export.name]
+        if export not in self._gauges:
+            self._gauges[export] = Gauge(export.name, tag_keys=(RUN_LABEL, *export.labels))
+        return self._gauges[export]
 
 
 def write_targets(file: Path) -> None:
