@@ -4,28 +4,34 @@ All of it is decided in one place, before anything is sent, from the whole batch
 global denominators without asking the others, all of them make the same number of forward passes (FSDP2
 needs that), and neither gradients nor minibatches depend on how many learners there are.
 
-- Shards are rows, balanced by the tokens that learners compute for them, whatever group they are of.
-- Minibatches are random rows of the whole batch, drawn anew for each epoch from the seed.
+- Minibatches are random groups of the batch, drawn anew for each epoch from the seed. Rows of one group begin
+  alike, and what they begin with is computed once.
+- Each minibatch of the first epoch is cut along the tree of its rows (`serl.batch.prefix_tree`) into parts of
+  equal work, one a learner: the shards.
 - A row with advantage 0 that is not distilled trains nothing, so nobody computes it; its tokens still count
   in the denominators, as they would if it were computed. A loss with terms of its own for such rows has them
   computed.
-- Micro-batches hold rows of similar length within a token budget, counted with padding.
+- Micro-batches are parts of such a tree within a token budget. For a model that cannot compute trees they
+  hold rows of similar length, counted with padding.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from serl.batch.prefix_tree import num_new_tokens, num_shared, tree_order
 from serl.batch.rows import Array, Ragged, TrainingRows
 
 MicroBatch = tuple[int, ...]
+_Part = TypeVar("_Part")
 
-# Of the budget: fewer prompt tokens saved are not worth a micro-batch of their own.
-_MIN_SHARED_FRACTION = 0.125
+# Training, a branch keeps a copy of the keys and values of what it grows from: about an eighth of what
+# computing those tokens would keep.
+_COPIES_OF_A_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +52,24 @@ class Minibatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherMicroBatch:
+    """Rows that the teacher scores in one pass, ``with_context`` and ``without_context``."""
+
+    with_context: MicroBatch = ()
+    without_context: MicroBatch = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerPlan:
     """One learner's part of one update: its trained rows, and the order of work.
 
     ``micro_batches`` hold every row once, ``teacher_micro_batches`` those that have a teacher prompt, and
-    ``context_free_micro_batches`` those that the teacher also scores without the context.
+    some of them without the context too.
     """
 
     rows: TrainingRows
     micro_batches: tuple[MicroBatch, ...]
-    teacher_micro_batches: tuple[MicroBatch, ...]
-    context_free_micro_batches: tuple[MicroBatch, ...]
+    teacher_micro_batches: tuple[TeacherMicroBatch, ...]
     minibatches: tuple[Minibatch, ...]
 
 
@@ -70,44 +83,35 @@ def plan_update(
     seed: Sequence[int],
     train_every_row: bool = False,
     context_free_rows: Collection[int] = (),
+    as_trees: bool = True,
 ) -> list[LearnerPlan]:
     """One plan per learner for a batch of ``rows``, those with advantage 0 included.
 
     ``seed`` (non-negative integers) alone decides the minibatches. Minibatches in which no row is trained
     are left out: rows are trained that have an advantage or are distilled, or all with ``train_every_row``.
     ``context_free_rows`` are indices of rows with a teacher prompt that the teacher scores without it too.
-    Raises ValueError if ``num_learners`` is not positive.
+    ``as_trees``: whether the models compute what rows begin with once. Raises ValueError if ``num_learners``
+    is not positive.
     """
     if num_learners < 1:
         raise ValueError(f"num_learners must be positive, got {num_learners}")
-    trained = trained_rows(rows, train_every_row)
-    lengths = np.where(trained, rows.num_tokens + rows.num_teacher_tokens, 0)
-    shards = _balanced_shards(lengths, num_learners)
-    packer = _Packer(rows, micro_batch_tokens)
-    scored = rows.has_teacher_prompt
+    packer = _Packer(rows, micro_batch_tokens, as_trees)
+    epochs = [
+        random_minibatches(rows.group_ids, num_minibatches, [*seed, epoch]) for epoch in range(num_epochs)
+    ]
+    shards = packer.shards(epochs[0], trained_rows(rows, train_every_row), num_learners)
     compared = np.zeros(len(rows), dtype=np.bool_)
     compared[list(context_free_rows)] = True
-    every_row = _same_number([packer.for_scoring(shard, rows.prompt_ids) for shard in shards])
-    with_evidence = _same_number(
-        [packer.for_scoring(shard[scored[shard]], rows.teacher_prompt_ids) for shard in shards]
-    )
-    without_evidence = _same_number(
-        [packer.for_scoring(shard[(scored & compared)[shard]], rows.prompt_ids) for shard in shards]
-    )
+    every_row = _same_number([packer.for_scoring(shard) for shard in shards], ())
+    of_teacher = _same_number([packer.for_teacher(shard, compared) for shard in shards], TeacherMicroBatch())
     minibatches = [
         parts
-        for epoch in range(num_epochs)
-        for chosen in random_minibatches(len(rows), num_minibatches, [*seed, epoch])
+        for chosen in (minibatch for epoch in epochs for minibatch in epoch)
         if (parts := packer.minibatch(chosen, shards)) is not None
     ]
     return [
         _renumbered(
-            rows,
-            shard,
-            every_row=every_row[learner],
-            with_evidence=with_evidence[learner],
-            without_evidence=without_evidence[learner],
-            minibatches=[parts[learner] for parts in minibatches],
+            rows, shard, every_row[learner], of_teacher[learner], [parts[learner] for parts in minibatches]
         )
         for learner, shard in enumerate(shards)
     ]
@@ -119,15 +123,52 @@ def trained_rows(rows: TrainingRows, train_every_row: bool) -> Array:
     return has_response if train_every_row else has_response & ((rows.advantages != 0.0) | rows.distilled)
 
 
-def random_minibatches(num_rows: int, num_minibatches: int, seed: Sequence[int]) -> list[list[int]]:
-    """All of ``range(num_rows)`` in ``num_minibatches`` random parts whose sizes differ by at most one.
+def random_minibatches(
+    group_ids: Sequence[str], num_minibatches: int, seed: Sequence[int]
+) -> list[list[int]]:
+    """All rows, of which ``group_ids`` are the groups, in ``num_minibatches`` parts of random whole groups.
 
-    Fewer parts if there are fewer rows.
+    Their numbers of groups differ by at most one. Fewer parts if there are fewer groups.
     """
-    order = np.random.default_rng(list(seed)).permutation(num_rows)
-    return (
-        [part.tolist() for part in np.array_split(order, min(num_minibatches, num_rows))] if num_rows else []
+    of_group: dict[str, list[int]] = {}
+    for row, group_id in enumerate(group_ids):
+        of_group.setdefault(group_id, []).append(row)
+    groups = list(of_group.values())
+    order = np.random.default_rng(list(seed)).permutation(len(groups))
+    parts: list[list[int]] = (
+        [part.tolist() for part in np.array_split(order, min(num_minibatches, len(groups)))] if groups else []
     )
+    return [[row for group in part for row in groups[group]] for part in parts]
+
+
+def pack_by_prefix(
+    rows: Sequence[int],
+    sequences: Sequence[Array],
+    micro_batch_tokens: int,
+    copies_of_a_token: int | None = None,
+) -> list[MicroBatch]:
+    """``rows`` along their tree, in micro-batches of at most ``micro_batch_tokens`` tokens, shared ones once.
+
+    ``sequences[i]`` belongs to ``rows[i]``. Of what a row shares, ``copies_of_a_token`` tokens count as one;
+    none do without it. A row longer than the budget has a micro-batch to itself and to what begins it.
+    """
+    packed: list[MicroBatch] = []
+    current: list[int] = []
+    before: Array = np.empty(0)
+    num_tokens = 0
+    for index in tree_order(sequences):
+        own = sequences[index]
+        shared = num_shared(before, own)
+        added = len(own) - shared
+        if added and copies_of_a_token:
+            added += shared // copies_of_a_token
+        if current and added and num_tokens + added > micro_batch_tokens:
+            packed.append(tuple(current))
+            current, num_tokens, added = [], 0, len(own)
+        current.append(rows[index])
+        num_tokens += added
+        before = own
+    return [*packed, tuple(current)] if current else packed
 
 
 def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[MicroBatch]:
@@ -147,100 +188,116 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
 
 
 class _Packer:
-    """Puts rows of one batch into micro-batches; what it looks up often is looked up once."""
+    """Puts rows of one batch into shards and micro-batches; what it looks up often is looked up once."""
 
-    def __init__(self, rows: TrainingRows, micro_batch_tokens: int) -> None:
+    def __init__(self, rows: TrainingRows, micro_batch_tokens: int, as_trees: bool) -> None:
         self._budget = micro_batch_tokens
-        self._num_tokens = rows.num_tokens
+        self._as_trees = as_trees
         self._num_response_tokens = rows.response_ids.lengths
         of_rows = np.repeat(np.arange(len(rows)), rows.action_mask.lengths)
         num_action_tokens = np.bincount(of_rows[rows.action_mask.values], minlength=len(rows))
         self._num_distilled_tokens = np.where(rows.distilled, num_action_tokens, 0)
-        self._prompts: list[bytes] = [rows.prompt_ids[row].tobytes() for row in range(len(rows))]
-        self._prompt_lengths = rows.prompt_ids.lengths
+        self._sequences = _with_responses(rows.prompt_ids, rows)
+        self._teacher_sequences = _with_responses(rows.teacher_prompt_ids, rows)
+        self._is_scored = rows.has_teacher_prompt
 
-    def for_scoring(self, shard: Array, prompt_ids: Ragged) -> list[MicroBatch]:
-        """Micro-batches of the rows ``shard`` for forward passes without a gradient, behind ``prompt_ids``.
+    def shards(self, minibatches: Sequence[Sequence[int]], trained: Array, num_learners: int) -> list[Array]:
+        """Row indices per learner, ascending: each of ``minibatches`` in parts of equal work along its tree.
 
-        Rows that a student had one prompt for, such as the first steps of a group, come together where that
-        is worth a micro-batch: what their prompts begin with is then computed once (`make_token_batch`), even
-        if the evidence after it differs. The budget holds where a model cannot do that, too.
+        The work on a row are the tokens that only it needs. Rows that are not ``trained`` are nobody's.
         """
-        lengths = prompt_ids.lengths + self._num_response_tokens
-        with_prompt: dict[bytes, list[int]] = {}
-        shard_rows: list[int] = shard.tolist()
-        for row in shard_rows:
-            with_prompt.setdefault(self._prompts[row], []).append(row)
-        together: list[MicroBatch] = []
-        alone: list[int] = []
-        for sharing in with_prompt.values():
-            num_saved = (len(sharing) - 1) * int(self._prompt_lengths[sharing[0]])
-            if num_saved >= _MIN_SHARED_FRACTION * self._budget:
-                together += pack_by_length(sharing, lengths[sharing].tolist(), self._budget)
-            else:
-                alone += sharing
-        return [*together, *pack_by_length(alone, lengths[alone].tolist() if alone else [], self._budget)]
+        owners = np.full(len(trained), -1)
+        for minibatch in minibatches:
+            rows = [row for row in minibatch if trained[row]]
+            scored = [row for row in rows if self._is_scored[row]]
+            work = np.zeros(len(trained))
+            work[rows] = self._num_computed([self._sequences[row] for row in rows])
+            work[scored] += self._num_computed([self._teacher_sequences[row] for row in scored])
+            along = [rows[index] for index in tree_order([self._sequences[row] for row in rows])]
+            middles = np.cumsum(work[along]) - work[along] / 2.0
+            parts = (middles * num_learners / max(work.sum(), 1.0)).astype(np.int64)
+            owners[along] = np.minimum(parts, num_learners - 1)
+        return [np.flatnonzero(owners == learner) for learner in range(num_learners)]
+
+    def for_scoring(self, shard: Array) -> list[MicroBatch]:
+        """Micro-batches of the rows ``shard`` for forward passes without a gradient."""
+        rows: list[int] = shard.tolist()
+        return self._packed(rows, [self._sequences[row] for row in rows])
+
+    def for_teacher(self, shard: Array, compared: Array) -> list[TeacherMicroBatch]:
+        """Those of the rows of ``shard`` that the teacher scores, and without context where ``compared``."""
+        scored: list[int] = shard[self._is_scored[shard]].tolist()
+        without_context = [row for row in scored if compared[row]]
+        sequences = [self._teacher_sequences[row] for row in scored]
+        sequences += [self._sequences[row] for row in without_context]
+        rows = [*scored, *without_context]
+        return [
+            TeacherMicroBatch(
+                tuple(rows[place] for place in places if place < len(scored)),
+                tuple(rows[place] for place in places if place >= len(scored)),
+            )
+            for places in self._packed(range(len(rows)), sequences)
+        ]
 
     def minibatch(self, chosen: Sequence[int], shards: Sequence[Array]) -> list[Minibatch] | None:
         """The minibatch of the rows ``chosen`` as each learner sees it; None if none of them is trained."""
-        is_chosen = np.zeros(len(self._num_tokens), dtype=np.bool_)
+        is_chosen = np.zeros(len(self._sequences), dtype=np.bool_)
         is_chosen[list(chosen)] = True
-        own = [shard[is_chosen[shard]] for shard in shards]
+        own: list[list[int]] = [shard[is_chosen[shard]].tolist() for shard in shards]
         num_trained_tokens = sum(int(self._num_response_tokens[part].sum()) for part in own)
         if num_trained_tokens == 0:
             return None
         packed = [
-            pack_by_length(part.tolist(), self._num_tokens[part].tolist(), self._budget) for part in own
+            self._packed(part, [self._sequences[row] for row in part], _COPIES_OF_A_TOKEN) for part in own
         ]
         num_loss_tokens = int(self._num_response_tokens[is_chosen].sum())
         num_distilled_tokens = int(self._num_distilled_tokens[is_chosen].sum())
         return [
             Minibatch(tuple(part), num_loss_tokens, len(chosen), num_trained_tokens, num_distilled_tokens)
-            for part in _same_number(packed)
+            for part in _same_number(packed, ())
         ]
 
+    def _packed(
+        self, rows: Sequence[int], sequences: Sequence[Array], copies_of_a_token: int | None = None
+    ) -> list[MicroBatch]:
+        if self._as_trees:
+            return pack_by_prefix(rows, sequences, self._budget, copies_of_a_token)
+        return pack_by_length(rows, list(map(len, sequences)), self._budget)
 
-def _balanced_shards(lengths: Array, num_learners: int) -> list[Array]:
-    """Row indices per learner, ascending: the longest row first, to whoever has the fewest tokens so far.
-
-    Rows of length 0 are nobody's.
-    """
-    shards: list[list[int]] = [[] for _ in range(num_learners)]
-    loads = [(0, learner) for learner in range(num_learners)]
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        if lengths[row] == 0:
-            break
-        load, learner = loads[0]
-        shards[learner].append(row)
-        heapq.heapreplace(loads, (load + int(lengths[row]), learner))
-    return [np.array(sorted(shard), dtype=np.int64) for shard in shards]
+    def _num_computed(self, sequences: Sequence[Array]) -> Array:
+        return num_new_tokens(sequences) if self._as_trees else np.array([*map(len, sequences)], np.int64)
 
 
-def _same_number(packed: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+def _with_responses(prompt_ids: Ragged, rows: TrainingRows) -> list[Array]:
+    return [np.concatenate((prompt_ids[row], rows.response_ids[row])) for row in range(len(rows))]
+
+
+def _same_number(packed: Sequence[list[_Part]], nothing: _Part) -> list[list[_Part]]:
     """Every learner's micro-batches, filled up with empty ones to the longest list."""
     longest = max(len(part) for part in packed)
-    return [[*part, *[()] * (longest - len(part))] for part in packed]
+    return [[*part, *[nothing] * (longest - len(part))] for part in packed]
 
 
 def _renumbered(
     rows: TrainingRows,
     shard: Array,
-    *,
-    every_row: list[MicroBatch],
-    with_evidence: list[MicroBatch],
-    without_evidence: list[MicroBatch],
-    minibatches: list[Minibatch],
+    every_row: Sequence[MicroBatch],
+    of_teacher: Sequence[TeacherMicroBatch],
+    minibatches: Sequence[Minibatch],
 ) -> LearnerPlan:
     """The learner's plan, with indices into its own rows instead of the batch's."""
     own = {index: position for position, index in enumerate(shard.tolist())}
 
-    def local(micro_batches: Sequence[MicroBatch]) -> tuple[MicroBatch, ...]:
-        return tuple(tuple(own[index] for index in micro_batch) for micro_batch in micro_batches)
+    def local(micro_batch: MicroBatch) -> MicroBatch:
+        return tuple(own[index] for index in micro_batch)
 
     return LearnerPlan(
         rows=rows.take(shard.tolist()),
-        micro_batches=local(every_row),
-        teacher_micro_batches=local(with_evidence),
-        context_free_micro_batches=local(without_evidence),
-        minibatches=tuple(replace(part, micro_batches=local(part.micro_batches)) for part in minibatches),
+        micro_batches=tuple(map(local, every_row)),
+        teacher_micro_batches=tuple(
+            TeacherMicroBatch(local(part.with_context), local(part.without_context)) for part in of_teacher
+        ),
+        minibatches=tuple(
+            replace(part, micro_batches=tuple(map(local, part.micro_batches))) for part in minibatches
+        ),
     )

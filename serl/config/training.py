@@ -57,9 +57,11 @@ class LearnerSection(Section):
     num_epochs: PositiveInt = 1
     """How often an update goes through its batch."""
     num_minibatches: PositiveInt = 1
-    """Optimizer steps of one epoch, each with a random part of the batch."""
+    """Optimizer steps of one epoch, each with random groups of the batch, and at least one of them."""
     micro_batch_tokens: PositiveInt = 16384
-    """Tokens of one forward and backward pass on one learner; bounds its memory and changes no result."""
+    """Tokens of one forward and backward pass on one learner, those that rows begin with together counted
+    once; bounds its memory and changes no result. Where it holds two of the longest rows, little is computed
+    twice."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
     start_timeout_s: PositiveFloat = 600.0

@@ -54,7 +54,7 @@ from serl.learner.teacher import (
     score_actions,
     weigh_tokens,
 )
-from serl.learner.token_batch import TokenBatch, make_token_batch
+from serl.learner.token_batch import Layout, TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
 from serl.models.weights import load_model, named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
@@ -130,9 +130,9 @@ class SERLLearner(LearnerProcess, TorchLearner):
         if not self.distributed:
             super()._map_module_to_device(module)
 
-    def ping(self) -> bool:
-        """Answers when nothing else is being done."""
-        return True
+    def layout(self) -> Layout:
+        """How a micro-batch's rows become one tensor; answers when nothing else is being done."""
+        return self.policy.layout
 
     def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
         """Trains the weights ``weights_seq_no``, the number of updates so far, on ``plan``.
@@ -248,9 +248,10 @@ class SERLLearner(LearnerProcess, TorchLearner):
         teacher = self._teacher_of(weights_seq_no)
         if teacher is None:
             return WeightedTokens.unweighted(tokens)
+        scores, num_computed = score_actions(teacher, plan, tokens, self._forward, self._num_top_tokens(plan))
         weighted, metrics = weigh_tokens(
             tokens,
-            score_actions(teacher, plan, tokens, self._forward, self._num_top_tokens(plan)),
+            scores,
             hindsight,
             lambda_,
             seed=(self._experiment.seed, weights_seq_no),
@@ -259,6 +260,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
         report.add_teacher_metrics(metrics)
         report_log_ratios(plan.rows, tokens, weighted, report)
         report.sums["num_teacher_tokens"] += num_teacher_tokens(plan)
+        report.sums["num_computed_teacher_tokens"] += num_computed
         return weighted
 
     def _teacher_of(self, weights_seq_no: int) -> CausalLMModule | None:
@@ -314,6 +316,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
             metrics |= {"loss": loss.detach()}
             report.add_micro_batch(scores, batch, metrics, minibatch, num_minibatches=len(plan.minibatches))
             report.sums["num_trained_tokens"] += float(plan.rows.num_tokens[list(rows)].sum())
+            report.sums["num_computed_tokens"] += float(token_batch.input_ids.numel())
             if is_first:
                 targets.report_mismatch(rows, scores.logprobs.detach(), report)
 
@@ -324,7 +327,6 @@ class SERLLearner(LearnerProcess, TorchLearner):
             [plan.rows.response_ids[row] for row in rows] or [[0]],
             None,
             layout=self.policy.layout,
-            share_prefix=self.policy.shares_prefix,
             device=self.device,
         )
 

@@ -118,7 +118,7 @@ class SERLLearnerGroup(LearnerGroup):
         if self._in_flight is not None:
             raise LearnerError(f"{self._in_flight.call.what} has not been polled to its end")
         started = time.monotonic()
-        self._call("ping", timeout_s=_PING_TIMEOUT_S)
+        layout, *_ = self._call("layout", timeout_s=_PING_TIMEOUT_S)
         settings, seed = self._experiment.learner, (self._experiment.seed, weights_seq_no)
         train_every_row = self._experiment.loss.trains_every_row
         plans = plan_update(
@@ -130,6 +130,7 @@ class SERLLearnerGroup(LearnerGroup):
             seed=seed,
             train_every_row=train_every_row,
             context_free_rows=context_free_rows(rows, self._experiment.hindsight, seed),
+            as_trees=layout == "tree",
         )
         metrics = {"seconds_plan": time.monotonic() - started}
         answers = self._start("update_policy", [(plan, weights_seq_no) for plan in plans])
@@ -290,11 +291,14 @@ def update_metrics(reports: Sequence[LearnerReport]) -> dict[str, float]:
 
     ``learner_tokens_per_s`` counts prompt and response tokens of the trained rows, once per epoch, over the
     seconds of forward, backward and optimizer; ``teacher_tokens_per_s`` those that the teacher scored, over
-    its seconds.
+    its seconds. ``saved_token_share`` is what did not have to be computed of the former.
     """
     metrics = combine_reports(reports)
     seconds = metrics.get("seconds_forward_backward", 0.0) + metrics.get("seconds_optimizer", 0.0)
-    metrics["learner_tokens_per_s"] = metrics.get("num_trained_tokens", 0.0) / seconds if seconds else 0.0
+    num_trained = metrics.get("num_trained_tokens", 0.0)
+    metrics["learner_tokens_per_s"] = num_trained / seconds if seconds else 0.0
+    if num_trained:
+        metrics["saved_token_share"] = 1.0 - metrics["num_computed_tokens"] / num_trained
     if metrics.get("num_teacher_tokens"):
         metrics["teacher_tokens_per_s"] = metrics["num_teacher_tokens"] / metrics["seconds_teacher"]
     return metrics

@@ -30,8 +30,6 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype, device: tor
     for layer in list(module.model.modules()):
         if type(layer).__name__ in unit_names:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # A prefix of its own runs every layer twice before one backward pass, which sharded layers do not allow.
-    module.shares_prefix = False
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True if is_frozen else None)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     module.to_empty(device=device)

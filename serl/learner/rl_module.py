@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
@@ -14,8 +14,15 @@ from serl.config.distill import Divergence
 from serl.hindsight.distillation import TopTokens, divergences, top_tokens
 from serl.learner.token_batch import Layout, TokenBatch
 from serl.learner.token_scores import TokenScores, in_pieces, score_tokens
+from serl.learner.token_tree import TokenTree
+from serl.learner.tree_attention import (
+    Branches,
+    ScaledDotProduct,
+    VariableLength,
+    use_tree_attention,
+)
 from serl.models.weights import empty_model, load_model
-from serl.private.transformers import remembers_whole_prompts
+from serl.private.transformers import attends_to_all_before, attention_implementation
 
 
 class CausalLMModule(TorchRLModule):
@@ -37,14 +44,19 @@ class CausalLMModule(TorchRLModule):
         _turn_dropout_off(self.model)
         if config["gradient_checkpointing"]:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.layout: Layout = "packed" if config["attention"].startswith("flash_attention") else "padded"
-        self.shares_prefix = self.layout == "padded" and remembers_whole_prompts(self.model)
-        self._predictor_positions: Tensor | None = None
-        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predictors)
-        last_mlp = _last_dense_mlp(self.model)
-        if last_mlp is not None:
-            last_mlp.register_forward_pre_hook(self._keep_predictors)
-            last_mlp.register_forward_hook(self._put_predictors_back)
+        self._attention = attention_implementation(self.model)
+        as_tree = self._attention != "eager" and attends_to_all_before(self.model)
+        self.layout: Layout = "tree" if as_tree else "padded"
+        if as_tree:
+            use_tree_attention(self.model)
+        self._batch: TokenBatch | None = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_scored)
+        last = _LastLayer.of(self.model)
+        for part in last.token_wise:
+            part.register_forward_pre_hook(self._keep_predictors)
+            part.register_forward_hook(self._put_predictors_back)
+        if last.attention is not None and self._attention == "sdpa":
+            last.attention.register_forward_pre_hook(self._ask_for_predictors, with_kwargs=True)
 
     @property
     def model_dir(self) -> Path:
@@ -54,19 +66,20 @@ class CausalLMModule(TorchRLModule):
     def _forward(self, batch: TokenBatch, **kwargs: Any) -> TokenScores:
         """Scores the N marked tokens of ``batch``.
 
-        Logits exist only for the scored tokens, and so do the outputs of the last layer's MLP.
+        Logits exist only for the scored tokens, and after its keys and values the last layer computes nothing
+        but what predicts them.
         """
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.prefix_ids is not None:
-            cache = self._prefix_cache(batch.prefix_ids, batch.input_ids.shape[0])
-            arguments |= {"past_key_values": cache, "use_cache": True}
-        if batch.sequence_starts is not None:
-            arguments |= _variable_length_arguments(batch.sequence_starts, batch.position_ids)
-        self._predictor_positions = batch.predictor_positions
+        if batch.tree is not None:
+            device = batch.input_ids.device
+            positions = torch.from_numpy(batch.tree.positions).to(device)
+            arguments |= {"position_ids": positions[None], "branches": self._branches(batch.tree, device)}
+        self._batch = batch
+        self._predictors = torch.from_numpy(batch.predictors).to(batch.input_ids.device)
         try:
             logits = self.model(**arguments).logits
         finally:
-            self._predictor_positions = None
+            self._batch = None
         scores = score_tokens(logits, batch.targets, self.temperature, entropy_gradient=self.entropy_gradient)
         if batch.top_k:
             top = partial(top_tokens, k=batch.top_k, temperature=self.temperature)
@@ -77,29 +90,41 @@ class CausalLMModule(TorchRLModule):
             scores = scores._replace(divergences=own)
         return scores
 
-    def _prefix_cache(self, prefix_ids: Tensor, num_rows: int) -> Any:
-        """Keys and values of the shared prefix for every row; gradients flow back through them."""
-        from transformers import DynamicCache
+    def _branches(self, tree: TokenTree, device: torch.device) -> Branches:
+        if self._attention == "sdpa":
+            return ScaledDotProduct.of(tree, device)
+        return VariableLength.of(tree, device, self._attention)
 
-        cache = DynamicCache(config=self.model.config)
-        self.model.get_decoder()(input_ids=prefix_ids, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(num_rows)
-        return cache
+    def _keep_scored(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Lets the LM head see only the hidden states that predict the scored tokens, [N, width]."""
+        if self._batch is None:
+            return arguments
+        return (arguments[0].flatten(0, 1)[self._batch.predictor_positions],)
 
     def _keep_predictors(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Lets a module see only the hidden states that predict a scored token, [N, width]."""
-        if self._predictor_positions is None:
+        """Lets a module see only the predictors' hidden states, each once."""
+        if self._batch is None:
             return arguments
         (hidden,) = arguments
         self._hidden_shape = hidden.shape
-        return (hidden.flatten(0, 1)[self._predictor_positions],)
+        return (hidden.flatten(0, 1)[self._predictors],)
 
-    def _put_predictors_back(self, mlp: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The last layer's MLP output in its full shape; nobody reads the other positions, which are 0."""
-        if self._predictor_positions is None:
+    def _ask_for_predictors(
+        self, attention: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Lets the last layer attend from the predictors alone."""
+        if self._batch is None or self._batch.tree is None:
+            return None
+        device = self._batch.input_ids.device
+        branches = ScaledDotProduct.of(self._batch.tree, device, self._batch.predictors)
+        return arguments, options | {"branches": branches}
+
+    def _put_predictors_back(self, part: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A module's output in its full shape; nobody reads the other positions, which are 0."""
+        if self._batch is None:
             return output
-        whole = output.new_zeros(self._hidden_shape.numel() // output.shape[-1], output.shape[-1])
-        return whole.index_copy(0, self._predictor_positions, output).view(self._hidden_shape)
+        whole = output.new_zeros(self._hidden_shape.numel() // self._hidden_shape[-1], output.shape[-1])
+        return whole.index_copy(0, self._predictors, output).unflatten(0, self._hidden_shape[:-1])
 
 
 def _divergences(
@@ -108,29 +133,27 @@ def _divergences(
     return (divergences(logits, TopTokens(ids, logprobs), temperature, kind),)
 
 
-def _last_dense_mlp(model: Any) -> nn.Module | None:
-    """The MLP after the last attention: from there on every position is on its own.
+class _LastLayer(NamedTuple):
+    """Of a model's last layer what may compute for some tokens alone.
 
-    None for experts, which may look at all tokens at once, and for checkpointed layers, which run again when
-    the positions are forgotten.
+    After its keys and values every token is on its own.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None or model.is_gradient_checkpointing:
-        return None
-    mlp = getattr(layers[-1], "mlp", None)
-    return mlp if mlp is not None and not any("expert" in name for name, _ in mlp.named_modules()) else None
 
+    attention: nn.Module | None = None
+    token_wise: tuple[nn.Module, ...] = ()
 
-def _variable_length_arguments(sequence_starts: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
-    starts = sequence_starts.to(torch.int32)
-    longest = int(starts.diff().max())
-    return {
-        "position_ids": position_ids,
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    @classmethod
+    def of(cls, model: Any) -> _LastLayer:
+        """Nothing of checkpointed layers, which run again when the predictors are forgotten."""
+        layers = getattr(model.get_decoder(), "layers", None)
+        if layers is None or model.is_gradient_checkpointing:
+            return cls()
+        attention, mlp = getattr(layers[-1], "self_attn", None), getattr(layers[-1], "mlp", None)
+        parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
+        # Experts may look at all tokens at once.
+        if mlp is not None and not any("expert" in name for name, _ in mlp.named_modules()):
+            parts.append(mlp)
+        return cls(attention, tuple(part for part in parts if part is not None))
 
 
 def _turn_dropout_off(model: Any) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serl.batch.packing import LearnerPlan, MicroBatch
-from serl.batch.rows import TrainingRows
+from serl.batch.packing import LearnerPlan, MicroBatch, TeacherMicroBatch
+from serl.batch.rows import Array, TrainingRows
 from serl.config import HindsightSection
 from serl.hindsight.distillation import TopTokens
 from serl.hindsight.teacher_weights import (
@@ -112,34 +112,37 @@ class WeightedTokens:
 @torch.no_grad()
 def score_actions(
     teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward, top_k: int = 0
-) -> TeacherScores:
-    """Two forward passes for compared rows, one for other rows with a teacher prompt, none for the rest.
+) -> tuple[TeacherScores, int]:
+    """The scores, and how many tokens the forward passes computed.
 
+    Compared rows are scored with and without context, other rows with a teacher prompt once, the rest never.
     With ``top_k`` the distributions at distilled tokens are kept, 8 bytes for each of the likeliest tokens.
     """
+    with_context, without_context = torch.zeros_like(tokens.old_logprobs).expand(2, -1).clone()
+    compared = torch.zeros_like(tokens.selected)
     collected: list[tuple[Tensor, TopTokens]] = []
+    num_computed = 0
+    for rows in plan.teacher_micro_batches:
+        batch = _action_batch(teacher, plan.rows, rows, with_context.device)
+        scores = forward(teacher, replace(batch, top_k=top_k))
+        num_computed += batch.input_ids.numel()
+        taught, bare = (_actions(tokens, part) for part in (rows.with_context, rows.without_context))
+        with_context[taught] = scores.logprobs[: len(taught)]
+        without_context[bare] = scores.logprobs[len(taught) : len(taught) + len(bare)]
+        compared[bare] = True
+        if scores.top is not None:
+            (kept,) = tokens.distilled[taught].nonzero(as_tuple=True)
+            collected.append((taught[kept], TopTokens(scores.top.ids[kept], scores.top.logprobs[kept])))
+    top = _in_token_order(collected)
+    return TeacherScores(with_context, without_context, compared, top), num_computed
 
-    def scored(micro_batches: Sequence[MicroBatch], with_context: bool) -> tuple[Tensor, Tensor]:
-        logprobs = torch.zeros_like(tokens.old_logprobs)
-        known = torch.zeros_like(tokens.selected)
-        for rows in micro_batches:
-            batch = _action_batch(teacher, plan.rows, rows, with_context, logprobs.device)
-            scores = forward(teacher, replace(batch, top_k=top_k if with_context else 0))
-            if rows:
-                positions = tokens.positions(rows)
-                actions = positions[tokens.selected[positions]]
-                logprobs[actions] = scores.logprobs
-                known[actions] = True
-                if scores.top is not None:
-                    kept = tokens.distilled[actions]
-                    collected.append(
-                        (actions[kept], TopTokens(scores.top.ids[kept], scores.top.logprobs[kept]))
-                    )
-        return logprobs, known
 
-    with_context, _ = scored(plan.teacher_micro_batches, with_context=True)
-    without_context, compared = scored(plan.context_free_micro_batches, with_context=False)
-    return TeacherScores(with_context, without_context, compared, _in_token_order(collected))
+def _actions(tokens: ResponseTokens, rows: MicroBatch) -> Tensor:
+    """Positions of the action tokens of ``rows``, in their order."""
+    if not rows:
+        return torch.empty(0, dtype=torch.long, device=tokens.selected.device)
+    positions = tokens.positions(rows)
+    return positions[tokens.selected[positions]]
 
 
 def _in_token_order(collected: Sequence[tuple[Tensor, TopTokens]]) -> TopTokens | None:
@@ -151,19 +154,19 @@ def _in_token_order(collected: Sequence[tuple[Tensor, TopTokens]]) -> TopTokens 
 
 
 def _action_batch(
-    teacher: CausalLMModule, rows: TrainingRows, chosen: MicroBatch, with_context: bool, device: torch.device
+    teacher: CausalLMModule, rows: TrainingRows, chosen: TeacherMicroBatch, device: torch.device
 ) -> TokenBatch:
     """Responses up to their last action token; a one-token dummy without ``chosen`` rows."""
-    prompt_ids = rows.teacher_prompt_ids if with_context else rows.prompt_ids
-    masks = [rows.action_mask[row] for row in chosen]
-    ends = [int(np.flatnonzero(mask)[-1]) + 1 for mask in masks]
+    prompts = [rows.teacher_prompt_ids[row] for row in chosen.with_context]
+    prompts += [rows.prompt_ids[row] for row in chosen.without_context]
+    responses: list[Array] = []
+    masks: list[Array] = []
+    for row in chosen.with_context + chosen.without_context:
+        end = int(np.flatnonzero(rows.action_mask[row])[-1]) + 1
+        responses.append(rows.response_ids[row][:end])
+        masks.append(rows.action_mask[row][:end])
     return make_token_batch(
-        [prompt_ids[row] for row in chosen] or [[0]],
-        [rows.response_ids[row][:end] for row, end in zip(chosen, ends, strict=True)] or [[0]],
-        [mask[:end] for mask, end in zip(masks, ends, strict=True)] or [[False]],
-        layout=teacher.layout,
-        share_prefix=teacher.shares_prefix,
-        device=device,
+        prompts or [[0]], responses or [[0]], masks or [[False]], layout=teacher.layout, device=device
     )
 
 
@@ -231,6 +234,6 @@ def report_log_ratios(
 
 def num_teacher_tokens(plan: LearnerPlan) -> int:
     """Prompt and response tokens of all rows that the teacher scores, once for each time."""
-    with_context = [row for rows in plan.teacher_micro_batches for row in rows]
-    compared = [row for rows in plan.context_free_micro_batches for row in rows]
+    with_context = [row for rows in plan.teacher_micro_batches for row in rows.with_context]
+    compared = [row for rows in plan.teacher_micro_batches for row in rows.without_context]
     return int(plan.rows.num_teacher_tokens[with_context].sum() + plan.rows.num_tokens[compared].sum())

@@ -1,9 +1,8 @@
-"""Sequences side by side in one tensor, and which of their tokens are scored.
+"""Sequences in one tensor, and which of their tokens are scored.
 
-Two layouts, both exact. ``padded``: one row a sequence, filled up on the right; attention is causal, so no
-real token ever sees a filler and no mask is needed. What all prompts begin with is computed once for the
-whole micro-batch and leaves the rows. ``packed``: all sequences in one row, their borders given, for
-attention kernels of variable length (flash attention).
+Two layouts, both exact. ``tree``: all sequences as one tree, what they begin with computed once. ``padded``,
+for models that are more than attention to all tokens before: one row a sequence, filled up on the right;
+attention is causal, so no real token ever sees a filler and no mask is needed.
 """
 
 from __future__ import annotations
@@ -16,34 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serl.batch.rows import Array
 from serl.config.distill import Divergence
 from serl.hindsight.distillation import TopTokens
+from serl.learner.token_tree import TokenTree
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "tree"]
 Ids = Sequence[int] | np.ndarray[Any, Any]
-
-# A shorter common beginning is not worth a forward pass of its own.
-_MIN_SHARED_PREFIX = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """R sequences and N of their tokens to score; all tensors are long.
 
-    ``input_ids`` [R, longest] or, packed, [1, total]; ``predictor_positions`` [N], where in the flattened
-    input the hidden state is that predicts the token; ``targets`` [N], the tokens; ``row_ids`` [N], their
-    sequences. With a shared prefix ``prefix_ids`` [1, P] stands before every row of ``input_ids``. Packed,
-    ``position_ids`` is [1, total] and ``sequence_starts`` [R + 1]. ``top_k`` asks for the likeliest tokens of
-    each distribution (0: none), ``comparison`` for divergences from a teacher's.
+    ``input_ids`` [R, longest] or, as a ``tree``, [1, tokens]; ``predictor_positions`` [N], where in the
+    flattened input the hidden state is that predicts the token; ``targets`` [N], the tokens; ``row_ids`` [N],
+    their sequences. ``predictors``, on the host, are the positions once each, ascending. ``top_k`` asks for
+    the likeliest tokens of each distribution (0: none), ``comparison`` for divergences from a teacher's.
     """
 
     input_ids: Tensor
     predictor_positions: Tensor
     targets: Tensor
     row_ids: Tensor
-    prefix_ids: Tensor | None = None
-    position_ids: Tensor | None = None
-    sequence_starts: Tensor | None = None
+    predictors: Array
+    tree: TokenTree | None = None
     top_k: int = 0
     comparison: Comparison | None = None
 
@@ -63,7 +59,6 @@ def make_token_batch(
     scored: Sequence[Sequence[bool] | np.ndarray[Any, Any]] | None,
     *,
     layout: Layout,
-    share_prefix: bool,
     device: torch.device | str = "cpu",
 ) -> TokenBatch:
     """The input of `CausalLMModule` for ``prompts[i] + responses[i]``, i < R.
@@ -75,52 +70,31 @@ def make_token_batch(
     def on_device(values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64, copy=False)).to(device)
 
-    prefix = shared_prefix(prompts) if share_prefix and layout == "padded" else 0
-    lengths = np.array([len(prompt) - prefix for prompt in prompts]) + [len(own) for own in responses]
-    starts = np.concatenate(([0], np.cumsum(lengths)))
-    tokens = np.concatenate(
-        [
-            np.asarray(ids, dtype=np.int64)
-            for prompt, response in zip(prompts, responses, strict=True)
-            for ids in (prompt[prefix:], response)
-        ]
-    )
-    packed_fields: dict[str, Tensor] = {}
-    if layout == "packed":
-        row_starts, input_ids = starts[:-1], tokens[None]
-        positions = np.concatenate([np.arange(length) for length in lengths])[None]
-        packed_fields = {"position_ids": on_device(positions), "sequence_starts": on_device(starts)}
+    sequences = [
+        np.concatenate((np.asarray(prompt, np.int64), np.asarray(response, np.int64)))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    tree = TokenTree.of(sequences) if layout == "tree" else None
+    if tree is not None:
+        input_ids, paths = tree.ids[None], tree.paths
     else:
+        lengths = np.array([*map(len, sequences)])
         input_ids = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
-        input_ids[np.arange(input_ids.shape[1])[None] < lengths[:, None]] = tokens
-        row_starts = np.arange(len(lengths)) * input_ids.shape[1]
-    predictors, targets, rows = [], [], []
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        offsets = np.arange(len(response)) if scored is None else np.flatnonzero(scored[row])
-        predictors.append(row_starts[row] + len(prompt) - prefix - 1 + offsets)
-        targets.append(np.asarray(response, dtype=np.int64)[offsets])
+        input_ids[np.arange(input_ids.shape[1])[None] < lengths[:, None]] = np.concatenate(sequences)
+        paths = [row * input_ids.shape[1] + np.arange(length) for row, length in enumerate(lengths)]
+    predictor_positions, targets, rows = [], [], []
+    for row, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
+        num_responded = len(path) - len(prompt)
+        offsets = np.arange(num_responded) if scored is None else np.flatnonzero(scored[row])
+        predictor_positions.append(path[len(prompt) - 1 + offsets])
+        targets.append(sequences[row][len(prompt) + offsets])
         rows.append(np.full(len(offsets), row))
+    positions = np.concatenate(predictor_positions)
     return TokenBatch(
         input_ids=on_device(input_ids),
-        predictor_positions=on_device(np.concatenate(predictors)),
+        predictor_positions=on_device(positions),
         targets=on_device(np.concatenate(targets)),
         row_ids=on_device(np.concatenate(rows)),
-        prefix_ids=on_device(np.asarray(prompts[0][:prefix])[None]) if prefix else None,
-        position_ids=packed_fields.get("position_ids"),
-        sequence_starts=packed_fields.get("sequence_starts"),
+        predictors=np.unique(positions),
+        tree=tree,
     )
-
-
-def shared_prefix(prompts: Sequence[Ids]) -> int:
-    """With how many equal ids all ``prompts`` begin; 0 if that is too little to be worth sharing.
-
-    The last id of every prompt is never shared: it predicts the response's first token.
-    """
-    if len(prompts) < 2:
-        return 0
-    common = min(len(prompt) for prompt in prompts) - 1
-    first = np.asarray(prompts[0])
-    for prompt in prompts[1:]:
-        differs = first[:common] != np.asarray(prompt)[:common]
-        common = int(differs.argmax()) if differs.any() else common
-    return common if common >= _MIN_SHARED_PREFIX else 0

@@ -48,11 +48,11 @@ def decoder_layer_names(model: Any) -> set[str]:
     return set(model._no_split_modules or ())
 
 
-def remembers_whole_prompts(model: Any) -> bool:
-    """Whether a `DynamicCache` of ``model`` holds all that a prompt leaves behind.
+def attends_to_all_before(model: Any) -> bool:
+    """Whether every layer of ``model`` is attention to all tokens before, by a function that can be replaced.
 
-    Not so with sliding windows, recurrent states or gradient checkpointing. Which layers forget shows only in
-    the types of the cache's layers, and whether a model has states of other kinds in a private attribute.
+    Not so with sliding windows and recurrent states. They show only in the types of a cache's layers and in a
+    private attribute, and so does whether the attention function is transformers' own choice.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -62,8 +62,13 @@ def remembers_whole_prompts(model: Any) -> bool:
         bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)
         and not model._is_stateful
-        and not model.is_gradient_checkpointing
+        and model._supports_attention_backend
     )
+
+
+def attention_implementation(model: Any) -> str:
+    """The attention that ``model`` was loaded with, after what transformers made of the request."""
+    return model.config._attn_implementation
 
 
 def forget_quantization(model: Any) -> None:

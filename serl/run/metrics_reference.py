@@ -142,6 +142,9 @@ GROUPS: Mapping[str, MetricGroup] = {
             "num_skipped_optimizer_steps": "Optimizer steps skipped because gradients were not finite.",
             "num_trained_tokens": "Prompt and response tokens of trained rows, once for each epoch.",
             "learner_tokens_per_s": "These over the seconds of forward, backward and optimizer.",
+            "num_computed_tokens": "Of these what was computed: tokens that rows of a micro-batch begin with "
+            "together once, and fillers where a model cannot do that.",
+            "saved_token_share": "Share of `num_trained_tokens` that did not have to be computed.",
             "train_inference_mismatch": "Mean |sampler's − learner's log-prob| of response tokens before the "
             "update, in nats.",
             "train_inference_mismatch_on_policy": "The same over tokens that the newest weights sampled: "
@@ -177,6 +180,7 @@ GROUPS: Mapping[str, MetricGroup] = {
             "teacher_num_compared_tokens": "Weighted tokens that the teacher also scored without context.",
             "num_teacher_tokens": "Prompt and response tokens that the teacher read, once for each time.",
             "teacher_tokens_per_s": "These over the teacher's seconds.",
+            "num_computed_teacher_tokens": "Of these what was computed, likewise.",
             "seconds_plan": "Seconds that the driver took to join the batch's rows and to plan the update.",
             "seconds_update": "Seconds of the whole update.",
             "seconds_teacher": "Seconds of the teacher's forward passes.",

@@ -54,13 +54,14 @@ class SingleProcessLoop:
         advantages = self._advantages(groups, steps)
         taught, of_teacher = self._taught(groups, steps, weights_seq_no)
         token_advantages = self._weighted(steps, advantages, taught, of_teacher, weights_seq_no)
+        group_ids = [group.group_id for group in groups for t in group.trajectories for _ in t.steps]
         learner = self.config.learner
         lr = learning_rate(learner, weights_seq_no, self.config.training.num_iterations)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = lr
         for epoch in range(learner.num_epochs):
             order = [self.config.seed, weights_seq_no, epoch]
-            for rows in random_minibatches(len(steps), learner.num_minibatches, order):
+            for rows in random_minibatches(group_ids, learner.num_minibatches, order):
                 beta = distill_coefficient(self.config.hindsight, weights_seq_no)
                 trained = [row for row in rows if advantages[row] != 0.0 or (beta and taught[row].any())]
                 num_distilled = int(sum(taught[row].sum() for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def learner_group(
 def mean_divergence(model_dir: Path, group: SERLLearnerGroup, groups: list[TrajectoryGroup]) -> float:
     """KL from the starting policy with evidence to the learner's policy without, of plain forward passes."""
     teacher = AutoModelForCausalLM.from_pretrained(model_dir)
-    policy = local_learner(group).policy.model
+    policy = copy.deepcopy(local_learner(group).policy.model)
+    policy.set_attn_implementation("sdpa")
     found: list[Tensor] = []
     for row in rows_of(group, groups):
         if not row.distilled or row.teacher_prompt_ids is None:

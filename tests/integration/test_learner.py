@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from serl.batch.packing import LearnerPlan, plan_update
 from serl.batch.rows import TrainingRows
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup
-from serl.types import TrajectoryGroup
+from serl.types import TrainingRow, TrajectoryGroup
 from tools.bench.synchronisations import HostSynchronisations
 
 TEACHER = {"enabled": True, "mixing_lambda": 0.5, "lambda_decay_steps": 0}
@@ -53,15 +53,15 @@ def plan_of(group: SERLLearnerGroup, groups: list[TrajectoryGroup], micro_batch_
 def test_a_micro_batch_makes_the_host_wait_for_its_loss_and_its_metrics_only(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:
-    """On a GPU each wait drains its queue: whether the loss is finite, two sets of metrics, the mismatch, and
-    what transformers asks of a prefix that rows share.
+    """On a GPU each wait drains its queue: whether the loss is finite, two sets of metrics, the mismatch;
+    and once an optimizer step.
     """
     for micro_batch_tokens in (4096, 128):
         group = learner_group(model_dir, learner={"micro_batch_tokens": micro_batch_tokens})
         plan = plan_of(group, groups, micro_batch_tokens)
         with HostSynchronisations() as counted:
             local_learner(group).update_policy(plan, 0)
-        assert 4 * len(plan.micro_batches) <= counted.number <= 5 * len(plan.micro_batches)
+        assert counted.number == 4 * len(plan.minibatches[0].micro_batches) + 1
 
 
 def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -82,10 +82,12 @@ def reference_gradients(model_dir: Path, rows: TrainingRows, num_tokens: int) ->
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+@pytest.mark.parametrize(("attention", "layout"), [("sdpa", "tree"), ("eager", "padded")])
 def test_the_gradient_on_on_policy_rows_is_that_of_advantage_times_logprob(
-    model_dir: Path, groups: list[TrajectoryGroup]
+    model_dir: Path, groups: list[TrajectoryGroup], attention: str, layout: str
 ) -> None:
-    group = learner_group(model_dir)
+    group = learner_group(model_dir, model={"attention": attention})
+    assert local_learner(group).layout() == layout
     rows = rows_of(group, groups)
     num_tokens = sum(len(row.response_ids) for row in rows)
     expected = reference_gradients(model_dir, rows, num_tokens)
@@ -169,10 +171,36 @@ def test_metrics_of_an_update_on_its_own_rows(model_dir: Path, groups: list[Traj
     assert again["approx_kl"] > 1e-4
 
 
+def test_tokens_that_rows_begin_with_together_are_computed_and_counted_once(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = learner_group(model_dir, hindsight=TEACHER)
+    rows = rows_of(group, groups)
+    metrics = update(group, groups)
+    (plan,) = plan_update(
+        rows, num_learners=1, num_minibatches=1, num_epochs=1, micro_batch_tokens=512, seed=(0, 0)
+    )
+    beginnings = [
+        {tuple(ids[:end]) for ids in map(_ids, micro_batch) for end in range(1, len(ids) + 1)}
+        for minibatch in plan.minibatches
+        for micro_batch in ([plan.rows.row(row) for row in part] for part in minibatch.micro_batches)
+    ]
+    assert metrics["num_computed_tokens"] == sum(map(len, beginnings))
+    saved = metrics["num_trained_tokens"] - metrics["num_computed_tokens"]
+    assert metrics["saved_token_share"] == pytest.approx(saved / metrics["num_trained_tokens"])
+    assert saved > 100
+    assert 0 < metrics["num_computed_teacher_tokens"] < metrics["num_teacher_tokens"] - 100
+
+
+def _ids(row: TrainingRow) -> list[int]:
+    return [*row.prompt_ids, *row.response_ids]
+
+
 def test_epochs_and_minibatches_are_optimizer_steps(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
     group = learner_group(model_dir, learner={"num_epochs": 2, "num_minibatches": 3})
     metrics = update(group, groups)
-    assert metrics["num_optimizer_steps"] == 6
+    # One of the three minibatches of an epoch is the group whose returns are equal.
+    assert metrics["num_optimizer_steps"] == 4
     rows = rows_of(group, groups)
     assert metrics["num_trained_tokens"] == 2 * rows.num_tokens[rows.advantages != 0.0].sum()
 

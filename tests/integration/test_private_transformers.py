@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+import transformers.modeling_flash_attention_utils
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,13 +20,15 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from serl.private.flash_attention import variable_length_attention
 from serl.private.transformers import (
     SEEN_IN,
+    attends_to_all_before,
+    attention_implementation,
     decoder_layer_names,
     forget_quantization,
     has_causal_model,
     load_tokenizer,
-    remembers_whole_prompts,
 )
 
 CONTRACT = f"seen in transformers {SEEN_IN}, this is {transformers.__version__}"
@@ -70,15 +75,49 @@ def test_a_model_names_its_decoder_layers(config, name: str) -> None:
     assert len(layers) == 2, CONTRACT
 
 
-@pytest.mark.parametrize(("config", "remembers"), [(LLAMA, True), (SLIDING, False), (RECURRENT, False)])
-def test_only_full_attention_remembers_whole_prompts(config, remembers: bool) -> None:
-    assert remembers_whole_prompts(AutoModelForCausalLM.from_config(config)) == remembers, CONTRACT
+@pytest.mark.parametrize(("config", "attends"), [(LLAMA, True), (SLIDING, False), (RECURRENT, False)])
+def test_only_full_attention_attends_to_all_tokens_before(config, attends: bool) -> None:
+    assert attends_to_all_before(AutoModelForCausalLM.from_config(config)) == attends, CONTRACT
 
 
-def test_a_checkpointed_model_remembers_nothing() -> None:
+def test_checkpointing_changes_nothing_about_what_is_attended_to() -> None:
     model = AutoModelForCausalLM.from_config(LLAMA)
     model.gradient_checkpointing_enable()
-    assert not remembers_whole_prompts(model), CONTRACT
+    assert attends_to_all_before(model), CONTRACT
+
+
+def test_a_model_says_with_which_attention_it_was_loaded() -> None:
+    model = AutoModelForCausalLM.from_config(LLAMA, attn_implementation="eager")
+    assert attention_implementation(model) == "eager", CONTRACT
+    model.set_attn_implementation("sdpa")
+    assert attention_implementation(model) == "sdpa", CONTRACT
+
+
+def test_flash_attention_is_given_every_border_and_the_kernel_by_name(monkeypatch) -> None:
+    given: dict[str, Any] = {}
+
+    def flash(query, key, value, mask, **options):
+        given.update(options, dtype=query.dtype, mask=mask)
+        return query
+
+    utils = transformers.modeling_flash_attention_utils
+    parameters = inspect.signature(utils._flash_attention_forward).parameters
+    monkeypatch.setattr(utils, "_flash_attention_forward", flash)
+    starts, tokens = torch.tensor([0, 3], dtype=torch.int32), torch.randn(3, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        attended = variable_length_attention(
+            *(tokens, tokens, tokens),
+            scaling=0.5,
+            implementation="flash_attention_2",
+            query_starts=starts,
+            key_starts=starts,
+            longest_query=3,
+            longest_key=3,
+        )
+    assert attended.shape == (3, 2, 4)
+    assert given.pop("dtype") == torch.bfloat16 and given.pop("mask") is None
+    assert given.keys() <= parameters.keys(), CONTRACT
+    assert given["attn_implementation"] == "flash_attention_2" and given["is_causal"]
 
 
 def test_a_model_that_forgot_its_quantization_is_saved_as_a_plain_one(tmp_path: Path) -> None:

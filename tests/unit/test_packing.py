@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serl.batch.packing import LearnerPlan, Minibatch, pack_by_length, plan_update, random_minibatches
+from serl.batch.packing import (
+    LearnerPlan,
+    Minibatch,
+    pack_by_length,
+    pack_by_prefix,
+    plan_update,
+    random_minibatches,
+)
+from serl.batch.prefix_tree import num_new_tokens
 from serl.batch.rows import Ragged, TrainingRows
 from serl.types import TrainingRow
+
+_unlike = itertools.count(100)
 
 
 def training_row(
@@ -19,17 +30,19 @@ def training_row(
     response: int = 2,
     teacher_prompt: int | None = None,
 ) -> TrainingRow:
+    """No other row begins like it."""
+    token = next(_unlike)
     return TrainingRow(
         group_id=group,
         trajectory_id=f"{group}-{row}",
         step_index=0,
-        prompt_ids=[1] * prompt,
+        prompt_ids=[token] * prompt,
         response_ids=[2] * response,
         old_logprobs=[-1.0] * response,
         action_mask=[True] * response,
         advantage=advantage,
         weights_seq_no=0,
-        teacher_prompt_ids=None if teacher_prompt is None else [1] * teacher_prompt,
+        teacher_prompt_ids=None if teacher_prompt is None else [token] * teacher_prompt,
     )
 
 
@@ -62,7 +75,6 @@ def test_shards_are_balanced_by_tokens_whatever_group_a_row_is_of():
     light = [training_row("light", row, prompt=8) for row in range(9)]  # 10 tokens each
     plans = plan([*light, *heavy], num_learners=3)
     assert [int(part.rows.num_tokens.sum()) for part in plans] == [60, 60, 60]
-    assert [part.rows.group_ids.count("heavy") for part in plans] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("success", [0.3, 0.6, 0.9])
@@ -139,9 +151,11 @@ def test_all_learners_make_the_same_number_of_forward_passes():
     big = [training_row("big", row, teacher_prompt=18) for row in range(9)]
     small = [training_row("small", row) for row in range(2)]
     one, two = plan([*big, *small], num_learners=2, num_minibatches=2)
-    # Five of the big rows for one and four for the other, two in a micro-batch of 40 tokens.
-    sizes = [sorted(map(len, learner.teacher_micro_batches)) for learner in (one, two)]
-    assert sorted(sizes) == [[0, 2, 2], [1, 2, 2]]
+    # Big rows alone are scored; those of one learner fill one micro-batch of 40 tokens more than the other's.
+    sizes = [[len(part.with_context) for part in learner.teacher_micro_batches] for learner in (one, two)]
+    assert len(sizes[0]) == len(sizes[1])
+    assert sorted(map(sum, sizes)) == [4, 5]
+    assert all(size <= 2 for size in sizes[0] + sizes[1])
     assert len(one.micro_batches) == len(two.micro_batches)
     for first, second in zip(one.minibatches, two.minibatches, strict=True):
         assert len(first.micro_batches) == len(second.micro_batches)
@@ -150,7 +164,7 @@ def test_all_learners_make_the_same_number_of_forward_passes():
 def test_only_rows_with_a_teacher_prompt_are_scored_by_the_teacher():
     rows = [training_row("a", row, teacher_prompt=9 if row in (1, 2) else None) for row in range(4)]
     (learner,) = plan(rows)
-    assert sorted(row for part in learner.teacher_micro_batches for row in part) == [1, 2]
+    assert sorted(row for part in learner.teacher_micro_batches for row in part.with_context) == [1, 2]
 
 
 def test_a_loss_with_terms_for_every_row_has_all_rows_computed():
@@ -172,23 +186,59 @@ def test_rows_without_a_teacher_prompt_are_not_scored_without_context_either():
     compared = [
         learner.rows.trajectory_ids[row]
         for learner in plans
-        for part in learner.context_free_micro_batches
-        for row in part
+        for part in learner.teacher_micro_batches
+        for row in part.without_context
     ]
     assert sorted(compared) == ["g1-1", "g2-2"]
-    assert len({len(learner.context_free_micro_batches) for learner in plans}) == 1
+    assert len({len(learner.teacher_micro_batches) for learner in plans}) == 1
 
 
-def test_rows_of_one_prompt_come_together_where_it_saves_enough():
-    rows = [training_row("a", row, teacher_prompt=8) for row in range(7)]
-    for row in (1, 3, 6):
-        rows[row].prompt_ids = [9] * 8
-    rows[5].prompt_ids = [3] * 8
-    (learner,) = plan(rows, micro_batch_tokens=40)
-    assert learner.teacher_micro_batches == ((0, 2, 4), (1, 3, 6), (5,))
-    assert all(len(part) * (8 + 2) <= 40 for part in learner.teacher_micro_batches)
-    (learner,) = plan(rows, micro_batch_tokens=1000)  # 16 tokens saved are less than an eighth
-    assert learner.teacher_micro_batches == (tuple(range(7)),)
+def test_a_row_is_scored_with_and_without_context_beside_what_it_begins_like():
+    """In a budget of 40: 8 + 2 of the prompt alone, and 4 + 4 + 2 more of the prompt with evidence."""
+    rows = [training_row("a", row, teacher_prompt=12) for row in range(4)]
+    for row in rows:
+        assert row.teacher_prompt_ids is not None
+        row.teacher_prompt_ids[8:] = [7] * 4
+    (learner,) = plan(rows, context_free_rows=range(4), micro_batch_tokens=2 * (8 + 2 + 4 + 2))
+    pairs = [
+        (sorted(part.with_context), sorted(part.without_context)) for part in learner.teacher_micro_batches
+    ]
+    assert sorted(pairs) == [([0, 1], [0, 1]), ([2, 3], [2, 3])]
+
+
+def test_what_rows_begin_with_counts_once_in_the_token_budget():
+    ids = np.arange(100)
+    sequences = [ids[:10], ids[:30], np.append(ids[:20], ids[90:95]), np.append(ids[:5], ids[80:90])]
+    # 30 for the longest, which holds the first; 5 more for the third; 10 more for the last.
+    assert pack_by_prefix("abcd", sequences, 45) == [("d", "c", "b", "a")]
+    assert pack_by_prefix("abcd", sequences, 44) == [("d", "c"), ("b", "a")]
+    # Of the 5 + 20 tokens that two rows grow from every fifth counts: 15 + 10 / 5 … + 30.
+    assert pack_by_prefix("abcd", sequences, 50, copies_of_a_token=5) == [("d", "c", "b", "a")]
+    assert pack_by_prefix("abcd", sequences, 49, copies_of_a_token=5) == [("d", "c"), ("b", "a")]
+
+
+def test_a_row_that_is_longer_than_the_budget_holds_those_that_it_begins_with():
+    ids = np.arange(100)
+    assert pack_by_prefix([0, 1, 2], [ids[:10], ids, ids[:60]], 50) == [(1, 2, 0)]
+    assert pack_by_prefix([0, 1], [ids, np.append(ids[:99], [7])], 50) == [(0,), (1,)]
+    assert pack_by_prefix([], [], 50) == []
+
+
+def test_the_new_tokens_of_all_sequences_are_those_of_their_tree():
+    ids = np.arange(10)
+    sequences = [ids[:3], ids[:6], np.append(ids[:4], [9, 9]), ids[:6], ids[5:7]]
+    found = num_new_tokens(sequences)
+    assert found.sum() == 6 + 2 + 2
+    assert found[[0, 4]].tolist() == [0, 2]
+    assert sorted(found[[1, 3]].tolist())[0] == 0
+
+
+def test_rows_of_models_that_compute_no_trees_are_packed_by_their_lengths():
+    rows = [training_row("a", row, prompt=prompt) for row, prompt in enumerate((8, 18, 8, 18))]
+    for row in rows:
+        row.prompt_ids = [1] * len(row.prompt_ids)
+    (learner,) = plan(rows, micro_batch_tokens=40, as_trees=False)
+    assert learner.micro_batches == ((0, 2), (1, 3))
 
 
 def test_micro_batches_keep_the_token_budget_with_padding():
@@ -206,14 +256,17 @@ def test_padding_is_little_for_a_batch_of_many_rows():
     assert padded <= 1.02 * sum(lengths)
 
 
-def test_random_minibatches_come_from_the_seed_and_have_nearly_equal_sizes():
-    parts = random_minibatches(10, 3, [1, 2])
-    assert sorted(len(part) for part in parts) == [3, 3, 4]
-    assert sorted(row for part in parts for row in part) == list(range(10))
-    assert parts == random_minibatches(10, 3, [1, 2])
-    assert parts != random_minibatches(10, 3, [1, 3])
-    assert [len(part) for part in random_minibatches(2, 5, [0])] == [1, 1]
-    assert random_minibatches(0, 5, [0]) == []
+def test_minibatches_are_random_whole_groups_from_the_seed():
+    groups = [name for name in "abcdefg" for _ in range(3)]
+    parts = random_minibatches(groups, 3, [1, 2])
+    assert sorted(len(part) for part in parts) == [6, 6, 9]
+    assert sorted(row for part in parts for row in part) == list(range(21))
+    of_parts = [{groups[row] for row in part} for part in parts]
+    assert sum(map(len, of_parts)) == len(set.union(*of_parts)) == 7
+    assert parts == random_minibatches(groups, 3, [1, 2])
+    assert parts != random_minibatches(groups, 3, [1, 3])
+    assert [len(part) for part in random_minibatches(groups[:6], 5, [0])] == [3, 3]
+    assert random_minibatches([], 5, [0]) == []
 
 
 def test_a_plan_needs_a_learner():

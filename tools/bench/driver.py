@@ -222,8 +222,8 @@ class _StandInLearners(SERLLearnerGroup):
 class _StandInLearner:
     """Runs as a Ray actor; reports what came to it."""
 
-    def ping(self) -> bool:
-        return True
+    def layout(self) -> str:
+        return "tree"
 
     def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
         report = LearnerReport()

@@ -109,7 +109,6 @@ class Policy:
                 [responses[row] for row in rows],
                 [action_masks[row] for row in rows],
                 layout="padded",
-                share_prefix=False,
                 device=self.model.device,
             )
             self._predictors = batch.predictor_positions

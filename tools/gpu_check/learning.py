@@ -74,7 +74,6 @@ def _scored(model_dir: Path, attention: str, device: str, lower: bool) -> tuple[
         [row[-_NUM_SCORED:] for row in rows],
         None,
         layout=module.layout,
-        share_prefix=False,
         device=device,
     )
     for _ in range(2):
