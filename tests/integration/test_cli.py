@@ -299,7 +299,7 @@ def test_a_run_by_serl_0_1_resumes_under_the_present_keys(tmp_path: Path, capsys
         "changed since the run began: learner.num_gpus_per_learner: 0.0 -> 1.0",
         "changed since the run began: learner.num_learners: 0 -> 1",
         "changed since the run began: serving.num_gpus_per_replica: 0.0 -> 1000.0",
-        "changed since the run began: serving.weight_transfer: 'shared_memory' -> 'nccl'",
+        "changed since the run began: serving.weight_transfer: 'auto' -> 'nccl'",
         "changed since the run began: training.num_iterations: 150 -> 3",
     ]
 
