@@ -10,7 +10,6 @@ learners add up to the loss of the minibatch, and so do their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,8 @@ from serl.learner.token_batch import Layout, TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
 from serl.models.weights import load_model, named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
+from serl.serving.transfer.landing import TensorSpec
+from serl.serving.transfer.sender import Weights
 from serl.serving.weights import Broadcast, WeightPublisher
 
 
@@ -174,14 +175,14 @@ class SERLLearner(LearnerProcess, TorchLearner):
 
     def publish_weights(self, weights_seq_no: int) -> Broadcast | None:
         """Gathers the weights on all learners; the first one sends them to the deployment and reports."""
-        tensors = self._published_tensors()
+        weights = self._published_weights()
         try:
             if learner_index(self) == 0:
-                return self._weight_publisher().publish(tensors, weights_seq_no)
+                return self._weight_publisher().publish(weights, weights_seq_no)
             return None
         finally:
             # The other learners are in the middle of gathering, whatever happened here.
-            for _ in tensors:
+            for _ in weights:
                 pass
 
     def saved_bytes(self) -> int:
@@ -336,10 +337,13 @@ class SERLLearner(LearnerProcess, TorchLearner):
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=lower):
             return module(batch)
 
-    def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in named_weights(self.policy.model).items():
-            # Shards are cast, not whole tensors: learners send each other half of the bytes in bfloat16.
-            yield name, whole(tensor.detach().to(self._compute_dtype))
+    def _published_weights(self) -> Weights:
+        shards = named_weights(self.policy.model)
+        dtype = str(self._compute_dtype).removeprefix("torch.")
+        specs = {name: TensorSpec(tuple(shard.shape), dtype) for name, shard in shards.items()}
+        # Shards are cast, not whole tensors: learners send each other half of the bytes in bfloat16.
+        cast = ((name, shard.detach().to(self._compute_dtype)) for name, shard in shards.items())
+        return Weights(specs, ((name, whole(shard)) for name, shard in cast))
 
     def _weight_publisher(self) -> WeightPublisher:
         if self._publisher is None:

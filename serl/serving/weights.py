@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from serl.serving.names import ServingNames
 from serl.serving.transfer import Transfer, make_sender
-from serl.serving.transfer.sender import NamedTensors
+from serl.serving.transfer.sender import Weights
 from serl.serving.weight_store import Loaded, WeightVersion, dead_replicas, find_weight_store
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,13 @@ class BroadcastStats:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast that all replicas have loaded; ``snapshot`` is what later ones are to load."""
+    """A broadcast that all replicas have loaded; ``snapshot`` is what later ones can load.
+
+    With nccl and ipc that is the version before until the present one is written (None: the first one is).
+    """
 
     stats: BroadcastStats
-    snapshot: WeightVersion
+    snapshot: WeightVersion | None
 
 
 class WeightPublisher:
@@ -62,11 +67,13 @@ class WeightPublisher:
         self._sender = make_sender(transfer, names.application)
         self._published: int | None = None
         self._replicas: dict[str, int] = {}
+        self._snapshot: WeightVersion | None = None
+        self._writing: Future[dict[str, Any]] | None = None
 
-    def publish(self, named_tensors: NamedTensors, weights_seq_no: int) -> Broadcast:
-        """Returns once every live replica serves ``named_tensors``, known as ``weights_seq_no``.
+    def publish(self, weights: Weights, weights_seq_no: int) -> Broadcast:
+        """Returns once every live replica serves ``weights``, known as ``weights_seq_no``.
 
-        Names are those of the Hugging Face checkpoint. Replicas that die meanwhile are not waited for:
+        Replicas that die meanwhile are not waited for:
         whatever replaces them loads the newest weights before it serves. What is in shared memory is
         announced again if the weight store is replaced meanwhile. Raises TimeoutError, naming the
         replicas that did not load the weights, WeightLoadError if all of them failed to, or made a broadcast
@@ -77,9 +84,10 @@ class WeightPublisher:
             raise ValueError(f"weights {weights_seq_no} are not newer than weights {self._published}")
         started = time.monotonic()
         deadline = started + self._timeout_s
+        self._wait_for_snapshot(deadline)
         self._store = find_weight_store(self._names, self._timeout_s)
         replicas = self._live_replicas()
-        update = self._sender.prepare(named_tensors, weights_seq_no, replicas)
+        update = self._sender.prepare(weights, weights_seq_no, replicas)
         is_repeatable = update["kind"] == "shared_memory"
         version = WeightVersion(weights_seq_no, update, None if is_repeatable else frozenset(replicas))
         while True:
@@ -92,19 +100,39 @@ class WeightPublisher:
                 logger.warning("the weight store ended: announcing weights %d to the next", weights_seq_no)
                 self._store = find_weight_store(self._names, max(0.0, deadline - time.monotonic()))
         self._published = weights_seq_no
-        snapshot = replace(version, update=self._sender.snapshot(), replicas=None)
-        self._ask(self._store.offer_snapshot.remote(snapshot))
-        return Broadcast(stats, snapshot)
+        self._writing = self._sender.snapshot()
+        self._writing.add_done_callback(functools.partial(self._offer_snapshot, version, self._store))
+        return Broadcast(stats, self._snapshot)
 
     def close(self) -> None:
         """Frees what is held for the replicas; nothing can be published afterwards."""
         self._sender.close()
 
+    def _offer_snapshot(
+        self, version: WeightVersion, store: ActorHandle, written: Future[dict[str, Any]]
+    ) -> None:
+        if written.exception() is None:
+            self._snapshot = replace(version, update=written.result(), replicas=None)
+            store.offer_snapshot.remote(self._snapshot)
+
+    def _wait_for_snapshot(self, deadline: float) -> None:
+        """Raises what writing the last one raised, or TimeoutError."""
+        if self._writing is None:
+            return
+        if not wait([self._writing], max(0.0, deadline - time.monotonic())).done:
+            raise TimeoutError(
+                f"weights {self._published} were not written to shared memory within {self._timeout_s:g} s"
+            )
+        self._writing.result()
+        self._writing = None
+
     def _broadcast(
         self, version: WeightVersion, expected: set[str], started: float, deadline: float
     ) -> BroadcastStats:
         self._ask(self._store.announce.remote(version))
-        self._transmit(version.weights_seq_no, deadline)
+        self._sender.transmit(
+            deadline - time.monotonic(), functools.partial(self._raise_if_any_failed, version)
+        )
         seconds_transport = time.monotonic() - started
         replicas = self._wait_until_loaded(version, expected, deadline)
         if not replicas:
@@ -119,14 +147,11 @@ class WeightPublisher:
             num_replicas=len(reports),
         )
 
-    def _transmit(self, weights_seq_no: int, deadline: float) -> None:
-        try:
-            self._sender.transmit(deadline - time.monotonic())
-        except TimeoutError as error:
-            said = self._what_replicas_said()
-            if said:
-                raise WeightLoadError(f"{error}, because replicas could not load them: {said}") from error
-            raise
+    def _raise_if_any_failed(self, version: WeightVersion) -> None:
+        said = self._what_replicas_said()
+        if said:
+            number = version.weights_seq_no
+            raise WeightLoadError(f"not all replicas receive the broadcast of weights {number}: {said}")
 
     def _raise_if_all_failed(self, weights_seq_no: int) -> None:
         said = self._what_replicas_said()

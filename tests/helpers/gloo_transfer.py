@@ -68,6 +68,7 @@ def main(model_dir: str) -> None:
     from serl.serving.engine_options import engine_arguments
     from serl.serving.messages import Answer, make_request
     from serl.serving.transfer.nccl import NCCLSender, worker_init_info
+    from serl.serving.transfer.sender import Weights
     from serl.serving.weights_folder import claim_folder, release_folder
 
     torch.cuda.current_stream = lambda: _STREAM  # type: ignore[assignment]
@@ -105,7 +106,7 @@ def main(model_dir: str) -> None:
         sender = NCCLSender(application)
         for version in (1, 2):
             named = [(name, weight.detach()) for name, weight in make_policy(version).named_parameters()]
-            update = sender.prepare(named, version, {"replica": 2})
+            update = sender.prepare(Weights.of(named), version, {"replica": 2})
 
             def load(update: dict[str, Any] = update, version: int = version) -> None:
                 if version == 1:
@@ -114,12 +115,12 @@ def main(model_dir: str) -> None:
 
             loading = threading.Thread(target=load)
             loading.start()
-            sender.transmit(WAIT_S)
+            sender.transmit(WAIT_S, lambda: None)
             loading.join(WAIT_S)
             found[f"after_{version}"] = mismatch(version)
             found[f"old_after_{version}"] = mismatch(version - 1)
             found[f"version_{version}"] = engine.weights_seq_no
-        wrong = sender.prepare(named[:-1], 3, {"replica": 2})
+        wrong = sender.prepare(Weights.of(named[:-1]), 3, {"replica": 2})
         try:
             engine.load_weights(wrong, 3).result(WAIT_S)
         except Exception as error:

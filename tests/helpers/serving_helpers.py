@@ -17,6 +17,7 @@ from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingS
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.weights import WeightPublisher
+from serl.serving.transfer.sender import Weights
 from serl.types import Completion, Sampling
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ class Deployment:
 
     def publish(self, policy: LlamaForCausalLM) -> Any:
         self.weights_seq_no += 1
-        stats = self.publisher.publish(policy.named_parameters(), self.weights_seq_no).stats
+        stats = self.publisher.publish(Weights.of(policy.named_parameters()), self.weights_seq_no).stats
         self.policy = policy
         return stats
 

@@ -166,7 +166,7 @@ def broadcast(sender: Any, update: dict[str, Any], *replicas: Replica, timeout_s
     """All ``replicas`` load ``update`` while the learner sends it; raises what the first of them raised."""
     with ThreadPoolExecutor(len(replicas)) as threads:
         loads = [threads.submit(replica.load, update) for replica in replicas]
-        sender.transmit(timeout_s)
+        sender.transmit(timeout_s, lambda: None)
         for load in loads:
             load.result(WAIT_S)
 

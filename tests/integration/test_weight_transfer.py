@@ -18,10 +18,12 @@ from transfer_helpers import WAIT_S, QueueGroup, Rendezvous, Replica, broadcast,
 
 from serl.serving.transfer import ipc as ipc_transfer
 from serl.serving.transfer.ipc import IPCSender
-from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, describe, trailer
+from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, describe, with_trailer
 from serl.serving.transfer.nccl import NCCLSender
 from serl.serving.transfer.receiver import PolicyWeightReceiver
+from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.shared_memory import SharedMemorySender
+from serl.serving.weights import WeightLoadError
 from serl.serving.weights_folder import claim_folder, release_folder
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "rendezvous")
@@ -54,6 +56,10 @@ def named(seed: int) -> Named:
     return [(name, weight.detach()) for name, weight in make_policy(seed).named_parameters()]
 
 
+def weights(seed: int) -> Weights:
+    return Weights.of(named(seed))
+
+
 def counts(*replicas: Replica) -> dict[str, int]:
     return {replica.name: replica.num_workers for replica in replicas}
 
@@ -80,7 +86,7 @@ def test_every_broadcast_lands_in_every_replica(
     sender = NCCLSender(application)
     first, second = Replica("first", workers[:1]), Replica("second", workers[1:2])
     for version in (1, 2, 3):
-        update = sender.prepare(named(version), version, counts(first, second))
+        update = sender.prepare(weights(version), version, counts(first, second))
         broadcast(sender, update, first, second)
         assert_serves(first, version, version)
         assert_serves(second, version, version)
@@ -91,15 +97,15 @@ def test_replicas_come_and_go_between_broadcasts(
 ) -> None:
     sender = NCCLSender(application)
     first, second = Replica("first", workers[:1]), Replica("second", workers[1:2])
-    broadcast(sender, sender.prepare(named(1), 1, counts(first, second)), first, second)
-    broadcast(sender, sender.prepare(named(2), 2, counts(first)), first)
+    broadcast(sender, sender.prepare(weights(1), 1, counts(first, second)), first, second)
+    broadcast(sender, sender.prepare(weights(2), 2, counts(first)), first)
     assert_serves(first, 2, 2)
     assert second.engine.weights_seq_no == 1
 
     returned = Replica("returned", workers[1:2])
-    returned.load(sender.snapshot())
+    returned.load(sender.snapshot().result(WAIT_S))
     assert_serves(returned, 2, 2)
-    broadcast(sender, sender.prepare(named(3), 3, counts(first, returned)), first, returned)
+    broadcast(sender, sender.prepare(weights(3), 3, counts(first, returned)), first, returned)
     assert_serves(first, 3, 3)
     assert_serves(returned, 3, 3)
     learners = [group[0] for group in rendezvous.groups.values()]
@@ -112,9 +118,9 @@ def test_the_first_broadcast_of_a_resumed_learner_lands(
 ) -> None:
     replica = Replica("replica", workers[:1])
     before = NCCLSender(application)
-    broadcast(before, before.prepare(named(7), 7, counts(replica)), replica)
+    broadcast(before, before.prepare(weights(7), 7, counts(replica)), replica)
     resumed = NCCLSender(application)
-    broadcast(resumed, resumed.prepare(named(8), 8, counts(replica)), replica)
+    broadcast(resumed, resumed.prepare(weights(8), 8, counts(replica)), replica)
     assert_serves(replica, 8, 8)
 
 
@@ -123,7 +129,7 @@ def test_the_workers_of_a_replica_follow_those_of_the_one_before(
 ) -> None:
     sender = NCCLSender(application)
     first, second = Replica("first", workers[:2]), Replica("second", workers[2:])
-    update = sender.prepare(named(1), 1, counts(first, second))
+    update = sender.prepare(weights(1), 1, counts(first, second))
     assert update["group"]["rank_offsets"] == {"first": 1, "second": 3}
     broadcast(sender, update, first, second)
     assert_serves(first, 1, 1)
@@ -134,15 +140,16 @@ def test_the_workers_of_a_replica_follow_those_of_the_one_before(
     assert group[0].num_broadcasts > 3
 
 
-def test_a_broadcast_begins_when_gathering_has_ended(
+def test_tensors_are_gathered_as_the_broadcast_asks_for_them(
     workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
     send = QueueGroup.broadcast
 
     def gathered() -> Iterator[tuple[str, Tensor]]:
-        yield from named(1)
-        events.append("gathered")
+        for name, tensor in named(1):
+            events.append("gathered")
+            yield name, tensor
 
     def record_broadcast(group: QueueGroup, *args: Any, **options: Any) -> None:
         if group.rank == 0:
@@ -150,10 +157,44 @@ def test_a_broadcast_begins_when_gathering_has_ended(
         send(group, *args, **options)
 
     monkeypatch.setattr(QueueGroup, "broadcast", record_broadcast)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("synchronised"))
     sender, replica = NCCLSender(application), Replica("replica", workers[:1])
-    broadcast(sender, sender.prepare(gathered(), 1, counts(replica)), replica)
-    assert events[:3] == ["gathered", "synchronised", "broadcast"]
+    lazy = Weights(weights(1).specs, gathered())
+    broadcast(sender, sender.prepare(lazy, 1, counts(replica)), replica)
+    assert_serves(replica, 1, 1)
+    assert events.count("gathered") == len(named(1)) and events[0] == "gathered"
+    # A buffer is sent when it is full: never more than a buffer is gathered ahead.
+    assert events.index("broadcast") < 5 and events.count("broadcast") > 3
+
+
+def test_what_later_replicas_load_is_a_copy_that_training_does_not_touch(
+    workers: list[PolicyWeightReceiver], application: str
+) -> None:
+    sender, replica = NCCLSender(application), Replica("replica", workers[:1])
+    trained = named(1)
+    for present, late in ([replica], Replica("late", workers[1:2])), ([], Replica("later", workers[2:3])):
+        version = len(late.name)
+        update = sender.prepare(Weights.of(trained), version, counts(*present))
+        sender.transmit(WAIT_S, lambda: None) if not present else broadcast(sender, update, *present)
+        with torch.no_grad():
+            for _, tensor in trained:
+                tensor.add_(1.0)
+        late.load(sender.snapshot().result(WAIT_S))
+        with torch.no_grad():
+            for _, tensor in trained:
+                tensor.sub_(1.0)
+        assert_serves(late, 1, version)
+
+
+def test_a_replica_that_gives_up_ends_a_broadcast_before_its_deadline(
+    workers: list[PolicyWeightReceiver], application: str
+) -> None:
+    def say_what_it_said() -> None:
+        raise WeightLoadError("the replica said why")
+
+    sender = NCCLSender(application)
+    sender.prepare(weights(1), 1, {"never joins": 1})
+    with pytest.raises(WeightLoadError, match="the replica said why"):
+        sender.transmit(WAIT_S, say_what_it_said)
 
 
 def test_a_replica_that_dies_in_a_broadcast_ends_it_and_the_next_one_has_a_group_of_its_own(
@@ -170,12 +211,12 @@ def test_a_replica_that_dies_in_a_broadcast_ends_it_and_the_next_one_has_a_group
     with monkeypatch.context() as patch:
         patch.setattr(QueueGroup, "broadcast", die_at_the_second_buffer)
         with pytest.raises(TimeoutError, match="broadcast of weights 1 to 1 replicas did not end within 1 s"):
-            broadcast(sender, sender.prepare(named(1), 1, counts(dying)), dying, timeout_s=1.0)
+            broadcast(sender, sender.prepare(weights(1), 1, counts(dying)), dying, timeout_s=1.0)
     assert isinstance(dying.died.result(WAIT_S), ConnectionError)
     assert dying.versions == ["0"] and dying.calls.count("update_weights") == 1
 
     replacement = Replica("dying", workers[:1])
-    broadcast(sender, sender.prepare(named(2), 2, counts(replacement)), replacement)
+    broadcast(sender, sender.prepare(weights(2), 2, counts(replacement)), replacement)
     assert_serves(replacement, 2, 2)
 
 
@@ -188,16 +229,14 @@ def test_a_broadcast_of_another_version_or_of_other_bytes_is_no_update(
         send(group, torch.full_like(tensor, 7) if group.num_broadcasts == 2 else tensor, src, stream)
 
     sender, replica = NCCLSender(application), Replica("replica", workers[:1])
-    sender.prepare(named(1), 1, counts(replica))
-    late = sender._sent
-    update = sender.prepare(named(2), 2, counts(replica))
-    sender._sent = late
+    update = sender.prepare(weights(2), 2, counts(replica))
+    sender._weights, sender._weights_seq_no = weights(1), 1
     with pytest.raises(UpdateError, match="weights 2 are not loaded: what arrived are weights 1"):
         broadcast(sender, update, replica)
 
     replica = Replica("replica", workers[:1])
     sender = NCCLSender(application)
-    update = sender.prepare(named(3), 3, counts(replica))
+    update = sender.prepare(weights(3), 3, counts(replica))
     monkeypatch.setattr(QueueGroup, "broadcast", send_nothing)
     with pytest.raises(
         UpdateError, match="weights 3 are not loaded: model.layers.* other bytes than were sent"
@@ -211,11 +250,11 @@ def test_a_group_that_sends_nothing_is_not_joined(
 ) -> None:
     monkeypatch.setattr(QueueGroup, "disabled", True)
     sender, replica = NCCLSender(application), Replica("replica", workers[:1])
-    update = sender.prepare(named(1), 1, counts(replica))
+    update = sender.prepare(weights(1), 1, counts(replica))
     with ThreadPoolExecutor(1) as threads:
         load = threads.submit(replica.load, update)
         with pytest.raises(RuntimeError, match="no NCCL library was found"):
-            sender.transmit(10.0)
+            sender.transmit(10.0, lambda: None)
         with pytest.raises(RuntimeError, match="no NCCL library was found"):
             load.result(10.0)
     assert isinstance(replica.died.result(WAIT_S), RuntimeError)
@@ -258,7 +297,7 @@ def test_an_update_that_is_not_one_of_the_model_ends_the_replica(
     workers: list[PolicyWeightReceiver], application: str, make_sender: Any, change: Any, why: str
 ) -> None:
     replica = Replica("replica", workers[:1])
-    update = make_sender(application).prepare(change(named(1)), 1, counts(replica))
+    update = make_sender(application).prepare(Weights.of(change(named(1))), 1, counts(replica))
     if make_sender is NCCLSender:
         # Before the group: what is announced can be refused without receiving it.
         update = update | {"group": None}
@@ -270,8 +309,8 @@ def test_an_update_without_tensors_is_neither_sent_nor_taken(
     workers: list[PolicyWeightReceiver], application: str, make_sender: Any
 ) -> None:
     with pytest.raises(UpdateError, match="weights 1 have no tensors"):
-        make_sender(application).prepare([], 1, {})
-    empty = {"kind": "nccl", "weights_seq_no": 1, "info": describe([]), "group": None}
+        make_sender(application).prepare(Weights.of([]), 1, {})
+    empty = {"kind": "nccl", "weights_seq_no": 1, "info": describe({}), "group": None}
     assert_dies(Replica("replica", workers[:1]), empty, "the update lacks weights for")
 
 
@@ -286,14 +325,14 @@ def test_an_update_that_was_begun_and_never_received_does_not_finish(
 @pytest.mark.usefixtures("handles_are_tensors")
 def test_handles_are_loaded_and_checked(workers: list[PolicyWeightReceiver], application: str) -> None:
     sender, replica = IPCSender(application), Replica("replica", workers[:1])
-    replica.load(sender.prepare(named(1), 1, counts(replica)))
+    replica.load(sender.prepare(weights(1), 1, counts(replica)))
     assert_serves(replica, 1, 1)
     late = Replica("late", workers[1:2])
-    late.load(sender.snapshot())
+    late.load(sender.snapshot().result(WAIT_S))
     assert_serves(late, 1, 1)
 
-    update = sender.prepare(named(2), 2, counts(replica))
-    sender._tensors[0][1].zero_()
+    update = sender.prepare(weights(2), 2, counts(replica))
+    sender._sent[0][1].zero_()
     with pytest.raises(UpdateError, match="weights 2 are not loaded: model.embed_tokens.weight arrived with"):
         replica.load(update)
     assert replica.versions == ["0", "1"]
@@ -303,9 +342,9 @@ def test_weights_from_shared_memory_land_and_a_failed_read_is_tried_again(
     workers: list[PolicyWeightReceiver], application: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender, replica = SharedMemorySender(application), Replica("replica", workers[:1])
-    replica.load(sender.prepare(named(1), 1, {}))
+    replica.load(sender.prepare(weights(1), 1, {}))
     assert_serves(replica, 1, 1)
-    update = sender.prepare(named(2), 2, {})
+    update = sender.prepare(weights(2), 2, {})
     path = Path(update["path"])
     content = path.read_bytes()
     path.write_bytes(content[:-100])
@@ -337,7 +376,7 @@ def lower(tensors: dict[str, Tensor]) -> None:
 
 def put_older_weights(tensors: dict[str, Tensor]) -> None:
     older = named(0)
-    tensors.update([*older, trailer(older, 0)])
+    tensors.update(with_trailer(older, 0))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +394,7 @@ def put_older_weights(tensors: dict[str, Tensor]) -> None:
 def test_a_file_that_is_not_what_was_announced_ends_the_replica(
     workers: list[PolicyWeightReceiver], application: str, change: Any, why: str
 ) -> None:
-    update = SharedMemorySender(application).prepare(named(1), 1, {})
+    update = SharedMemorySender(application).prepare(weights(1), 1, {})
     rewrite(update["path"], change)
     assert_dies(Replica("replica", workers[:1]), update, f"weights 1 are not loaded: .*{why}")
 
@@ -364,7 +403,7 @@ def test_a_file_that_is_not_what_was_announced_ends_the_replica(
 def test_a_truncated_file_ends_the_replica(
     workers: list[PolicyWeightReceiver], application: str, num_bytes: int
 ) -> None:
-    update = SharedMemorySender(application).prepare(named(1), 1, {})
+    update = SharedMemorySender(application).prepare(weights(1), 1, {})
     path = Path(update["path"])
     path.write_bytes(path.read_bytes()[:num_bytes])
     assert_dies(Replica("replica", workers[:1]), update, "is not a whole file of weights")

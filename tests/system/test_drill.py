@@ -1,4 +1,7 @@
-"""A run of `tools.drill` with three faults, one after another: it goes on by itself, with a clean ledger."""
+"""A run of `tools.drill` with three faults, one after another, and a clean ledger.
+
+It goes on by itself after two of them; the third ends it at once, and the same command brings it to its end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_FAULTS = "env_runner_stopped+learner_killed+controller_killed"
+_FAULTS = "env_runner_stopped+learner_killed+sigint_twice"
 _SMALL = ("training.num_iterations=12", "training.groups_per_batch=2", "env.max_steps=4")
 
 
@@ -26,11 +29,14 @@ def test_hung_and_dead_processes_are_replaced_and_nothing_is_lost(tmp_path: Path
         timeout=580.0,
     )
     assert drilled.returncode == 0, drilled.stdout
-    assert "| 1 of 1 |" in drilled.stdout
+    assert "| all | 3 of 3 | 0 |" in drilled.stdout
     (result,) = [json.loads(line) for line in (out / "drills.jsonl").read_text().splitlines()]
     assert result["outcome"] == "survived" and result["violations"] == []
     assert len(result["moments"]) == len(result["recovery_s"]) == 3
-    assert result["exit_codes"] == [0]
+    assert result["exit_codes"] in (
+        [130, 0],
+        [0, 0],
+    )  # the second one may come when the first has done its work
     counters = result["counters"]
     assert counters["total/hung_env_runners"] >= 1
     assert counters["total/learner_restarts"] >= 1

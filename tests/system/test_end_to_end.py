@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from closed_helpers import check_that_run_is_closed
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from watched_helpers import check_that_run_is_watched
 
 from serl.algorithm_state import read_algorithm_state
 from serl.run.checkpoint import list_checkpoints
@@ -26,6 +28,12 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 _POLICY = _REPOSITORY / "serl" / "policies" / "tiny_alfworld"
 _SMALL = (
     "name=end_to_end",
+    # So that what is done again is the same to the bit: each request draws from a seed of its own …
+    "rollout.seeded_requests=true",
+    # … and is computed alone and whole: which requests share a step of the engine, and which prefixes it has
+    # cached, depends on timing, and sums of another shape may round in another way.
+    "serving.max_num_seqs=1",
+    "serving.engine_args.enable_prefix_caching=false",
     "training.groups_per_batch=2",
     "training.group_size=4",
     "training.max_staleness=0",
@@ -67,7 +75,7 @@ def _training(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the console of a run that was found closed to others, and stopped by Ctrl-C."""
+    """The folder and the console of a run that was found closed to others, watched, and stopped by Ctrl-C."""
     output = tmp_path_factory.mktemp("runs")
     everything = ("learner.num_learners=2", "cluster.dashboard=true", "training.num_iterations=500")
     process = _serl_run("experiments/quickstart.yaml", *_SMALL, *everything, f"output_dir={output}")
@@ -79,6 +87,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             time.sleep(0.2)
         (run_dir,) = output.iterdir()
         check_that_run_is_closed(process.pid, run_dir)
+        check_that_run_is_watched(run_dir, num_learners=2)
     finally:
         process.send_signal(signal.SIGINT)
     return run_dir, _finish(process, timeout_s=120.0)
@@ -126,22 +135,33 @@ def test_the_sampler_follows_the_learner_from_update_to_update(stopped_run: tupl
     assert len(rows) >= 3 and max(row["learner/train_inference_mismatch"] for row in rows) < 1e-3
 
 
-def test_a_resumed_run_continues_counters_curves_and_lambda(stopped_run: tuple[Path, str]) -> None:
+def test_an_update_done_again_from_the_checkpoint_before_gives_the_same_weights_and_curves(
+    stopped_run: tuple[Path, str], tmp_path: Path
+) -> None:
     run_dir, _ = stopped_run
-    before = len(_training(run_dir))
-    last = before + 1
+    *_, newest = list_checkpoints(run_dir / "checkpoints")
+    first = shutil.move(newest, tmp_path / "first")
+    done = _training(run_dir)
+    last = len(done)
     full = "logging.max_trajectories_mib=0.001"
     console = _finish(_serl_run("--resume", str(run_dir), f"training.num_iterations={last}", full))
+    again = list_checkpoints(run_dir / "checkpoints")[-1]
+    files = sorted(file.relative_to(again) for file in again.rglob("*.safetensors"))
+    assert len(files) == 1 + 2 * 4  # the policy; weights, teacher and two moments of each learner
+    for file in files:
+        own, other = load_file(first / file), load_file(again / file)
+        assert own.keys() == other.keys()
+        assert [name for name in own if not own[name].equal(other[name])] == [], file
+
     training = _training(run_dir)
     assert console.count("trajectories.jsonl is full") == 1
-    assert [row["records/trajectories_left_out"] for row in training] == [0] * before + [8]
+    assert [row["records/trajectories_left_out"] for row in training] == [0] * (last - 1) + [8]
     assert [row["iteration"] for row in training] == list(range(1, last + 1))
     assert [row["weights_seq_no"] for row in training] == list(range(1, last + 1))
+    assert training[-1]["learner/loss"] == done[-1]["learner/loss"]
     lambdas = [row["learner/effective_lambda"] for row in training]
     assert lambdas == sorted(lambdas, reverse=True) and len(set(lambdas)) == last
     assert training[-1]["total/episodes_finished"] >= training[-2]["total/episodes_finished"] + 8
-    assert training[-1]["learner/train_inference_mismatch"] < 1e-3
     board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("learner/loss")] == list(range(1, last + 1))
-    state = read_algorithm_state(list_checkpoints(run_dir / "checkpoints")[-1])
-    assert state["weights_seq_no"] == last
+    assert read_algorithm_state(again)["weights_seq_no"] == last

@@ -47,6 +47,7 @@ from serl.serving.weight_store import (
     Loaded,
     create_weight_store,
     find_weight_store,
+from serl.serving.transfer.sender import Weights
     live_actors,
 )
 from serl.serving.weights import WeightLoadError, WeightPublisher
@@ -215,13 +216,13 @@ def test_an_update_in_flight_keeps_each_request_and_marks_its_tokens(deployment:
 
 def test_weights_that_are_not_newer_are_not_published(deployment: Deployment) -> None:
     with pytest.raises(ValueError, match="are not newer than weights"):
-        deployment.publisher.publish(make_policy(3).named_parameters(), deployment.weights_seq_no)
+        deployment.publisher.publish(Weights.of(make_policy(3).named_parameters()), deployment.weights_seq_no)
 
 
 def test_learners_that_resumed_publish_an_older_version_and_it_is_served(deployment: Deployment) -> None:
     resumed = WeightPublisher(deployment.names, "auto", timeout_s=60.0)
     older = deployment.weights_seq_no - 1
-    stats = resumed.publish(make_policy(10).named_parameters(), older).stats
+    stats = resumed.publish(Weights.of(make_policy(10).named_parameters()), older).stats
     assert stats.num_replicas == 1
     completion = deployment.generate(PROMPT)
     assert completion.version_spans[0].weights_seq_no == older
@@ -232,7 +233,7 @@ def test_a_weight_store_that_ends_is_replaced_and_replicas_find_the_new_one(depl
     served = replica_actors(deployment.names)
     deployment.weights_seq_no += 1
     parameters = make_policy(12).named_parameters()
-    snapshot = deployment.publisher.publish(parameters, deployment.weights_seq_no).snapshot
+    snapshot = deployment.publisher.publish(Weights.of(parameters), deployment.weights_seq_no).snapshot
     replace_weight_store(deployment.names, snapshot)
     # One that was killed while nobody looked, and takes a new version at once.
     stats = deployment.publish(make_policy(11))
@@ -311,7 +312,7 @@ def test_weights_that_no_replica_can_load_are_reported_and_survived(deployment: 
     parameters = make_policy(9).named_parameters()
     incomplete = [(name, parameter) for name, parameter in parameters if "layers.1" not in name]
     with pytest.raises(WeightLoadError, match="the update lacks weights for .*layers.1"):
-        deployment.publisher.publish(incomplete, deployment.weights_seq_no + 1)
+        deployment.publisher.publish(Weights.of(incomplete), deployment.weights_seq_no + 1)
     completion = deployment.run(
         deployment.client.generate(PROMPT, FREE, "session", START_TIMEOUT_S), START_TIMEOUT_S
     )
@@ -329,7 +330,7 @@ def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> Non
         with pytest.raises(
             TimeoutError, match="weights 1 were not loaded within 1 s by 1 of 1 replicas: serl"
         ):
-            publisher.publish(make_policy(0).named_parameters(), 1)
+            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
     finally:
         release_folder(names.application)
     assert find_weight_store(names, 1.0) is not None
@@ -349,7 +350,7 @@ def test_a_broadcast_that_does_not_end_tells_which_replica_could_not_load_it(
     monkeypatch.setattr(publisher._sender, "transmit", wait_in_vain)
     try:
         with pytest.raises(WeightLoadError, match="did not end, because .*: a replica: UpdateError: other"):
-            publisher.publish(make_policy(0).named_parameters(), 1)
+            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
     finally:
         release_folder(names.application)
 

@@ -19,6 +19,7 @@ from serl.config import ExperimentConfig
 from serl.learner.parallel import full_tensors
 from serl.models.weights import named_weights
 from serl.serving.engine_options import build_engine, replica_environment
+from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.shared_memory import SharedMemorySender
 from serl.serving.weights import WeightPublisher
 from serl.serving.weights_folder import claim_folder, release_folder
@@ -211,14 +212,14 @@ def broadcast(
     claim_folder(_SCRATCH)
     try:
         scratch = SharedMemorySender(_SCRATCH)
-        scratch.prepare(tensors.items(), 1, {})
+        scratch.prepare(Weights.of(tensors.items()), 1, {})
         with (
             local_cluster() as run_dir,
             player_on_deployment(experiment, model_dir, run_dir) as (player, names),
         ):
             publisher = WeightPublisher(names, "shared_memory", experiment.serving.update_timeout_s)
             # The first one also brings the replica's code into memory.
-            stats = publisher.publish(tensors.items(), 1).stats
+            stats = publisher.publish(Weights.of(tensors.items()), 1).stats
             for version in range(2, 2 + options.repetitions):
                 _generate(player)
                 own = {
@@ -226,7 +227,7 @@ def broadcast(
                     "writing": _seconds_of_writing(scratch, tensors, version),
                 }
                 started = time.perf_counter()
-                stats = publisher.publish(tensors.items(), version).stats
+                stats = publisher.publish(Weights.of(tensors.items()), version).stats
                 own["broadcast"] = time.perf_counter() - started
                 own["transport"] = stats.seconds_transport
                 own["vLLM's own load"] = stats.seconds_load
@@ -276,7 +277,7 @@ def _seconds_of_memcpy(tensors: dict[str, Tensor], copies: dict[str, Tensor]) ->
 
 def _seconds_of_writing(sender: SharedMemorySender, tensors: dict[str, Tensor], version: int) -> float:
     started = time.perf_counter()
-    sender.prepare(tensors.items(), version, {})
+    sender.prepare(Weights.of(tensors.items()), version, {})
     seconds = time.perf_counter() - started
-    sender.snapshot()
+    sender.keep_newest()
     return seconds

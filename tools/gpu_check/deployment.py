@@ -17,6 +17,7 @@ from serl.run.closed_cluster import start_closed_cluster
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.start import start_serving, stop_serving, wait_until_ready
+from serl.serving.transfer.sender import Weights
 from serl.serving.weights import BroadcastStats, WeightPublisher
 from serl.types import Completion, Sampling
 from tools.gpu_check.policy import CONTRAST, TOLERANCE, make_experiment, make_policy, mismatch, save_policy
@@ -102,7 +103,7 @@ class _Publisher:
     def publish(self, version: int) -> BroadcastStats:
         weights = named_weights(make_policy(version))
         tensors = [(name, weight.to(self._device, self._dtype)) for name, weight in weights.items()]
-        return self._publisher.publish(tensors, version).stats
+        return self._publisher.publish(Weights.of(tensors), version).stats
 
 
 def _worst(completions: list[Completion], version: int) -> float:

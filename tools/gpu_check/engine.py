@@ -12,6 +12,7 @@ from serl.models.weights import named_weights
 from serl.serving.engine import EngineThread
 from serl.serving.engine_options import build_engine
 from serl.serving.messages import Answer, Request, make_request
+from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.shared_memory import SharedMemorySender
 from serl.serving.weights_folder import claim_folder, release_folder
 from serl.types import Sampling
@@ -90,7 +91,7 @@ class _Engine:
             sender = SharedMemorySender(application)
             dtype = self._llm.vllm_config.model_config.dtype
             tensors = [(name, weight.to(dtype)) for name, weight in named_weights(make_policy(1)).items()]
-            update = sender.prepare(tensors, 1, {})
+            update = sender.prepare(Weights.of(tensors), 1, {})
             submitted = self._submit(_LONG)
             deadline = time.monotonic() + _TIMEOUT_S
             while self._thread.statistics()["running_requests"] == 0:

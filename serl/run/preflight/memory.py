@@ -57,7 +57,7 @@ def examine_shared_memory(experiment: ExperimentConfig) -> Iterator[Finding]:
     except ModelPathError:
         return  # said of the model
     if counted is not None:
-        found = _shared_memory(memory_plan.version_bytes(counted, experiment), _free_shared_memory())
+        found = _shared_memory(memory_plan.version_bytes(counted, experiment), free_shared_memory())
         if found.verdict == "missing":
             yield found
 
@@ -91,7 +91,7 @@ def _key_for(peak: Plan, experiment: ExperimentConfig, is_kept_too_much: bool) -
     """The setting that takes most off ``peak`` at the least price."""
     learner = experiment.learner
     more_learners = "raise learner.num_learners: each then holds a smaller shard"
-    if is_kept_too_much or "whole weights" in peak.parts:
+    if is_kept_too_much:
         return more_learners
     if learner.gradient_checkpointing:
         return f"lower learner.micro_batch_tokens = {learner.micro_batch_tokens}, or {more_learners}"
@@ -173,10 +173,11 @@ def _gb(size: float) -> str:
 
 def this_machine(experiment: ExperimentConfig) -> Machine:
     """Of this node: the smallest GPU, what is free of memory and of the file systems that are written to."""
-    return Machine(_gpu_bytes(), _available_bytes(), _free_shared_memory(), _free_disk(experiment))
+    return Machine(_gpu_bytes(), _available_bytes(), free_shared_memory(), _free_disk(experiment))
 
 
-def _free_shared_memory() -> float:
+def free_shared_memory() -> float:
+    """Bytes, of this host."""
     root = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
     return float(shutil.disk_usage(root).free)
 

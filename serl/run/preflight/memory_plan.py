@@ -131,9 +131,11 @@ def _sending(shape: ModelShape, experiment: ExperimentConfig, held: dict[str, fl
     """The first learner's; its gradients are gone by then."""
     transfer = experiment.serving.weight_transfer
     parts = {what: size for what, size in held.items() if what != "gradients"}
-    if transfer in ("nccl", "ipc"):
+    if transfer == "ipc":
         parts["whole weights"] = version_bytes(shape.num_weights, experiment)
     if transfer == "nccl":
+        # A buffer's tensors lie beside it until they are packed; the greatest may be larger than that.
+        parts["gathered tensors"] = max(_TRANSFER_BUFFER_BYTES, version_bytes(shape.head_weights, experiment))
         parts["transfer buffers"] = _TRANSFER_BUFFER_BYTES
     return parts
 

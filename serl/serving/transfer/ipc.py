@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from serl.serving.transfer.landing import describe, trailer
-from serl.serving.transfer.sender import NamedTensors
-from serl.serving.transfer.shared_memory import SharedMemorySender
+from serl.serving.transfer.landing import TensorSpec, describe, with_trailer
+from serl.serving.transfer.sender import Weights
+from serl.serving.transfer.snapshots import SnapshotWriter
 
 
 class IPCSender:
     """Sends handles; the tensors are held until the replicas have copied them."""
 
     def __init__(self, application: str, node_id: str | None = None) -> None:
-        self._snapshots = SharedMemorySender(application, node_id)
-        self._tensors: list[tuple[str, torch.Tensor]] = []
-        self._trailer: tuple[str, torch.Tensor] | None = None
+        self._snapshots = SnapshotWriter(application, node_id)
+        self._sent: list[tuple[str, torch.Tensor]] = []
         self._weights_seq_no = 0
 
-    def prepare(
-        self, named_tensors: NamedTensors, weights_seq_no: int, replicas: dict[str, int]
-    ) -> dict[str, Any]:
+    def prepare(self, weights: Weights, weights_seq_no: int, replicas: dict[str, int]) -> dict[str, Any]:
         self._weights_seq_no = weights_seq_no
-        self._tensors = [(name, tensor.detach().contiguous()) for name, tensor in named_tensors]
-        self._trailer = trailer(self._tensors, weights_seq_no)
-        sent = [*self._tensors, self._trailer]
+        self._sent = with_trailer(list(weights), weights_seq_no)
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         # The handles point to memory that kernels may still be writing.
         torch.cuda.synchronize()
+        info = describe({name: TensorSpec.of(tensor) for name, tensor in self._sent})
+        handles = [{gpu: reduce_tensor(tensor)[1]} for _, tensor in self._sent]
         return {
             "kind": "ipc",
             "weights_seq_no": weights_seq_no,
-            "num_bytes": sum(tensor.nbytes for _, tensor in self._tensors),
-            "info": describe(sent) | {"ipc_handles": [{gpu: reduce_tensor(tensor)[1]} for _, tensor in sent]},
+            "num_bytes": sum(tensor.nbytes for _, tensor in self._sent[:-1]),
+            "info": info | {"ipc_handles": handles},
         }
 
-    def transmit(self, timeout_s: float) -> None:
+    def transmit(self, timeout_s: float, check: Callable[[], None]) -> None:
         """Nothing to send: the replicas read this process's memory."""
 
-    def snapshot(self) -> dict[str, Any]:
-        self._snapshots.prepare(self._tensors, self._weights_seq_no, {})
-        self.close()
-        return self._snapshots.snapshot()
+    def snapshot(self) -> Future[dict[str, Any]]:
+        self._snapshots.begin()
+        for name, tensor in self._sent[:-1]:
+            self._snapshots.copy(name, tensor)
+        torch.cuda.synchronize()
+        self._free()
+        return self._snapshots.write(self._weights_seq_no)
 
     def close(self) -> None:
-        self._tensors, self._trailer = [], None
+        self._free()
+        self._snapshots.close()
+
+    def _free(self) -> None:
+        self._sent = []
         torch.cuda.ipc_collect()

@@ -8,7 +8,8 @@ wrote nothing, or that of another version, would look like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -33,24 +34,34 @@ class TensorSpec:
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
         return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def trailer(tensors: list[tuple[str, torch.Tensor]], weights_seq_no: int) -> tuple[str, torch.Tensor]:
-    """The tensor that ends the update with ``tensors``: int64 [1 + number of tensors].
+def trailer(sums: Sequence[torch.Tensor], weights_seq_no: int) -> torch.Tensor:
+    """What ends the update of tensors with the checksums ``sums``: int64 [1 + number of tensors].
 
     Raises UpdateError if there are no tensors.
     """
-    if not tensors:
+    if not sums:
         raise UpdateError(f"weights {weights_seq_no} have no tensors")
-    sums = torch.stack([checksum(tensor) for _, tensor in tensors])
-    return TRAILER, torch.cat([sums.new_tensor([weights_seq_no]), sums])
+    return torch.cat([sums[0].new_tensor([weights_seq_no]), torch.stack(list(sums))])
 
 
-def describe(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, list[Any]]:
-    """Names, dtypes and shapes in the order of ``tensors``, as vLLM's weight-transfer engines want them."""
-    specs = {name: TensorSpec.of(tensor) for name, tensor in tensors}
+def with_trailer(
+    tensors: list[tuple[str, torch.Tensor]], weights_seq_no: int
+) -> list[tuple[str, torch.Tensor]]:
+    """The whole update with ``tensors``; raises UpdateError if there are none."""
+    sums = [checksum(tensor) for _, tensor in tensors]
+    return [*tensors, (TRAILER, trailer(sums, weights_seq_no))]
+
+
+def describe(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
+    """Names, dtypes and shapes, as vLLM's weight-transfer engines want them."""
     return {
         "names": list(specs),
         "dtype_names": [spec.dtype for spec in specs.values()],

@@ -1,83 +1,99 @@
 """Weights broadcast through NCCL from the learner's GPU to the workers of all replicas.
 
+Tensors are gathered from the learners' shards one at a time, as vLLM's packed broadcast asks for them: no GPU
+holds the whole policy. A copy of each goes to the host, for replicas that start later.
+
 The NCCL group is fixed: it is made anew when replicas have come or gone since the last broadcast, or if
-that failed. A replica that dies during a broadcast leaves the learner waiting in it; the deadline ends that
-with an error, and the run resumes from its checkpoint.
+that failed. A replica that dies during a broadcast leaves the learner's thread waiting in it. What it said
+before, or else the deadline, ends the broadcast with an error, and new learners go on from the checkpoint.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-from concurrent.futures import Future
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
 import torch
 
 from serl.private import vllm as private_vllm
-from serl.serving.transfer.landing import describe, trailer
-from serl.serving.transfer.sender import NamedTensors
-from serl.serving.transfer.shared_memory import SharedMemorySender
+from serl.serving.transfer.landing import TRAILER, TensorSpec, UpdateError, checksum, describe, trailer
+from serl.serving.transfer.sender import Weights
+from serl.serving.transfer.snapshots import SnapshotWriter
+
+# How often a learner whose broadcast does not end looks whether a replica has given up.
+_CHECK_INTERVAL_S = 0.5
 
 
 class NCCLSender:
     """Rank 0 of the group; the workers of the first replica follow, then those of the second, and so on."""
 
     def __init__(self, application: str, node_id: str | None = None) -> None:
-        self._snapshots = SharedMemorySender(application, node_id)
-        self._tensors: list[tuple[str, torch.Tensor]] = []
-        self._sent: list[tuple[str, torch.Tensor]] = []
+        self._snapshots = SnapshotWriter(application, node_id)
+        self._weights = Weights.of(())
         self._weights_seq_no = 0
         self._members: dict[str, int] = {}
         self._rendezvous: dict[str, Any] = {}
         self._group: Any = None
 
-    def prepare(
-        self, named_tensors: NamedTensors, weights_seq_no: int, replicas: dict[str, int]
-    ) -> dict[str, Any]:
-        self._weights_seq_no = weights_seq_no
-        self._tensors = [(name, tensor.detach().contiguous()) for name, tensor in named_tensors]
-        self._sent = [*self._tensors, trailer(self._tensors, weights_seq_no)]
+    def prepare(self, weights: Weights, weights_seq_no: int, replicas: dict[str, int]) -> dict[str, Any]:
+        if not weights.specs:
+            raise UpdateError(f"weights {weights_seq_no} have no tensors")
+        self._weights, self._weights_seq_no = weights, weights_seq_no
         if replicas != self._members:
             self._plan_group(replicas)
-        # vLLM packs on streams of its own, which do not wait for the one that tensors are gathered on.
+        # The streams that gather do not wait for the one on which the optimizer may still be writing.
         torch.cuda.synchronize()
+        of_trailer = TensorSpec((1 + len(weights.specs),), "int64")
         return {
             "kind": "nccl",
             "weights_seq_no": weights_seq_no,
-            "num_bytes": sum(tensor.nbytes for _, tensor in self._tensors),
-            "info": describe(self._sent),
+            "num_bytes": sum(spec.num_bytes for spec in weights.specs.values()),
+            "info": describe({**weights.specs, TRAILER: of_trailer}),
             "group": self._rendezvous,
         }
 
-    def transmit(self, timeout_s: float) -> None:
-        if not self._members:
-            return
+    def transmit(self, timeout_s: float, check: Callable[[], None]) -> None:
+        deadline = time.monotonic() + timeout_s
         outcome: Future[Any] = Future()
-        arguments = (torch.cuda.current_device(), self._group, self._rendezvous, self._sent, outcome)
+        group = (self._group, self._rendezvous) if self._members else None
+        arguments = (torch.cuda.current_device(), group, self._gathered(), outcome)
         # A thread that NCCL holds cannot be stopped; as a daemon it does not keep the process alive.
         threading.Thread(target=_broadcast, args=arguments, daemon=True).start()
-        num_replicas = len(self._members)
         try:
-            self._group = outcome.result(timeout_s)
-        except BaseException as error:
+            while not wait([outcome], min(_CHECK_INTERVAL_S, max(0.0, deadline - time.monotonic()))).done:
+                check()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        f"the NCCL broadcast of weights {self._weights_seq_no} to {len(self._members)} "
+                        f"replicas did not end within {timeout_s:g} s"
+                    )
+            self._group = outcome.result()
+        except BaseException:
             self._forget_group()
-            if isinstance(error, TimeoutError) and not outcome.done():
-                raise TimeoutError(
-                    f"the NCCL broadcast of weights {self._weights_seq_no} to {num_replicas} replicas "
-                    f"did not end within {timeout_s:g} s"
-                ) from error
             raise
 
-    def snapshot(self) -> dict[str, Any]:
-        self._snapshots.prepare(self._tensors, self._weights_seq_no, {})
-        self._tensors, self._sent = [], []
-        return self._snapshots.snapshot()
+    def snapshot(self) -> Future[dict[str, Any]]:
+        return self._snapshots.write(self._weights_seq_no)
+
+    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The update, on the stream of whoever asks for it: vLLM packs on streams of its own."""
+        self._snapshots.begin()
+        sums: list[torch.Tensor] = []
+        for name, tensor in self._weights:
+            sums.append(checksum(tensor))
+            self._snapshots.copy(name, tensor)
+            yield name, tensor
+        yield TRAILER, trailer(sums, self._weights_seq_no)
 
     def close(self) -> None:
-        self._tensors, self._sent = [], []
         self._leave_group()
+        self._snapshots.close()
 
     def _leave_group(self) -> None:
         if self._group is not None:
@@ -109,16 +125,22 @@ class NCCLSender:
 
 def _broadcast(
     device: int,
-    group: Any,
-    rendezvous: dict[str, Any],
-    tensors: list[tuple[str, torch.Tensor]],
+    group: tuple[Any, dict[str, Any]] | None,
+    tensors: Iterator[tuple[str, torch.Tensor]],
     outcome: Future[Any],
 ) -> None:
-    """Sends ``tensors`` to ``group``, which is joined first if it is None; its ``outcome`` is the group."""
+    """Sends ``tensors`` to ``group``; its ``outcome`` is the group that was joined.
+
+    ``group``: the one of before, or None, and the rendezvous of the next one; None where nobody receives.
+    """
+    joined = None
     try:
         torch.cuda.set_device(device)
-        joined = private_vllm.join_nccl_group(rendezvous) if group is None else group
-        private_vllm.broadcast_packed(tensors, joined)
+        if group is None:
+            deque(tensors, maxlen=0)
+        else:
+            joined = private_vllm.join_nccl_group(group[1]) if group[0] is None else group[0]
+            private_vllm.broadcast_packed(tensors, joined)
         torch.cuda.current_stream().synchronize()
     except BaseException as error:
         outcome.set_exception(error)

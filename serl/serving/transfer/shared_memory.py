@@ -9,15 +9,16 @@ version is never disturbed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from serl.serving.transfer.landing import UpdateError, describe, trailer
-from serl.serving.transfer.sender import NamedTensors
+from serl.serving.transfer.landing import TensorSpec, UpdateError, describe, with_trailer
+from serl.serving.transfer.sender import Weights
 from serl.serving.weights_folder import host_id, join_folder, weights_folder
 
 NUM_KEPT_VERSIONS = 2
@@ -49,21 +50,19 @@ class SharedMemorySender:
         self._folder = weights_folder(application)
         self._update: dict[str, Any] = {}
 
-    def prepare(
-        self, named_tensors: NamedTensors, weights_seq_no: int, replicas: dict[str, int]
-    ) -> dict[str, Any]:
-        tensors = _distinct(named_tensors)
+    def prepare(self, weights: Weights, weights_seq_no: int, replicas: dict[str, int]) -> dict[str, Any]:
+        tensors = _distinct(weights)
         path = self._folder / f"{weights_seq_no:08d}.safetensors"
         unfinished = path.with_suffix(".unfinished")
         join_folder(self._application)
-        contents = dict([*tensors.items(), trailer(list(tensors.items()), weights_seq_no)])
+        contents = dict(with_trailer(list(tensors.items()), weights_seq_no))
         save_file(contents, unfinished)
         os.replace(unfinished, path)
         self._update = {
             "kind": "shared_memory",
             "weights_seq_no": weights_seq_no,
             "num_bytes": sum(tensor.nbytes for tensor in tensors.values()),
-            "info": describe(contents.items()),
+            "info": describe({name: TensorSpec.of(tensor) for name, tensor in contents.items()}),
             "path": str(path),
             "file_bytes": path.stat().st_size,
             "host": host_id(),
@@ -71,10 +70,16 @@ class SharedMemorySender:
         }
         return self._update
 
-    def transmit(self, timeout_s: float) -> None:
+    def transmit(self, timeout_s: float, check: Callable[[], None]) -> None:
         """Nothing to send: the file is complete before it is announced."""
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Future[dict[str, Any]]:
+        done: Future[dict[str, Any]] = Future()
+        done.set_result(self.keep_newest())
+        return done
+
+    def keep_newest(self) -> dict[str, Any]:
+        """Removes what is older than the newest two versions; returns the update of the newest."""
         # By age: learners that resumed from a checkpoint count from a smaller version again.
         versions = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for old in versions[:-NUM_KEPT_VERSIONS]:
@@ -85,13 +90,13 @@ class SharedMemorySender:
         """Nothing to free: whoever claimed the folder removes it."""
 
 
-def _distinct(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
+def _distinct(weights: Weights) -> dict[str, torch.Tensor]:
     """Contiguous tensors on CPU, without second names of the same storage (tied embeddings)."""
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in named_tensors:
+    for name, tensor in weights:
         # Compared after the copy: only what `tensors` keeps alive cannot have its address used again.
-        copy = tensor.detach().to("cpu").contiguous()
+        copy = tensor.to("cpu")
         storage = (copy.data_ptr(), copy.shape)
         if storage not in seen:
             seen.add(storage)
