@@ -11,7 +11,10 @@ from serl.config.registry import OWN_NAME, import_own
 
 ENTRY_POINT_GROUP = "serl.envs"
 BUILT_IN = {
+    "agent": "envs.agent.provider:make_provider",
     "alfworld": "envs.alfworld.provider:make_provider",
+    "gymnasium": "envs.hubs.gymnasium_text:make_provider",
+    "reasoning_gym": "envs.hubs.reasoning_gym:make_provider",
     "webshop": "envs.webshop.provider:make_provider",
 }
 

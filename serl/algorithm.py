@@ -37,6 +37,8 @@ from serl.batch.metrics import batch_metrics
 from serl.buffer.task_sampler import evaluation_requests
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationEpisodes, EvaluationResult, evaluation_result
+from serl.gateway.client import GatewayClient
+from serl.gateway.start import start_gateway, wait_until_gateway_ready
 from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
@@ -48,6 +50,7 @@ from serl.rllib.interface import RLlibInterface
 from serl.rllib.results import under_rllib_names
 from serl.rllib.setters import ExperimentSetters
 from serl.rollout.episode import Policy
+from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.run_folder import CONFIG, config_yaml, create_run_folder
@@ -70,19 +73,21 @@ class SERLConfig(ExperimentSetters):
     they are empty, the algorithm finds the one and makes the other: Tune's folder of the trial, or a new one
     below ``output_dir``.
     ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
-    it; both are None until it runs.
+    it; both are None until it runs. ``make_gateway`` makes one of the gateway, if there is one.
     """
 
     model_dir: str
     run_dir: str
     serving_names: ServingNames | None
     make_policy: Callable[[], Policy] | None
+    make_gateway: Callable[[], Gateway] | None
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SERL)
         self.model_dir = self.run_dir = ""
         self.serving_names = None
         self.make_policy = None
+        self.make_gateway = None
 
     @classmethod
     def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:
@@ -159,11 +164,14 @@ class SERL(RLlibInterface):
         names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
         config.serving_names = self._serving_names = names
         config.make_policy = functools.partial(PolicyClient, names)
-        config.freeze()
-        self.config = config
         try:
+            gateway = start_gateway(experiment, config.model_dir, config.run_dir, names)
+            config.make_gateway = gateway and functools.partial(GatewayClient, gateway)
+            config.freeze()
+            self.config = config
             super().setup(config)
             wait_until_ready(names, experiment.serving.start_timeout_s)
+            wait_until_gateway_ready(gateway, experiment.serving.start_timeout_s)
         except Exception:
             stop_serving(names)
             raise

@@ -7,7 +7,7 @@ contexts, never for finding a token again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Step:
     ``old_logprobs`` and ``action_mask`` have one entry per response id; ``action_mask`` marks the tokens
     that overlap the characters of the action. ``anchor`` is the observation the policy acted on.
     ``feedback`` is the environment's comment on the action (None: it made none), ``reward`` its reward;
-    what an invalid action costs is not in it.
+    what an invalid action costs is not in it. ``tools``: what the prompt offered beside its messages.
     """
 
     prompt_ids: list[int]
@@ -97,6 +97,7 @@ class Step:
     next_observation: str | None
     reward: float = 0.0
     num_cached_tokens: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def prompt_text(self) -> str:

@@ -147,11 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         provider = make_provider(options.environment, env_args(options.args))
         task = choose_task(provider, options.split, options.task, options.seed)
+        env = provider.make_env()
     except (BadRequest, UnknownEnvironmentError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{options.environment}, task {task.task_id}. A number or an action; history; quit.")
-    env = provider.make_env()
     try:
         play(env, task, options.max_steps)
     except KeyboardInterrupt:

@@ -114,12 +114,12 @@ def _prompt_with_evidence(
     text, stats = render_context(evidence)
     if text is None:
         return None
-    ids = encoder.encode(with_context(step.messages, text))
+    ids = encoder.encode(with_context(step.messages, text), step.tools)
     if len(ids) > limit:
         budget = max(limit - (len(ids) - encoder.num_tokens(text)), 0)
         text, stats = render_context(evidence, encoder.num_tokens, budget)
         assert text is not None
-        ids = encoder.encode(with_context(step.messages, text))
+        ids = encoder.encode(with_context(step.messages, text), step.tools)
         if len(ids) > limit:
             counts.num_contexts_too_long += 1
             return None

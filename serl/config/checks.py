@@ -59,6 +59,20 @@ def replicas(serving: ServingSection) -> Iterator[str]:
             )
 
 
+def gateway(env: EnvSection, serving: ServingSection) -> Iterator[str]:
+    """An agent without a gateway, and what only a gateway heeds."""
+    if env.name == "agent" and not serving.gateway:
+        yield (
+            "env.name = agent contradicts serving.gateway = false: an agent asks the policy through the "
+            "gateway; set serving.gateway: true"
+        )
+    if serving.tool_parser is not None and not serving.gateway:
+        yield (
+            f"serving.tool_parser = {serving.tool_parser} contradicts serving.gateway = false: only requests "
+            "to the gateway offer tools"
+        )
+
+
 def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterator[str]:
     """A way for weights that is not there."""
     way = f"serving.weight_transfer = {serving.weight_transfer}"

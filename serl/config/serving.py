@@ -52,3 +52,13 @@ class ServingSection(Section):
     """Seconds that a replica may take to load new weights."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine; one that a key of the experiment decides is refused."""
+    gateway: bool = False
+    """An endpoint like OpenAI's in front of the replicas, for agents (``env.name: agent``)."""
+    gateway_host: str = Field(default="127.0.0.1", min_length=1)
+    """The address that it listens at: of this machine only, or ``0.0.0.0`` where env runners have nodes of
+    their own. Whoever reaches it still needs the key of an episode."""
+    gateway_port: int = Field(default=0, ge=0, lt=2**16)
+    """Its port; 0: a free one. Where Ray Serve runs already, it has that of Serve's proxy."""
+    tool_parser: str | None = None
+    """vLLM's parser of the calls of tools that the policy writes, such as ``hermes``; null: requests that
+    offer tools are refused."""

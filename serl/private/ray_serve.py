@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 SEEN_IN = "2.60.0"
 
+_ANSWER_TIMEOUT_S = 60.0
+
 # Sends the requests of one session to one replica. Serve's other routers know no session, and this one is
 # experimental.
 SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -34,6 +36,20 @@ def serve_controller() -> ActorHandle:
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+
+
+def http_proxy_address() -> tuple[str, int] | None:
+    """Host and port that Serve's HTTP proxies listen at, None if there are none.
+
+    Options given to `serve.start` do not count where Serve runs already, and nothing public says which do.
+    """
+    import ray
+    from ray.serve.config import ProxyLocation
+
+    options: Any = ray.get(serve_controller().get_http_config.remote(), timeout=_ANSWER_TIMEOUT_S)
+    if options.host is None or options.location == ProxyLocation.Disabled:
+        return None
+    return options.host, options.port
 
 
 def listen_on_the_nodes_address() -> None:

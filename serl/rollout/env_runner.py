@@ -30,11 +30,15 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 
+from envs.agent.provider import AgentProvider
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
+from serl.rollout.agent_episode import AgentEpisodes
+from serl.rollout.agent_processes import AgentProcesses
 from serl.rollout.env_calls import EnvCalls, foreign_code
 from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
+from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
 from serl.types import RolloutRequest, Sampling, Trajectory
@@ -50,13 +54,15 @@ class EnvRunnerConfig(Protocol):
 
     ``model_dir`` is the policy's local Hugging Face folder, for its tokenizer, ``start_dir`` the folder that
     relative paths in the environment's arguments begin in. ``make_policy`` makes what
-    answers this runner's requests, in the runner's process (None until the policy is served).
+    answers this runner's requests, in the runner's process (None until the policy is served),
+    ``make_gateway`` what gives its agents access (None without ``serving.gateway``).
     """
 
     experiment: ExperimentConfig
     model_dir: str
     start_dir: str
     make_policy: Callable[[], Policy] | None
+    make_gateway: Callable[[], Gateway] | None
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
 
@@ -84,6 +90,7 @@ class SERLEnvRunner(EnvRunner):
         ):  # of a runner that is not built RLlib says nothing; this one says it when it is asked
             self._start_error = traceback.format_exc()
         self._policy: Policy | None = None
+        self._agents: AgentEpisodes | None = None
         self._num_reported_retries = 0
         max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
         self._pool = EpisodePool(self._play, max_concurrent_episodes)
@@ -105,6 +112,7 @@ class SERLEnvRunner(EnvRunner):
         try:
             if self._policy is None and requests:
                 self._policy = self._make_policy()
+                self._agents = self._make_agents()
             return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
         except Exception:  # RLlib ends the process of a runner that raises, and the driver is not told why
             return RolloutReport(error=traceback.format_exc())
@@ -146,10 +154,17 @@ class SERLEnvRunner(EnvRunner):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(_LOOP_ANSWER_TIMEOUT_S)
         self._loop.close()
+        if self._agents is not None:
+            self._agents.close()
         self._env_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _play(self, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
         assert self._policy is not None
+        settings = self._evaluation_settings if request.evaluation else self._training_settings
+        if self._agents is not None:
+            experiment = self.config.experiment
+            split = experiment.evaluation.split if request.evaluation else experiment.env.train_split
+            return await self._agents.play(request, split, settings, counters)
         timeout_s = self.config.experiment.env.call_timeout_s
         with foreign_code("environment_error", f"task {request.task.task_id!r}: make_env"):
             made = self.provider.make_env()
@@ -161,7 +176,7 @@ class SERLEnvRunner(EnvRunner):
                 self.provider.messages,
                 self.encoder,
                 self._policy,
-                self._evaluation_settings if request.evaluation else self._training_settings,
+                settings,
                 counters,
             )
         finally:
@@ -171,6 +186,15 @@ class SERLEnvRunner(EnvRunner):
         if self.config.make_policy is None:
             raise ValueError("the config's make_policy is not set: start the policy deployment first")
         return self.config.make_policy()
+
+    def _make_agents(self) -> AgentEpisodes | None:
+        """What plays in the place of an environment; None if it is one."""
+        if not isinstance(self.provider, AgentProvider):
+            return None
+        if self.config.make_gateway is None:
+            raise ValueError("the config's make_gateway is not set: an agent needs serving.gateway: true")
+        processes = AgentProcesses(self.provider.modules, self.config.experiment.env.call_timeout_s)
+        return AgentEpisodes(self.provider, processes, self.config.make_gateway(), self.encoder)
 
     def _report(
         self, coroutine: Coroutine[Any, Any, RolloutReport], wait_s: float, waited_for: str

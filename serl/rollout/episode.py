@@ -108,7 +108,8 @@ async def run_episode(
         step = await _act(request, env, encoder, prompt, completion, state)
         record.steps.append(step)
         record.num_dropped_turns += prompt.num_dropped_turns
-        _count_step(counters, prompt, step)
+        count_step(counters, step)
+        counters["dropped_history_turns"] += prompt.num_dropped_turns
         if state.terminated:
             end_reason = "success" if state.success else "failure"
             break
@@ -209,13 +210,13 @@ def trajectory_id(request: RolloutRequest) -> str:
     return f"{request.group_id}-{request.rollout_index}"
 
 
-def _count_step(counters: Counter[str], prompt: Prompt, step: Step) -> None:
+def count_step(counters: Counter[str], step: Step) -> None:
+    """Adds ``step`` to the counters of `RolloutReport`."""
     counters["env_steps"] += 1
     counters["invalid_actions"] += not step.action_valid
     counters["prompt_tokens"] += len(step.prompt_ids)
     counters["cached_prompt_tokens"] += step.num_cached_tokens
     counters["response_tokens"] += len(step.response_ids)
-    counters["dropped_history_turns"] += prompt.num_dropped_turns
 
 
 def _trajectory(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,17 +33,21 @@ class PromptEncoder:
         """The encoder of the policy in the local Hugging Face folder ``model_dir``."""
         return cls(load_tokenizer(model_dir))
 
-    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Prompt ids of a conversation, ending where the policy's answer begins."""
-        return self._ids(self.render(messages))
+        return self.ids(self.render(messages, tools))
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text of a prompt, special tokens included. Raises whatever the chat template does."""
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
 
     def num_tokens(self, text: str) -> int:
         """Tokens of ``text`` alone, without special tokens around it."""
-        return len(self._ids(text))
+        return len(self.ids(text))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled ids, for environments and people; special tokens leave no text."""
@@ -51,8 +55,8 @@ class PromptEncoder:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def _ids(self, text: str) -> list[int]:
-        # The chat template writes its special tokens itself. Lengths are checked by `fit_prompt`, not here.
+    def ids(self, text: str) -> list[int]:
+        """Ids of ``text``, which writes its special tokens itself, however many there are."""
         return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

@@ -15,8 +15,9 @@ class FailedRollout:
     """A request that ended without a trajectory.
 
     ``reason`` is a short key to count by: ``environment_error``, ``environment_timeout``, ``prompt_error``,
-    ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``. The first line of
-    ``message`` says what happened, to which task or env runner; further ones where it was raised.
+    ``policy_unavailable``, ``request_refused``, ``aborted`` or ``env_runner_died``; of agents
+    ``agent_error``, ``agent_timeout``, ``agent_leak``, ``grader_error`` or ``gateway_unavailable``. The first
+    line of ``message`` says what happened, to which task or env runner; further ones where it was raised.
     """
 
     request: RolloutRequest
@@ -36,9 +37,10 @@ class RolloutReport:
     ``num_unfinished`` requests are still played or queued. ``counters`` are sums since the last report:
     ``episodes_started``, ``episodes_finished``, ``env_steps``, ``invalid_actions``, ``prompt_tokens``,
     ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``request_retries``,
-    ``environment_close_errors``, ``environment_seconds`` and ``generation_seconds``. The seconds add up over
-    episodes that run at the same time, so they can exceed wall time; failed episodes count in what they did
-    before they failed.
+    ``environment_close_errors``, ``environment_seconds`` and ``generation_seconds``; of agents
+    ``agent_branches``, ``agent_template_branches``, ``agent_options_set_aside``, ``agent_requests_refused``
+    and ``agent_calls_after_end``. The seconds add up over episodes that run at the same time, so they can
+    exceed wall time; failed episodes count in what they did before they failed.
     ``error`` is the traceback of an error that is no failure of one episode ("": there was none).
     """
 

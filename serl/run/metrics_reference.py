@@ -285,10 +285,19 @@ GROUPS: Mapping[str, MetricGroup] = {
             "env_runners_died": "Env runners that died.",
             "environment_close_errors": "Environments whose `close` raised; their episodes count all the "
             "same.",
+            "agent_branches": "Requests of agents that continue no answer, or one that is continued already: "
+            "history was changed, or goes on in parallel.",
+            "agent_template_branches": "Requests that continue an answer which the chat template writes "
+            "otherwise once it is history, such as without its thinking.",
+            "agent_options_set_aside": "Requests of agents for a temperature, a seed or the like of their "
+            "own, or for a call of a tool by force.",
+            "agent_requests_refused": "Requests of agents past a limit, or that cannot be answered.",
+            "agent_calls_after_end": "Requests with the key of an episode that had ended.",
             "failed_<reason>": "Rollouts that failed in this iteration: `environment_error`, "
             "`environment_timeout`, `prompt_error` (raised by the environment's messages, the chat template "
-            "or the tokenizer), `policy_unavailable`, `request_refused`, `aborted` or `env_runner_died`. "
-            "What happened is in `failures.jsonl`.",
+            "or the tokenizer), `policy_unavailable`, `request_refused`, `aborted` or `env_runner_died`; of "
+            "agents `agent_error`, `agent_timeout`, `agent_leak` (of processes or open requests), "
+            "`grader_error` or `gateway_unavailable`. What happened is in `failures.jsonl`.",
         },
     ),
     "total": MetricGroup(

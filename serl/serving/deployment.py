@@ -54,7 +54,7 @@ class PolicyReplica:
     ) -> None:
         listen_on_the_nodes_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
-        _send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
+        send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
         self._names = names
         # The newest weights stay on this host if the learner that wrote them dies.
@@ -196,7 +196,7 @@ def _warm_up(engine: EngineThread, experiment: ExperimentConfig) -> None:
             raise ValueError(f"the engine refused its first request: {answer.refusal}")
 
 
-def _send_output_to(log_file: Path) -> None:
+def send_output_to(log_file: Path) -> None:
     """Everything this process prints goes to ``log_file``: vLLM and its libraries write walls of text."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

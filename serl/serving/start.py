@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from typing import Any
 
@@ -65,8 +66,8 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.util.get_current_placement_group() is not None:
         # That of a trial of Tune, into which Ray would put Serve's controller; it has no place for it.
-        _start_serve_outside(serving.start_timeout_s)
-    _start_serve()
+        _start_serve_outside(_serve_options(serving), serving.start_timeout_s)
+    _start_serve(_serve_options(serving))
     application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
     serve.run_many(
         [serve.RunTarget(application, name=names.application, route_prefix=None)],
@@ -76,25 +77,36 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     return names
 
 
-def _start_serve_outside(timeout_s: float) -> None:
+def _start_serve_outside(options: dict[str, Any], timeout_s: float) -> None:
     """`_start_serve` in a task that no placement group holds; raises TimeoutError."""
-    started = ray.remote(_start_serve).options(num_cpus=0, scheduling_strategy="DEFAULT").remote()
+    started = ray.remote(_start_serve).options(num_cpus=0, scheduling_strategy="DEFAULT").remote(options)
     try:
         ray.get(started, timeout=timeout_s)
     except GetTimeoutError as error:
         raise TimeoutError(f"Ray Serve's controller was not started within {timeout_s:g} s") from error
 
 
-def _start_serve() -> None:
+def _start_serve(options: dict[str, Any]) -> None:
     """Starts Serve's controller unless the cluster has one."""
-    options = {
-        "proxy_location": ProxyLocation.Disabled,
-        "logging_config": LoggingConfig(log_level="WARNING"),
-    }
     try:
         serve.start(**options)
     except ActorAlreadyExistsError:  # another trial has started it at the same moment
         serve.start(**options)
+
+
+def _serve_options(serving: ServingSection) -> dict[str, Any]:
+    """How Serve starts: with an HTTP proxy on the head node, if there is a gateway behind it."""
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="WARNING")}
+    if not serving.gateway:
+        return options | {"proxy_location": ProxyLocation.Disabled}
+    http_options = {"host": serving.gateway_host, "port": serving.gateway_port or _free_port()}
+    return options | {"proxy_location": ProxyLocation.HeadOnly, "http_options": http_options}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
@@ -102,19 +114,24 @@ def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
 
     Raises ServingStartError if they cannot start and TimeoutError after ``timeout_s`` seconds.
     """
+    wait_until_running(names.application, "the policy deployment", timeout_s)
+
+
+def wait_until_running(application_name: str, what: str, timeout_s: float) -> None:
+    """Returns once the application ``what`` runs; raises as `wait_until_ready`."""
     deadline = time.monotonic() + timeout_s
     while True:
-        application = serve.status().applications.get(names.application)
+        application = serve.status().applications.get(application_name)
         status = ApplicationStatus.NOT_STARTED if application is None else application.status
         if status == ApplicationStatus.RUNNING:
             return
-        said = _what_replicas_said(names)
+        said = _what_replicas_said(application_name)
         if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
-            raise ServingStartError(f"the policy deployment {names.application!r} cannot start: {said}")
+            raise ServingStartError(f"{what} {application_name!r} cannot start: {said}")
         if time.monotonic() >= deadline:
             raise TimeoutError(
-                f"the policy deployment {names.application!r} was not ready within {timeout_s:g} s "
-                f"(it is {status.value}): {said or 'its replicas have not failed; see logs/serving-*.log'}"
+                f"{what} {application_name!r} was not ready within {timeout_s:g} s "
+                f"(it is {status.value}): {said or 'its replicas have not failed; see logs/*.log'}"
             )
         time.sleep(_POLL_INTERVAL_S)
 
@@ -134,8 +151,9 @@ def stop_all_serving() -> None:
 
 
 def _stop(application: str) -> None:
-    if application in serve.status().applications:
-        serve.delete(application)
+    for name in serve.status().applications:
+        if name == application or name.startswith(f"{application}-"):  # the gateway in front of it
+            serve.delete(name)
     store = _weight_stores.pop(application, None)
     if store is not None:
         ray.kill(store)
@@ -170,8 +188,8 @@ def _num_session_lanes(serving: ServingSection) -> int:
     return 1 if most_replicas == 1 else LANES_PER_REPLICA * most_replicas
 
 
-def _what_replicas_said(names: ServingNames) -> str:
-    application = serve.status().applications.get(names.application)
+def _what_replicas_said(application_name: str) -> str:
+    application = serve.status().applications.get(application_name)
     if application is None:
         return ""
     messages = [deployment.message for deployment in application.deployments.values()]

@@ -13,6 +13,7 @@ from rollout_helpers import FORWARD, ScriptedClient, byte_tokenizer
 from serl.config import EnvSection, ExperimentConfig, ModelSection, RolloutSection
 from serl.rollout.env_runner import SERLEnvRunner
 from serl.rollout.episode import Policy
+from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 
 
@@ -24,6 +25,7 @@ class RunnerConfig(AlgorithmConfig):
         self.env_runners(env_runner_cls=SERLEnvRunner, create_local_env_runner=False)
         self.experiment, self.model_dir, self.start_dir = experiment, model_dir, os.getcwd()
         self.make_policy: Callable[[], Policy] | None = None
+        self.make_gateway: Callable[[], Gateway] | None = None
 
 
 def runner_config(folder: Path) -> RunnerConfig:

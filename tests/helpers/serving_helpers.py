@@ -14,10 +14,11 @@ from byte_tokenizers import BYTE_IDS, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
+from serl.gateway.client import GatewayClient
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
-from serl.serving.weights import WeightPublisher
 from serl.serving.transfer.sender import Weights
+from serl.serving.weights import WeightPublisher
 from serl.types import Completion, Sampling
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ def make_repeating_policy() -> LlamaForCausalLM:
 
 
 def save_tokenizer(folder: Path) -> None:
-    fast = byte_level(["<|end|>", "</action>"], eos_token="<|end|>")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}assistant: "
+    fast = byte_level(["<|end|>", "</action>"], template, eos_token="<|end|>")
     assert fast.convert_tokens_to_ids(["<|end|>", "</action>"]) == [END, CLOSE_ACTION]
     fast.save_pretrained(folder)
 
@@ -100,13 +102,14 @@ def largest_mismatch(
 
 @dataclasses.dataclass
 class Deployment:
-    """A running deployment, a client of it on its own loop, and what it serves."""
+    """A running deployment, a client of it on its own loop, what it serves, and its gateway."""
 
     names: ServingNames
     client: PolicyClient
     publisher: WeightPublisher
     loop: asyncio.AbstractEventLoop
     policy: LlamaForCausalLM
+    gateway: GatewayClient | None = None
     weights_seq_no: int = 0
 
     def run(self, awaitable: Awaitable[T], timeout_s: float = 120.0) -> T:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_helpers import chat_tokenizer
 from serving_helpers import experiment, make_policy, save_tokenizer
 from vllm import ModelRegistry, __version__
 from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 from vllm.distributed.utils import StatelessProcessGroup
 from vllm.distributed.weight_transfer import nccl_common, packed_tensor
 
+from serl.gateway.tool_calls import FoundCall, ToolCallParser, UnknownToolParser
 from serl.private.vllm import SEEN_IN, check_nccl_group, has_architecture, nccl_wire_format
 from serl.serving.engine_options import replica_environment
 
@@ -163,3 +165,17 @@ def test_a_group_that_sends_nothing_says_so() -> None:
     alone = PyNcclCommunicator(StatelessProcessGroup(rank=0, world_size=1, store=no_store), "cpu")
     with pytest.raises(RuntimeError, match="broadcasts would do nothing"):
         check_nccl_group(alone)
+
+
+def test_the_parsers_of_vllm_find_calls_of_tools_in_what_a_policy_said():
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    parser = ToolCallParser("hermes", chat_tokenizer())
+    said = 'Hm. <tool_call>{"name": "look", "arguments": {"at": "é"}}</tool_call>'
+    text, (call,) = parser.parse(said, [tool])
+    assert text == "Hm. "
+    assert call == FoundCall(call.call_id, "look", '{"at": "é"}')
+    assert call.call_id
+    broken = "<tool_call>{</tool_call>"
+    assert parser.parse(broken, [tool]) == (broken, [])
+    with pytest.raises(UnknownToolParser, match="no tool parser 'hermess'"):
+        ToolCallParser("hermess", chat_tokenizer())

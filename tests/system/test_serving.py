@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import ray
 import torch
+from gateway_helpers import terms
+from openai import AuthenticationError, BadRequestError, OpenAI
 from serving_helpers import (
     CLOSE_ACTION,
     END,
@@ -31,6 +33,9 @@ from serving_helpers import (
     wait_until,
 )
 
+from serl.gateway.client import GatewayClient
+from serl.gateway.start import start_gateway, wait_until_gateway_ready
+from serl.rollout.gateway import GatewayUnavailable
 from serl.serving.client import PolicyClient
 from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
@@ -42,12 +47,12 @@ from serl.serving.start import (
     wait_until_ready,
 )
 from serl.serving.transfer import make_sender, shared_memory
+from serl.serving.transfer.sender import Weights
 from serl.serving.weight_store import (
     MODEL_WEIGHTS,
     Loaded,
     create_weight_store,
     find_weight_store,
-from serl.serving.transfer.sender import Weights
     live_actors,
 )
 from serl.serving.weights import WeightLoadError, WeightPublisher
@@ -71,14 +76,19 @@ def deployment(
     ray_cluster: None, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     run_dir = tmp_path_factory.mktemp("run")
-    names = start_serving(experiment(), str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
+    with_gateway = experiment(gateway=True)
+    names = start_serving(with_gateway, str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
+    gateway = start_gateway(with_gateway, str(model_dir), str(run_dir), names)
+    assert gateway is not None
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         wait_until_ready(names, START_TIMEOUT_S)
+        wait_until_gateway_ready(gateway, START_TIMEOUT_S)
         publisher = WeightPublisher(names, "auto", timeout_s=60.0)
-        yield Deployment(names, PolicyClient(names), publisher, loop, make_policy(0))
+        client = PolicyClient(names)
+        yield Deployment(names, client, publisher, loop, make_policy(0), GatewayClient(gateway))
     finally:
         stop_serving(names)
         loop.call_soon_threadsafe(loop.stop)
@@ -134,6 +144,39 @@ def test_a_prompt_seen_before_comes_from_the_prefix_cache(deployment: Deployment
     assert difference["generated_tokens"] == 24
     assert difference["finished_requests"] == 2
     assert after["num_replicas"] == 1
+
+
+def test_an_agent_over_http_is_answered_with_sampled_ids_whose_logprobs_are_those_of_transformers(
+    deployment: Deployment,
+) -> None:
+    gateway = deployment.gateway
+    assert gateway is not None
+    access = deployment.run(gateway.open_episode(terms(sampling=FREE, max_prompt_length=200)))
+    assert access.base_url.startswith("http://127.0.0.1:")
+    said: list[Any] = [{"role": "user", "content": "Go"}]
+    with OpenAI(base_url=access.base_url, api_key=access.api_key, max_retries=0) as client:
+        for word in ("left", "right"):
+            answer = client.chat.completions.create(model="policy", messages=said)
+            said += [answer.choices[0].message, {"role": "user", "content": word}]
+        with pytest.raises(BadRequestError, match="serving.tool_parser"):
+            tool: Any = {"type": "function", "function": {"name": "look"}}
+            client.chat.completions.create(model="policy", messages=said, tools=[tool])
+        stream = client.chat.completions.create(model="policy", messages=said, stream=True, max_tokens=3)
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+        record = deployment.run(gateway.close_episode(access.api_key))
+        with pytest.raises(AuthenticationError, match="has ended"):
+            client.models.list()
+    first, second, third = record.answers
+    assert (second.continues, third.continues) == (0, 1)
+    sampled = first.prompt_ids + first.completion.token_ids
+    assert second.prompt_ids[: len(sampled)] == sampled
+    assert len(third.completion.token_ids) == 3
+    for answer in record.answers:
+        assert largest_mismatch(deployment.policy, answer.prompt_ids, answer.completion) < 1e-3
+        (span,) = answer.completion.version_spans
+        assert span.weights_seq_no == deployment.weights_seq_no
+    with pytest.raises(GatewayUnavailable, match="was restarted"):
+        deployment.run(gateway.close_episode("serl-nobody"))
 
 
 def test_a_prompt_that_is_too_long_is_refused_alone(deployment: Deployment) -> None:

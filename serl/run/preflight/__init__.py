@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from envs.agent.provider import AgentProvider
 from serl.config import ExperimentConfig
 from serl.run.preflight.address import examine_address
+from serl.run.preflight.agent import examine_agent, examine_gateway
 from serl.run.preflight.data import open_tasks
 from serl.run.preflight.finding import Finding
 from serl.run.preflight.judge import examine_judge
@@ -30,6 +32,7 @@ def examine(experiment: ExperimentConfig, address: str | None = None) -> list[Fi
     """Everything that training would need, found or not; with ``address`` the cluster's resources count."""
     return [
         *examine_inputs(experiment),
+        *examine_gateway(experiment, address),
         *examine_resources(experiment, address),
         *examine_memory(experiment, address),
         *examine_judge(experiment, ask=True),
@@ -42,6 +45,9 @@ def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
     findings += examine_model(experiment)
     folder = model_folder(experiment)
     if tasks is not None and folder is not None:
-        findings += examine_prompts(experiment, tasks, folder)
+        if isinstance(tasks.provider, AgentProvider):
+            findings += examine_agent(tasks.provider, folder)
+        else:
+            findings += examine_prompts(experiment, tasks, folder)
     findings += [*examine_engine_args(experiment), *examine_output(experiment)]
     return [*findings, *examine_variables(experiment)]

@@ -1,0 +1,67 @@
+"""The episodes that may ask, each under a key of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+
+from serl.gateway.conversation import Conversations
+from serl.gateway.protocol import ApiError
+from serl.rollout.gateway import EpisodeRecord, EpisodeTerms
+from serl.rollout.prompt import PromptEncoder
+
+_KEY_PREFIX = "serl-"
+# Of so many ended keys a call is told from one with a wrong key.
+_NUM_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Episode:
+    """One episode under way. ``num_asked`` answers were asked for, and will be given or not."""
+
+    terms: EpisodeTerms
+    conversations: Conversations
+    record: EpisodeRecord = field(default_factory=EpisodeRecord)
+    num_asked: int = 0
+
+
+class Episodes:
+    """Opened, found by their keys, and closed."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+        self._open: dict[str, Episode] = {}
+        self._ended: deque[str] = deque(maxlen=_NUM_REMEMBERED)
+        self._num_late_calls = 0
+
+    def open(self, terms: EpisodeTerms) -> str:
+        """The key of a new episode."""
+        key = f"{_KEY_PREFIX}{secrets.token_urlsafe(32)}"
+        self._open[key] = Episode(terms, Conversations(self._encoder))
+        return key
+
+    def close(self, key: str) -> EpisodeRecord:
+        """What the episode became; later calls with its key are refused, and counted in the next record.
+
+        Raises KeyError.
+        """
+        record = self._open.pop(key).record
+        self._ended.append(key)
+        counters = record.counters + Counter(agent_calls_after_end=self._num_late_calls)
+        self._num_late_calls = 0
+        # A copy: what is still answered belongs to nobody.
+        return replace(record, answers=list(record.answers), counters=counters)
+
+    def of(self, authorization: str | None) -> Episode:
+        """The episode of a request with this header. Raises ApiError (401)."""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise ApiError(401, "no key was sent: set OPENAI_API_KEY to the episode's", "invalid_api_key")
+        episode = self._open.get(key)
+        if episode is not None:
+            return episode
+        if key in self._ended:
+            self._num_late_calls += 1
+            raise ApiError(401, "the episode of this key has ended", "invalid_api_key")
+        raise ApiError(401, "no episode has this key", "invalid_api_key")

@@ -1,0 +1,406 @@
+"""The gateway behind OpenAI's own client, with a policy that says what the test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import httpx2
+import pytest
+from gateway_helpers import CHAT, THINKING_LEFT_OUT, chat_tokenizer, client_of, terms
+from openai import APIStatusError, AsyncOpenAI, AuthenticationError, BadRequestError, RateLimitError
+from rollout_helpers import ScriptedClient
+
+from serl.gateway.app import make_app
+from serl.gateway.gateway import PolicyGateway
+from serl.gateway.tool_calls import FoundCall, ToolCallParser
+from serl.rollout.episode import sampling_seed
+from serl.rollout.gateway import EpisodeRecord, EpisodeTerms
+from serl.rollout.prompt import PromptEncoder
+from serl.types import RequestRefused
+
+END = "<|end|>"
+Agent = Callable[[AsyncOpenAI], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def chats() -> PromptEncoder:
+    return PromptEncoder(chat_tokenizer())
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def saying(encoder: PromptEncoder, *texts: str) -> ScriptedClient:
+    """A policy that says these one after the other."""
+    return ScriptedClient(encoder, lambda session_id, index: texts[index % len(texts)])
+
+
+def played(
+    agent: Agent,
+    policy: ScriptedClient,
+    of_episode: EpisodeTerms | None = None,
+    tool_parser: Any = None,
+) -> EpisodeRecord:
+    """What became of an episode of ``agent``."""
+
+    async def play() -> EpisodeRecord:
+        gateway = PolicyGateway(policy, policy.encoder, tool_parser)
+        key = gateway.open_episode(of_episode or terms())
+        await agent(client_of(gateway, key))
+        return gateway.close_episode(key)
+
+    return asyncio.run(play())
+
+
+async def say(client: AsyncOpenAI, *messages: Any, **options: Any) -> Any:
+    return await client.chat.completions.create(model="policy", messages=list(messages), **options)
+
+
+def test_a_prompt_is_what_the_template_makes_of_the_messages_and_an_answer_keeps_what_was_sampled(
+    chats: PromptEncoder,
+):
+    async def agent(client: AsyncOpenAI) -> None:
+        answer = await say(client, {"role": "system", "content": "Be brief."}, user("Hi"))
+        assert answer.choices[0].message.content == "Hello"
+        assert answer.choices[0].finish_reason == "stop"
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (18, 6)
+        assert answer.usage.prompt_tokens_details.cached_tokens == 3
+
+    record = played(agent, saying(chats, "Hello" + END))
+    (answer,) = record.answers
+    assert answer.prompt_ids == chats.ids(f"<|system|>Be brief.{END}\n<|user|>Hi{END}\n<|assistant|>")
+    assert answer.completion.token_ids == chats.ids("Hello" + END)
+    assert answer.completion.logprobs == [-0.25, -0.5, -0.75, -1.0, -1.25, -1.5]
+    assert answer.completion.version_spans[0].weights_seq_no == 7
+    assert (answer.observation, answer.continues) == ("Hi", None)
+    assert answer.messages == ({"role": "system", "content": "Be brief."}, user("Hi"))
+    assert not record.counters
+
+
+def test_a_conversation_goes_on_with_the_sampled_ids_whatever_their_text_would_be_tokenised_to():
+    """The tokenizer has one id for "ab" and the policy samples two."""
+    encoder = PromptEncoder(chat_tokenizer())
+    encoder.tokenizer.add_tokens(["ab"])
+    sampled = [*encoder.ids("a"), *encoder.ids("b"), *encoder.ids(END)]
+    assert encoder.ids("ab" + END) != sampled
+
+    async def agent(client: AsyncOpenAI) -> None:
+        first = await say(client, user("Go"))
+        assert first.choices[0].message.content == "ab"
+        await say(client, user("Go"), first.choices[0].message, user("On"))
+
+    record = played(agent, ScriptedClient(encoder, lambda session_id, index: sampled))
+    first, second = record.answers
+    expected = first.prompt_ids + sampled + encoder.ids(f"\n<|user|>On{END}\n<|assistant|>")
+    assert second.prompt_ids == expected
+    assert (second.continues, second.observation) == (0, "On")
+    assert not record.counters
+
+
+def test_a_response_that_was_cut_off_gets_the_end_of_its_turn_from_the_template(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        await say(client, user("Go"), assistant("Well"), user("On"))
+
+    record = played(agent, saying(chats, "Well"))
+    tail = f"{END}\n<|user|>On{END}\n<|assistant|>"
+    assert record.answers[1].prompt_ids == record.answers[0].prompt_ids + chats.ids("Well" + tail)
+
+
+@pytest.mark.parametrize("kept", ["Well", " Well", " Well \n"])
+def test_white_space_that_an_agent_trims_is_no_change_of_history(chats: PromptEncoder, kept: str):
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        await say(client, user("Go"), assistant(kept), user("On"))
+
+    record = played(agent, saying(chats, " Well \n" + END))
+    assert record.answers[1].continues == 0
+    first = record.answers[0]
+    sampled = first.prompt_ids + first.completion.token_ids
+    assert record.answers[1].prompt_ids[: len(sampled)] == sampled
+
+
+def test_an_agent_that_changes_history_begins_a_branch_which_is_counted(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        await say(client, user("Summary: it went."), user("On"))
+        await say(client, user("Go"), assistant("Poorly"), user("On"))
+
+    record = played(agent, saying(chats, "Well" + END))
+    assert [answer.continues for answer in record.answers] == [None, None, None]
+    rendered = f"<|user|>Go{END}\n<|assistant|>Poorly{END}\n<|user|>On{END}\n<|assistant|>"
+    assert record.answers[2].prompt_ids == chats.ids(rendered)
+    assert record.counters == {"agent_branches": 2}
+
+
+def test_two_ways_to_go_on_share_the_sampled_ids_and_the_second_is_a_branch(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        await asyncio.gather(
+            *(say(client, user("Go"), assistant("Well"), user(word)) for word in ("left", "right"))
+        )
+
+    record = played(agent, saying(chats, "Well" + END))
+    assert [answer.continues for answer in record.answers] == [None, 0, 0]
+    first = record.answers[0].prompt_ids + record.answers[0].completion.token_ids
+    assert all(answer.prompt_ids[: len(first)] == first for answer in record.answers[1:])
+    assert record.counters == {"agent_branches": 1}
+
+
+def test_a_template_that_leaves_thinking_out_of_history_begins_a_branch_of_its_own_kind():
+    encoder = PromptEncoder(chat_tokenizer(THINKING_LEFT_OUT))
+    thought = "<think>hm</think>Well"
+
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        await say(client, user("Go"), assistant(thought), user("On"))
+
+    record = played(agent, saying(encoder, thought + END))
+    rendered = f"<|user|>Go{END}\n<|assistant|>Well{END}\n<|user|>On{END}\n<|assistant|>"
+    assert record.answers[1].prompt_ids == encoder.ids(rendered)
+    assert record.answers[1].continues is None
+    assert record.counters == {"agent_template_branches": 1}
+
+
+def test_several_choices_are_sampled_under_seeds_of_their_own_and_each_can_be_continued(
+    chats: PromptEncoder,
+):
+    policy = saying(chats, "one" + END, "two" + END, "three" + END)
+
+    async def agent(client: AsyncOpenAI) -> None:
+        answer = await say(client, user("Go"), n=2)
+        assert [choice.message.content for choice in answer.choices] == ["one", "two"]
+        await say(client, user("Go"), assistant("two"), user("On"))
+
+    record = played(agent, policy, terms(seed=5))
+    assert [answer.continues for answer in record.answers] == [None, None, 1]
+    ids = [answer.answer_id for answer in record.answers]
+    assert ids[1] == f"{ids[0]}/1"
+    assert [sampling.seed for _, sampling in policy.requests] == [sampling_seed(5, i) for i in range(3)]
+
+
+def test_the_experiment_decides_how_is_sampled_and_what_an_agent_asks_for_beside_it_is_counted(
+    chats: PromptEncoder,
+):
+    policy = saying(chats, "a STOP b" + END)
+
+    async def agent(client: AsyncOpenAI) -> None:
+        answer = await say(
+            client, user("Go"), temperature=0.1, seed=3, max_tokens=9, stop=["STOP"], user="me", logprobs=True
+        )
+        assert answer.choices[0].message.content == "a "
+        assert [entry.token for entry in answer.choices[0].logprobs.content][:3] == ["a", " ", "S"]
+        assert answer.choices[0].logprobs.content[1].logprob == -0.5
+
+    record = played(agent, policy)
+    ((_, sampling),) = policy.requests
+    assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (1.0, None, 9)
+    assert sampling.stop == ("</action>", "STOP")
+    assert record.counters == {"agent_options_set_aside": 1}
+
+
+def test_the_experiments_own_stops_stay_in_the_text(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        answer = await say(client, user("Go"), stop="</action>")
+        assert answer.choices[0].message.content == "<action>x</action>"
+
+    played(agent, saying(chats, "<action>x</action>"))
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        stream = await say(client, user("Go"), stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert said == "Well"
+        assert [c.choices[0].finish_reason for c in chunks if c.choices] == [None, None, "stop"]
+        assert chunks[-1].usage.completion_tokens == 5
+        await say(client, user("Go"), assistant(said), user("On"))
+
+    assert played(agent, saying(chats, "Well" + END)).answers[1].continues == 0
+
+
+def test_completions_take_a_text_or_ids_and_go_on_with_sampled_ids(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        create: Any = client.completions.create
+        first = await create(model="policy", prompt="Once", logprobs=1)
+        assert first.choices[0].text == " upon"
+        assert first.choices[0].logprobs.token_logprobs[:2] == [-0.25, -0.5]
+        await create(model="policy", prompt="Once upon a time")
+        stream = await create(model="policy", prompt=chats.ids("Twice"), stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == " upon"
+
+    record = played(agent, saying(chats, " upon"))
+    assert [answer.continues for answer in record.answers] == [None, 0, None]
+    assert record.answers[1].prompt_ids == chats.ids("Once") + chats.ids(" upon") + chats.ids(" a time")
+    assert record.answers[2].prompt_ids == chats.ids("Twice")
+
+
+class OneCall(ToolCallParser):
+    """Finds ``CALL name`` at the end of what was said."""
+
+    def __init__(self) -> None:
+        pass
+
+    def parse(self, said: str, tools: Sequence[Any]) -> tuple[str, list[FoundCall]]:
+        text, found, name = said.partition("CALL ")
+        return (text, [FoundCall("call_1", name, '{"x": 1}')]) if found else (said, [])
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+def test_calls_of_tools_are_found_and_their_results_continue_the_sampled_ids(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        first = await say(client, user("Go"), tools=[TOOL], tool_choice="required")
+        message = first.choices[0].message
+        assert first.choices[0].finish_reason == "tool_calls"
+        assert message.tool_calls[0].function.arguments == '{"x": 1}'
+        result = {"role": "tool", "tool_call_id": "call_1", "content": "a lamp"}
+        await say(client, user("Go"), message, result, tools=[TOOL])
+
+    record = played(agent, saying(chats, "CALL look" + END), tool_parser=OneCall())
+    first, second = record.answers
+    assert first.prompt_ids == chats.ids(f"[look]<|user|>Go{END}\n<|assistant|>")
+    new = chats.ids(f"\n<|tool|>a lamp{END}\n<|assistant|>")
+    assert second.prompt_ids == first.prompt_ids + first.completion.token_ids + new
+    assert (second.observation, first.tools) == ("a lamp", (TOOL,))
+    assert second.messages[1] == assistant("CALL look")
+    assert record.counters == {"agent_options_set_aside": 1}
+
+
+def test_tools_need_a_parser(chats: PromptEncoder):
+    async def agent(client: AsyncOpenAI) -> None:
+        with pytest.raises(BadRequestError, match="serving.tool_parser"):
+            await say(client, user("Go"), tools=[TOOL])
+
+    assert played(agent, saying(chats, "")).counters == {"agent_requests_refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"extra_body": {"guided_json": {}}}, "guided_json"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 5}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"messages": [{"role": "clown", "content": ""}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "Hi"}]}, "messages"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_its_field(
+    chats: PromptEncoder, options: dict[str, Any], field: str
+):
+    async def agent(client: AsyncOpenAI) -> None:
+        with pytest.raises(BadRequestError) as refused:
+            await client.chat.completions.create(**{"model": "policy", "messages": [user("Go")]} | options)
+        assert refused.value.param == field
+
+    record = played(agent, saying(chats, ""))
+    assert (record.answers, record.counters) == ([], {"agent_requests_refused": 1})
+
+
+def test_what_is_no_json_is_refused(chats: PromptEncoder):
+    async def ask() -> list[int]:
+        gateway = PolicyGateway(saying(chats, ""), chats, None)
+        header = {"authorization": f"Bearer {gateway.open_episode(terms())}"}
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(make_app(gateway))) as client:
+            url = "http://gateway/v1/chat/completions"
+            bodies = (b"{", b"[]", b"\xff", b'{"messages": "Hi"}')
+            return [(await client.post(url, content=body, headers=header)).status_code for body in bodies]
+
+    assert asyncio.run(ask()) == [400, 400, 400, 400]
+
+
+def test_a_wrong_a_missing_and_an_ended_key_are_refused_and_late_calls_are_counted(chats: PromptEncoder):
+    async def ask() -> EpisodeRecord:
+        gateway = PolicyGateway(saying(chats, ""), chats, None)
+        ended, open_key = gateway.open_episode(terms()), gateway.open_episode(terms())
+        gateway.close_episode(ended)
+        assert (await client_of(gateway, open_key).models.list()).data[0].id == "policy"
+        for key, told in ((ended, "has ended"), ("serl-other", "no episode"), ("", "no key")):
+            with pytest.raises(AuthenticationError, match=told):
+                headers = {} if key else {"Authorization": "Basic"}
+                await say(client_of(gateway, key or "none").with_options(default_headers=headers), user("Go"))
+        return gateway.close_episode(open_key)
+
+    assert asyncio.run(ask()).counters == {"agent_calls_after_end": 1}
+
+
+def test_an_episode_ends_at_its_limits_and_nobody_asks_again_in_vain(chats: PromptEncoder):
+    policy = saying(chats, "x" + END)
+
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"))
+        with pytest.raises(RateLimitError, match="at most 1 answers"):
+            await say(client, user("Go"))
+
+    record = played(agent, policy, terms(max_answers=1))
+    assert (record.limit, len(record.answers)) == ("max_steps", 1)
+    assert record.counters == {"agent_requests_refused": 1}
+
+    async def talks_long(client: AsyncOpenAI) -> None:
+        with pytest.raises(BadRequestError) as refused:
+            await say(client, user("x" * 400))
+        assert refused.value.code == "context_length_exceeded"
+
+    assert played(talks_long, policy).limit == "prompt_too_long"
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason", "status"),
+    [
+        (TimeoutError("no answer within 60 s"), "policy_unavailable", 503),
+        (RequestRefused("too long"), "request_refused", 400),
+    ],
+)
+def test_what_the_policy_could_not_answer_is_kept_as_the_reason(
+    chats: PromptEncoder, raised: Exception, reason: str, status: int
+):
+    def respond(session_id: str, index: int) -> str:
+        raise raised
+
+    async def agent(client: AsyncOpenAI) -> None:
+        with pytest.raises(APIStatusError) as refused:
+            await say(client, user("Go"))
+        assert refused.value.status_code == status
+
+    record = played(agent, ScriptedClient(chats, respond))
+    assert record.failure is not None
+    assert record.failure[0] == reason
+    assert (record.num_open, record.answers) == (0, [])
+
+
+def test_what_a_template_raises_is_told(chats: PromptEncoder):
+    grumpy = PromptEncoder(chat_tokenizer(CHAT.replace("{% if tools %}", "{{ 1 / 0 }}{% if tools %}")))
+
+    async def agent(client: AsyncOpenAI) -> None:
+        with pytest.raises(BadRequestError, match="ZeroDivisionError"):
+            await say(client, user("Go"))
+
+    played(agent, saying(grumpy, ""))
+
+
+def test_requests_that_are_open_at_the_end_are_counted(chats: PromptEncoder):
+    async def play() -> EpisodeRecord:
+        policy = ScriptedClient(chats, delay=lambda session_id: 3600.0)
+        gateway = PolicyGateway(policy, chats, None)
+        key = gateway.open_episode(terms(request_timeout_s=7200.0))
+        asking = asyncio.create_task(say(client_of(gateway, key), user("Go")))
+        while not policy.requests:
+            await asyncio.sleep(0)
+        record = gateway.close_episode(key)
+        asking.cancel()
+        return record
+
+    assert asyncio.run(play()).num_open == 1
