@@ -15,6 +15,7 @@ BUILT_IN = {
     "alfworld": "envs.alfworld.provider:make_provider",
     "gymnasium": "envs.hubs.gymnasium_text:make_provider",
     "reasoning_gym": "envs.hubs.reasoning_gym:make_provider",
+    "textarena": "envs.hubs.textarena:make_provider",
     "webshop": "envs.webshop.provider:make_provider",
 }
 

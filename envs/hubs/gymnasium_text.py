@@ -5,7 +5,6 @@ An action is text, or one of a number of actions that have names.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import gymnasium
@@ -13,10 +12,8 @@ from gymnasium.spaces import Discrete, Text
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from envs.arguments import parse_arguments
-from envs.base import PromptParts, StepAnswer, Task, TaskSet, TextEnv, manifest_hash
-from serl.config.nearest import name_hint
-
-SPLITS = ("train", "valid")
+from envs.base import PromptParts, StepAnswer, TaskSet, TextEnv
+from envs.hubs.seeds import SeedTasks
 
 
 class GymnasiumArguments(BaseModel):
@@ -54,7 +51,7 @@ class GymnasiumTextEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        seen, info = self._env.reset(seed=self._provider.seed_of((options or {})["task_id"]))
+        seen, info = self._env.reset(seed=self._provider.seeds.seed_of((options or {})["task_id"]))
         self._observation, self._return, self._ended = seen, 0.0, False
         return self._observation, self._info(info, is_valid=True)
 
@@ -94,6 +91,9 @@ class GymnasiumProvider:
 
     def __init__(self, arguments: GymnasiumArguments) -> None:
         self.arguments = arguments
+        env_id = arguments.model_dump_json(include={"id", "options", "actions"})
+        numbers = arguments.seed, arguments.num_train, arguments.num_valid
+        self.seeds = SeedTasks(arguments.id, env_id, *numbers)
         env = self.make()
         space = env.action_space
         if not isinstance(env.observation_space, Text):
@@ -118,17 +118,8 @@ class GymnasiumProvider:
             raise ValueError(f"env.args.id: {self.arguments.id!r}: {error}") from error
 
     def task_set(self, split: str) -> TaskSet:
-        """The seeds of ``train`` or ``valid``. Raises ValueError for another split."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}{name_hint(split, SPLITS)}")
-        begin, number = self.arguments.seed, self.arguments.num_train
-        if split == "valid":
-            begin, number = begin + number, self.arguments.num_valid
-        tasks = tuple(Task(str(seed), self.arguments.id) for seed in range(begin, begin + number))
-        of_env = self.arguments.model_dump_json(include={"id", "options", "actions"})
-        prints = [hashlib.sha256(f"{of_env} {task.task_id}".encode()).hexdigest() for task in tasks]
-        content_hash = manifest_hash([(t.task_id, text) for t, text in zip(tasks, prints, strict=True)])
-        return TaskSet(f"{self.arguments.id}/{split}", tasks, content_hash, fingerprints=tuple(prints))
+        """See `SeedTasks`."""
+        return self.seeds.task_set(split)
 
     def make_env(self) -> TextEnv:
         return GymnasiumTextEnv(self)
@@ -141,13 +132,6 @@ class GymnasiumProvider:
             {"role": "system", "content": f"{parts.task_description}\n{asked}"},
             {"role": "user", "content": f"{past}{parts.observation}"},
         )
-
-    def seed_of(self, task_id: str) -> int:
-        """Raises KeyError for a task that there is not."""
-        first, number = self.arguments.seed, self.arguments.num_train + self.arguments.num_valid
-        if not task_id.isdigit() or not first <= int(task_id) < first + number:
-            raise KeyError(task_id)
-        return int(task_id)
 
     def action(self, text: str) -> Any:
         """What the environment takes for ``text``; None for the name of no action."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 
 class MissingPackageError(ValueError):
     """An adapter's package is not installed."""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str) -> Any:
     """``module``; raises MissingPackageError that names SERL's ``extra`` which installs it."""
     try:
         return importlib.import_module(module)

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from envs.arguments import parse_arguments
 from envs.base import PromptParts, StepAnswer, Task, TaskSet, TextEnv, manifest_hash
 from envs.hubs.packages import require
+from envs.hubs.seeds import SPLITS
 from serl.config.nearest import name_hint
 
-SPLITS = ("train", "valid")
 _INSTRUCTION = "Think first if it helps. Give the final answer, and nothing else, as <action>ANSWER</action>."
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any
 
 import pytest
@@ -71,7 +73,7 @@ def test_what_cannot_be_played_as_text_is_told(args: dict[str, Any], told: str):
 
 
 def test_a_package_that_is_missing_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'serl\[reasoning-gym\]'"):
         make_provider("reasoning_gym", {"datasets": {"leg_counting": {}}})
 
@@ -108,3 +110,38 @@ def test_generators_that_there_are_not_and_wrong_options_are_told(datasets: dict
     pytest.importorskip("reasoning_gym", reason="needs the extra reasoning-gym")
     with pytest.raises(ValueError, match=told):
         make_provider("reasoning_gym", LEGS | {"datasets": datasets})
+
+
+def test_a_game_of_textarena_is_played_by_seed_whatever_others_draw_meanwhile():
+    pytest.importorskip("textarena", reason="needs the extra textarena")
+    assert violations("textarena", {"game": "GuessTheNumber-v0"}) == []
+    provider = make_provider("textarena", {"game": "GuessTheNumber-v0", "num_train": 5, "num_valid": 5})
+    env, other = provider.make_env(), provider.make_env()
+    random.seed(1)
+    seen, info = env.reset(options={"task_id": "3"})
+    assert "between 1 and 20" in info["task_description"]
+    other.reset(options={"task_id": "4"})
+    _, reward, ended, _, info = env.step("no number")
+    assert (reward, ended, info["action_valid"]) == (0.0, False, False)
+    low, high = 1, 20
+    while not ended:
+        guess = (low + high) // 2
+        seen, reward, ended, _, info = env.step(f"[{guess}]")
+        low, high = (guess + 1, high) if "higher" in seen else (low, guess - 1)
+    assert (reward, info["success"], "Congratulations" in info["feedback"]) == (1.0, True, True)
+    assert random.random() == random.Random(1).random()
+
+
+@pytest.mark.parametrize(
+    ("game", "told"),
+    [
+        ("GuesTheNumber-v0", "did you mean 'GuessTheNumber-v0'"),
+        ("Hangman-v0", "would download NLTK's 'words'"),
+        ("TwentyQuestions-v0", "OPENROUTER_API_KEY"),
+    ],
+)
+def test_games_that_cannot_be_played_here_are_told(game: str, told: str, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("textarena", reason="needs the extra textarena")
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=told):
+        make_provider("textarena", {"game": game})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from envs.agent.provider import AgentProvider
 from envs.base import EnvProvider, TextEnv
 from envs.registry import load_target, make_provider
 
@@ -88,6 +89,8 @@ def open_target(name: str, args: dict[str, Any], split: str) -> Target:
     provider = make_provider(name, args)
     if not callable(getattr(provider, "task_set", None)) or not callable(getattr(provider, "make_env", None)):
         raise TargetError(f"{name} gives {type(provider).__name__}, which is neither TextEnv nor EnvProvider")
+    if isinstance(provider, AgentProvider):
+        provider.make_env()  # it has none, and says so
     task_ids = tuple(task.task_id for task in provider.task_set(split).tasks)
     if not task_ids:
         raise TargetError(f"{name} has no task in split {split!r}")
