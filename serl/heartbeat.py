@@ -20,8 +20,6 @@ from ray.exceptions import RayError
 logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
-# A long step that every actor announces by existing: it imports torch, loads data, builds an engine.
-_START_TIMEOUT_S = 600.0
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -40,13 +38,14 @@ class _Watched:
 class HeartbeatMonitor:
     """A thread that pings what it `watch`es, once a second; ``num_hung`` counts by kind what it ended.
 
-    An actor must answer within ``timeout_s``; one that has not answered since it was started or restarted has
-    ten minutes.
+    An actor must answer within ``timeout_s``; one that has not answered since it was started or restarted,
+    and may be importing torch or loading data, within ``start_timeout_s``.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
         self.num_hung: Counter[str] = Counter()
         self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -96,7 +95,7 @@ class HeartbeatMonitor:
             answer, actor.answer = actor.answer, None
             self._take(name, actor, answer)
             return
-        limit_s = self._timeout_s if actor.has_answered else _START_TIMEOUT_S
+        limit_s = self._timeout_s if actor.has_answered else self._start_timeout_s
         if time.monotonic() - actor.asked_at > limit_s:
             logger.error("%s has not answered for %g s: killing it", name, limit_s)
             self.num_hung[actor.kind] += 1

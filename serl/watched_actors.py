@@ -46,7 +46,9 @@ class WatchedActors:
         self._names = names
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
         self._served_at = time.monotonic()
-        self._monitor = HeartbeatMonitor(experiment.cluster.heartbeat_timeout_s)
+        self._monitor = HeartbeatMonitor(
+            experiment.cluster.heartbeat_timeout_s, experiment.rollout.start_timeout_s
+        )
         controller = serve_controller()
         self._monitor.watch(
             "serve_controllers",

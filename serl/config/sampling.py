@@ -60,6 +60,8 @@ class RolloutSection(Section):
     """Tokens that a response may have."""
     stop: tuple[str, ...] = Field(default=("</action>",), strict=False)
     """Texts that end a response; they stay part of it."""
+    start_timeout_s: PositiveFloat = 300.0
+    """Seconds that an env runner may take to be ready, at the start of a run or when it is restarted."""
     request_timeout_s: PositiveFloat = 120.0
     """Seconds that one response may take; then its episode fails, and its rollout is attempted again."""
     max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)

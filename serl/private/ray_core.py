@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +36,36 @@ def forget_token() -> None:
 
     raylet: Any = _raylet  # has no stubs
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+@contextmanager
+def ends_within(timeout_s: float, what: str) -> Iterator[None]:
+    """Raises TimeoutError, which says ``what``, if its body takes longer; in the main thread alone.
+
+    For waits inside of libraries that take no deadline. Ray waits in C, where KeyboardInterrupt is the one
+    exception that a signal's handler can end it with.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_late = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal is_late
+        is_late = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_late:
+            raise TimeoutError(what) from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 
 
 def variables_of_submitted_job() -> set[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -19,6 +20,7 @@ from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.manifest import verify_checkpoint
+from serl.private.ray_core import ends_within
 from serl.private.rllib import local_learner
 from serl.rllib.results import add_nested
 from serl.rllib.setters import ExperimentSetters
@@ -44,6 +46,20 @@ class RLlibInterface(Algorithm):
 
     def run_evaluation(self) -> EvaluationResult:
         raise NotImplementedError
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """RLlib's own, which waits without end for an env runner that hangs as it starts.
+
+        Raises TimeoutError then.
+        """
+        rollout, learner = self.experiment.rollout, self.experiment.learner
+        limit_s = rollout.start_timeout_s + learner.start_timeout_s
+        late = (
+            f"an env runner or a learner was not ready within {limit_s:g} s, rollout.start_timeout_s + "
+            "learner.start_timeout_s: it hangs, or its data or model takes longer to load"
+        )
+        with ends_within(limit_s, late):
+            super().setup(config)
 
     def step(self) -> dict[str, Any]:
         """One update, and the evaluation that is due after it.

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from serl.heartbeat import HeartbeatMonitor
+from serl.private.ray_core import ends_within
 
 DEADLINE_S = 120.0
 
@@ -34,7 +35,7 @@ def answering_class() -> type:
 
 @pytest.fixture
 def monitor() -> Iterator[HeartbeatMonitor]:
-    monitor = HeartbeatMonitor(timeout_s=2.0)
+    monitor = HeartbeatMonitor(timeout_s=2.0, start_timeout_s=600.0)
     yield monitor
     monitor.close()
 
@@ -95,3 +96,15 @@ def test_ray_ends_a_stopped_process_and_starts_the_actor_again() -> None:
         except RayActorError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def test_a_wait_without_a_deadline_for_an_actor_that_hangs_as_it_starts_ends() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    actor = start(start_s=3600.0)
+    with pytest.raises(TimeoutError, match="nobody came"), ends_within(1.0, "nobody came"):
+        ray.get(actor.ping.remote())
+    assert signal.getsignal(signal.SIGALRM) is before
+    with pytest.raises(KeyError), ends_within(0.5, "not late"):
+        raise KeyError("its own")
+    time.sleep(1.0)
+    ray.kill(actor)
