@@ -222,7 +222,7 @@ class _Packer:
     def for_scoring(self, shard: Array) -> list[MicroBatch]:
         """Micro-batches of the rows ``shard`` for forward passes without a gradient."""
         rows: list[int] = shard.tolist()
-        return self._packed(rows, [self._sequences[row] for row in rows])
+        return self._packed_for_scoring(rows, [self._sequences[row] for row in rows])
 
     def for_teacher(self, shard: Array, compared: Array) -> list[TeacherMicroBatch]:
         """Those of the rows of ``shard`` that the teacher scores, and without context where ``compared``."""
@@ -236,7 +236,7 @@ class _Packer:
                 tuple(rows[place] for place in places if place < len(scored)),
                 tuple(rows[place] for place in places if place >= len(scored)),
             )
-            for places in self._packed(range(len(rows)), sequences)
+            for places in self._packed_for_scoring(range(len(rows)), sequences)
         ]
 
     def minibatch(self, chosen: Sequence[int], shards: Sequence[Array]) -> list[Minibatch] | None:
@@ -247,9 +247,7 @@ class _Packer:
         num_trained_tokens = sum(int(self._num_response_tokens[part].sum()) for part in own)
         if num_trained_tokens == 0:
             return None
-        packed = [
-            self._packed(part, [self._sequences[row] for row in part], _COPIES_OF_A_TOKEN) for part in own
-        ]
+        packed = [self._packed(part, [self._sequences[row] for row in part]) for part in own]
         num_loss_tokens = int(self._num_response_tokens[is_chosen].sum())
         num_distilled_tokens = int(self._num_distilled_tokens[is_chosen].sum())
         return [
@@ -257,12 +255,20 @@ class _Packer:
             for part in _same_number(packed, ())
         ]
 
-    def _packed(
-        self, rows: Sequence[int], sequences: Sequence[Array], copies_of_a_token: int | None = None
-    ) -> list[MicroBatch]:
+    def _packed(self, rows: Sequence[int], sequences: Sequence[Array]) -> list[MicroBatch]:
         if self._as_trees:
-            return pack_by_prefix(rows, sequences, self._budget, copies_of_a_token)
-        return pack_by_length(rows, list(map(len, sequences)), self._budget)
+            return pack_by_prefix(rows, sequences, self._budget, _COPIES_OF_A_TOKEN)
+        return pack_by_length(rows, [*map(len, sequences)], self._budget)
+
+    def _packed_for_scoring(self, rows: Sequence[int], sequences: Sequence[Array]) -> list[MicroBatch]:
+        """Without a gradient two of the longest rows need less memory than one with it: trees may have them.
+
+        So the branches of a row that fills the budget come together, and not each with all of it.
+        """
+        if self._as_trees:
+            longest = max(map(len, sequences), default=0)
+            return pack_by_prefix(rows, sequences, max(self._budget, 2 * longest))
+        return self._packed(rows, sequences)
 
     def _num_computed(self, sequences: Sequence[Array]) -> Array:
         return num_new_tokens(sequences) if self._as_trees else np.array([*map(len, sequences)], np.int64)

@@ -19,7 +19,7 @@ from serl.learner.tree_attention import (
     Branches,
     ScaledDotProduct,
     VariableLength,
-    use_tree_attention,
+    tree_attention,
 )
 from serl.models.weights import empty_model, load_model
 from serl.private.transformers import attends_to_all_before, attention_implementation
@@ -46,9 +46,7 @@ class CausalLMModule(TorchRLModule):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._attention = attention_implementation(self.model)
         as_tree = self._attention != "eager" and attends_to_all_before(self.model)
-        self.layout: Layout = "tree" if as_tree else "padded"
-        if as_tree:
-            use_tree_attention(self.model)
+        self.lay_out("tree" if as_tree else "padded")
         self._batch: TokenBatch | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_scored)
         last = _LastLayer.of(self.model)
@@ -62,6 +60,11 @@ class CausalLMModule(TorchRLModule):
     def model_dir(self) -> Path:
         """The folder that the weights came from; configuration and tokenizer are there."""
         return Path(self.model_config["model_dir"])  # type: ignore[index]
+
+    def lay_out(self, layout: Layout) -> None:
+        """Expects batches of this ``layout`` from now on."""
+        self.layout: Layout = layout
+        self.model.set_attn_implementation(tree_attention() if layout == "tree" else self._attention)
 
     def _forward(self, batch: TokenBatch, **kwargs: Any) -> TokenScores:
         """Scores the N marked tokens of ``batch``.

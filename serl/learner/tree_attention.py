@@ -37,15 +37,15 @@ class Branches(Protocol):
         ...
 
 
-def use_tree_attention(model: Any) -> None:
-    """Lets ``model``, of transformers, attend by `Branches`, which its callers then give it."""
+def tree_attention() -> str:
+    """transformers' name for attention by `Branches`, which a model's callers give it as ``branches``."""
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(_NAME, _tree_attention)
-    model.set_attn_implementation(_NAME)
+    AttentionInterface.register(_NAME, _attend)
+    return _NAME
 
 
-def _tree_attention(
+def _attend(
     module: Any,
     query: Tensor,
     key: Tensor,

@@ -29,6 +29,36 @@ def test_the_env_benchmark_prints_ratios_and_writes_all_figures(
     assert figures["native episode of a loaded game"]["median"] > 0.0
 
 
+def test_dialogues_are_computed_once_and_row_by_row_again_at_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "figures.json"
+    sizes = {
+        "episodes": 2,
+        "steps": 6,
+        "every": 2,
+        "first": 20,
+        "observation": 6,
+        "response": 5,
+        "evidence": 3,
+    }
+    options = [
+        f"--{name}{'' if name in list(sizes)[:3] else '-tokens'}={size}" for name, size in sizes.items()
+    ]
+    model = ["--model", "embedded:tiny_alfworld", "hindsight.log_ratio_sample_rows=0"]
+    assert main(["conversations", *options, "--repetitions", "1", "--json", str(file), *model]) == 0
+    assert "conversation, training / row by row, training " in capsys.readouterr().out
+    figures = {figure["name"]: figure["median"] for figure in json.loads(file.read_text())["figures"]}
+    # 20 tokens that both begin with; of each step an observation, four tokens of the template, a response.
+    assert figures["conversation, tokens computed"] == 20 + 2 * 6 * (6 + 4 + 5)
+    # The same but for the last answer; after each observation evidence, the template and the response again.
+    assert figures["teacher, tokens computed"] == 20 + 2 * (5 * (6 + 4 + 5) + 6 + 6 * (3 + 4 + 5))
+    # Steps 1, 3 and 5 for all: each with the turns before it, and with fillers up to the longest of its pass.
+    rows = 2 * sum(20 + (step + 1) * (6 + 4 + 5) for step in (1, 3, 5))
+    longest = 2 * 3 * (20 + 6 * (6 + 4 + 5))
+    assert 2 * rows <= figures["row by row, tokens computed"] <= 2 * longest
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -206,6 +206,16 @@ def test_a_row_is_scored_with_and_without_context_beside_what_it_begins_like():
     assert sorted(pairs) == [([0, 1], [0, 1]), ([2, 3], [2, 3])]
 
 
+def test_branches_of_a_row_that_fills_the_budget_are_scored_together():
+    rows = [training_row("a", step, prompt=30) for step in range(3)]
+    for step, row in enumerate(rows):
+        row.prompt_ids = list(range(10 * step + 10))
+        row.teacher_prompt_ids = [*row.prompt_ids, 7, 7]
+    (learner,) = plan(rows, micro_batch_tokens=34)
+    (scored,) = learner.teacher_micro_batches
+    assert sorted(scored.with_context) == [0, 1, 2]
+
+
 def test_what_rows_begin_with_counts_once_in_the_token_budget():
     ids = np.arange(100)
     sequences = [ids[:10], ids[:30], np.append(ids[:20], ids[90:95]), np.append(ids[:5], ids[80:90])]

@@ -73,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     broadcast = _add(benchmarks, "broadcast", "serving", 7, "weights into the replicas against a memcpy")
     broadcast.set_defaults(default_models=["embedded:tiny_alfworld", _SMOLLM2])
     _add(benchmarks, "learner", "training", 3, "updates against a bare forward and backward pass")
+    dialogues = _add(benchmarks, "conversations", "conversations", 2, "dialogues as trees and row by row")
+    dialogues.set_defaults(experiment=_EXPERIMENTS / "smollm2_alfworld.yaml")
+    _add_sizes(
+        dialogues,
+        episodes=(2, "dialogues, of one group"),
+        steps=(50, "steps of a dialogue"),
+        every=(10, "steps, one of which is trained row by row"),
+        first_tokens=(150, "tokens before the first observation"),
+        observation_tokens=(30, "tokens of an observation"),
+        response_tokens=(15, "tokens of a response"),
+        evidence_tokens=(30, "tokens of evidence"),
+    )
     _add(benchmarks, "startup", "training", 3, "from the command to the first finished episode")
     asynchrony = _add(benchmarks, "asynchrony", "training", 2, "max_staleness 1 against 0")
     _add_sizes(asynchrony, iterations=(5, "measured iterations of one run"))

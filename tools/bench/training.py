@@ -29,6 +29,7 @@ from serl.batch.packing import plan_update
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
 from serl.learner.learner_group import SERLLearnerGroup
+from serl.private.rllib import local_learner
 from serl.rollout.prompt import PromptEncoder
 from serl.run.console import Console
 from serl.types import TrainingRow, TrajectoryGroup
@@ -37,6 +38,7 @@ from tools.bench.play import local_cluster, player_on_deployment, with_settings
 from tools.bench.synchronisations import HostSynchronisations
 
 _IGNORED = -100
+_ROW_BY_ROW = "GRPO row by row"
 
 # Both runs then play the same policy, so that their episodes are equally long.
 _LR_THAT_CHANGES_NOTHING = 1e-12
@@ -66,13 +68,16 @@ def learner(
     experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
 ) -> None:
     serl_arm = with_settings(experiment, learner={"num_learners": 0})
-    arms = {"SERL": serl_arm, "GRPO": with_settings(serl_arm, hindsight={"enabled": False})}
+    grpo_arm = with_settings(serl_arm, hindsight={"enabled": False})
+    arms = {"SERL": serl_arm, "GRPO": grpo_arm, _ROW_BY_ROW: grpo_arm}
     encoder = PromptEncoder.load(str(model_dir))
     with local_cluster() as run_dir:
         with player_on_deployment(experiment, model_dir, run_dir) as (player, _):
             groups = player.play_groups(experiment.training.groups_per_batch)
-        bare = _BarePasses(arms["GRPO"], model_dir, encoder, groups)
+        bare = _BarePasses(grpo_arm, model_dir, encoder, groups)
         learners = {name: _learner_of(arm, model_dir) for name, arm in arms.items()}
+        local_learner(learners[_ROW_BY_ROW]).policy.lay_out("padded")
+        num_computed: dict[str, list[float]] = {name: [] for name in arms}
         updates: list[dict[str, float]] = []
         # The first turn is not measured: memory is asked for, libraries warm up.
         for weights_seq_no in range(1 + options.repetitions):
@@ -85,12 +90,13 @@ def learner(
                 assert result is not None, "a local learner has finished when start_update returns"
                 own[f"{name} from groups to new weights"] = time.perf_counter() - started
                 own[f"{name} update"] = result.metrics["seconds_update"]
+                num_computed[name].append(result.metrics["num_computed_tokens"])
                 for part in ("teacher", "forward_backward", "optimizer"):
                     own[f"{name}, of it {part}"] = result.metrics[f"seconds_{part}"]
             updates.append(own)
         with HostSynchronisations() as waits:
-            rows, _ = build_rows(groups, arms["GRPO"], encoder, len(updates))
-            learners["GRPO"].start_update(rows, len(updates))
+            rows, _ = build_rows(groups, grpo_arm, encoder, len(updates))
+            learners[_ROW_BY_ROW].start_update(rows, len(updates))
     figures.note(
         f"{experiment.model.path}: {len(groups)} groups of {experiment.training.group_size}, "
         f"{bare.num_rows} rows with an advantage, {bare.num_tokens} tokens in {len(bare.tensors)} "
@@ -100,10 +106,14 @@ def learner(
     figures.add("padding, of all positions", [1.0 - bare.num_tokens / bare.num_positions], "")
     figures.add("host synchronisations of a micro-batch", [waits.number / len(bare.tensors)], "")
     figures.add_all(updates[1:], "s")
+    for name in ("GRPO", _ROW_BY_ROW):
+        figures.add(f"{name} tokens computed", num_computed[name][1:], "")
+    figures.add_ratio("GRPO tokens computed", f"{_ROW_BY_ROW} tokens computed", at_most=0.8)
+    figures.add_ratio("GRPO update", f"{_ROW_BY_ROW} update", at_most=0.9)
     # Both compute the same tokens.
-    figures.add_ratio("bare forward and backward", "GRPO update", at_least=0.9)
+    figures.add_ratio("bare forward and backward", f"{_ROW_BY_ROW} update", at_least=0.9)
     figures.add_ratio("SERL update", "GRPO update", at_most=1.2)
-    figures.add_ratio("SERL, of it teacher", "SERL update")
+    figures.add_ratio("SERL, of it teacher", "GRPO update", at_most=0.2)
     figures.add_ratio("SERL from groups to new weights", "GRPO from groups to new weights")
 
 
@@ -166,6 +176,7 @@ def _micro_batches(
         num_epochs=settings.num_epochs,
         micro_batch_tokens=settings.micro_batch_tokens,
         seed=(experiment.seed, 0),
+        as_trees=False,
     )
     batches = [batch for minibatch in plan.minibatches for batch in minibatch.micro_batches if batch]
     return [[plan.rows.row(row) for row in batch] for batch in batches]

@@ -1,0 +1,119 @@
+"""Dialogues of many steps, made up: trained as trees, row by row, and as windows of their last turns."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serl.algorithm import SERLConfig
+from serl.batch.rows import TrainingRows
+from serl.config import ExperimentConfig
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.private.rllib import local_learner
+from serl.types import TrainingRow
+from tools.bench.figures import Figures
+from tools.bench.play import with_settings
+
+# What a chat template writes between an observation and the answer to it.
+_TURN_TOKENS = 4
+_WINDOW_TURNS = 2
+_VOCABULARY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Episode:
+    """Ids: ``first``, what every prompt begins with; of each step ``seen`` and ``said``."""
+
+    name: str
+    first: list[int]
+    seen: list[list[int]]
+    said: list[list[int]]
+
+    def rows(
+        self, num_turns: int | None, steps: Sequence[int], evidence: Sequence[int] = ()
+    ) -> Iterator[TrainingRow]:
+        """Those of ``steps``, each prompt with ``num_turns`` turns before it; None: all of them."""
+        for step in steps:
+            turns = range(0 if num_turns is None else max(step - num_turns, 0), step)
+            before = [*self.first, *(token for turn in turns for token in self.seen[turn] + self.said[turn])]
+            seen, to_answer = self.seen[step][:-_TURN_TOKENS], self.seen[step][-_TURN_TOKENS:]
+            with_evidence = [*before, *seen, *evidence, *to_answer]
+            yield TrainingRow(
+                group_id="made up",
+                trajectory_id=self.name,
+                step_index=step,
+                prompt_ids=before + self.seen[step],
+                response_ids=self.said[step],
+                old_logprobs=[-1.0] * len(self.said[step]),
+                action_mask=[True] * len(self.said[step]),
+                advantage=1.0 if step % 2 else -1.0,
+                weights_seq_no=0,
+                teacher_prompt_ids=with_evidence if evidence else None,
+            )
+
+
+def conversations(
+    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
+) -> None:
+    """Row by row only every ``options.every``-th step is trained, and counted that often."""
+    arm = with_settings(experiment, learner={"num_learners": 0})
+    episodes = list(_episodes(options))
+    every_step = range(options.steps)
+    some_steps = range(options.every // 2, options.steps, options.every)
+    evidence = np.random.default_rng(1).integers(_VOCABULARY, size=options.evidence_tokens).tolist()
+
+    def batch(num_turns: int | None, steps: Sequence[int], evidence: Sequence[int] = ()) -> TrainingRows:
+        return TrainingRows.of([row for one in episodes for row in one.rows(num_turns, steps, evidence)])
+
+    batches = {
+        "conversation": batch(None, every_step),
+        "conversation with a teacher": batch(None, every_step, evidence),
+        "windows": batch(_WINDOW_TURNS, every_step),
+        "row by row": batch(None, some_steps),
+    }
+    scale = {name: 1.0 for name in batches} | {"row by row": options.steps / len(some_steps)}
+    learners = SERLLearnerGroup(config=SERLConfig.from_experiment(arm, str(model_dir), str(model_dir)))
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in batches}
+    # The first turn is not measured. All are update 0, at which λ has not begun to decay.
+    for _ in range(1 + options.repetitions):
+        for name, rows in batches.items():
+            local_learner(learners).policy.lay_out("padded" if name == "row by row" else "tree")
+            result = learners.poll_update(learners.start_update(rows, 0), timeout_s=0.0)
+            assert result is not None, "a local learner has finished when start_update returns"
+            measured[name].append({key: scale[name] * value for key, value in result.metrics.items()})
+            gc.collect()
+    figures.note(
+        f"{experiment.model.path}: {len(episodes)} dialogues of {options.steps} steps, the last prompt of "
+        f"{int(batches['conversation'].prompt_ids.lengths.max())} tokens; micro-batches of up to "
+        f"{experiment.learner.micro_batch_tokens}; {options.repetitions} updates"
+    )
+    for name, of_updates in measured.items():
+        figures.add(f"{name}, tokens computed", (own["num_computed_tokens"] for own in of_updates[1:]), "")
+        figures.add(f"{name}, training", (own["seconds_forward_backward"] for own in of_updates[1:]), "s")
+    of_teacher = measured["conversation with a teacher"][1:]
+    figures.add("teacher, tokens computed", (own["num_computed_teacher_tokens"] for own in of_teacher), "")
+    figures.add("teacher", (own["seconds_teacher"] for own in of_teacher), "s")
+    tokens, seconds = "conversation, tokens computed", "conversation, training"
+    figures.add_ratio(tokens, "row by row, tokens computed", at_most=0.12)
+    figures.add_ratio(seconds, "row by row, training", at_most=0.2)
+    figures.add_ratio(seconds, "windows, training", at_most=0.5)
+    figures.add_ratio("teacher, tokens computed", tokens)
+    figures.add_ratio("teacher", seconds, at_most=0.2)
+
+
+def _episodes(options: argparse.Namespace) -> Iterator[_Episode]:
+    draw = np.random.default_rng(0)
+
+    def ids(count: int) -> list[int]:
+        return draw.integers(_VOCABULARY, size=count).tolist()
+
+    first = ids(options.first_tokens)
+    for number in range(options.episodes):
+        seen = [ids(options.observation_tokens + _TURN_TOKENS) for _ in range(options.steps)]
+        said = [ids(options.response_tokens) for _ in range(options.steps)]
+        yield _Episode(f"episode {number}", first, seen, said)
