@@ -6,8 +6,8 @@ needs that), and neither gradients nor minibatches depend on how many learners t
 
 - Minibatches are random groups of the batch, drawn anew for each epoch from the seed. Rows of one group begin
   alike, and what they begin with is computed once.
-- Each minibatch of the first epoch is cut along the tree of its rows (`serl.batch.prefix_tree`) into parts of
-  equal work, one a learner: the shards.
+- Each minibatch is cut along the tree of its rows (`serl.batch.prefix_tree`) into parts of equal work, one a
+  learner: the shards. Where groups will meet others in later epochs, each group is cut so.
 - A row with advantage 0 that is not distilled trains nothing, so nobody computes it; its tokens still count
   in the denominators, as they would if it were computed. A loss with terms of its own for such rows has them
   computed.
@@ -99,7 +99,9 @@ def plan_update(
     epochs = [
         random_minibatches(rows.group_ids, num_minibatches, [*seed, epoch]) for epoch in range(num_epochs)
     ]
-    shards = packer.shards(epochs[0], trained_rows(rows, train_every_row), num_learners)
+    stay_together = num_epochs == 1 or len(epochs[0]) == 1
+    to_cut = epochs[0] if stay_together else random_minibatches(rows.group_ids, len(rows), seed)
+    shards = packer.shards(to_cut, trained_rows(rows, train_every_row), num_learners)
     compared = np.zeros(len(rows), dtype=np.bool_)
     compared[list(context_free_rows)] = True
     every_row = _same_number([packer.for_scoring(shard) for shard in shards], ())
@@ -201,22 +203,22 @@ class _Packer:
         self._teacher_sequences = _with_responses(rows.teacher_prompt_ids, rows)
         self._is_scored = rows.has_teacher_prompt
 
-    def shards(self, minibatches: Sequence[Sequence[int]], trained: Array, num_learners: int) -> list[Array]:
-        """Row indices per learner, ascending: each of ``minibatches`` in parts of equal work along its tree.
+    def shards(self, parts: Sequence[Sequence[int]], trained: Array, num_learners: int) -> list[Array]:
+        """Row indices per learner, ascending, who share each of ``parts`` equally along its tree.
 
         The work on a row are the tokens that only it needs. Rows that are not ``trained`` are nobody's.
         """
         owners = np.full(len(trained), -1)
-        for minibatch in minibatches:
-            rows = [row for row in minibatch if trained[row]]
+        for part in parts:
+            rows = [row for row in part if trained[row]]
             scored = [row for row in rows if self._is_scored[row]]
             work = np.zeros(len(trained))
             work[rows] = self._num_computed([self._sequences[row] for row in rows])
             work[scored] += self._num_computed([self._teacher_sequences[row] for row in scored])
             along = [rows[index] for index in tree_order([self._sequences[row] for row in rows])]
             middles = np.cumsum(work[along]) - work[along] / 2.0
-            parts = (middles * num_learners / max(work.sum(), 1.0)).astype(np.int64)
-            owners[along] = np.minimum(parts, num_learners - 1)
+            shares = (middles * num_learners / max(work.sum(), 1.0)).astype(np.int64)
+            owners[along] = np.minimum(shares, num_learners - 1)
         return [np.flatnonzero(owners == learner) for learner in range(num_learners)]
 
     def for_scoring(self, shard: Array) -> list[MicroBatch]:

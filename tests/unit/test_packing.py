@@ -95,6 +95,16 @@ def test_eight_learners_have_loads_within_a_twentieth_of_their_mean(success: flo
     assert max(loads) <= 1.05 * sum(loads) / 8
 
 
+@pytest.mark.parametrize(("num_epochs", "num_minibatches"), [(1, 4), (3, 4), (3, 1)])
+def test_learners_share_every_minibatch_equally_in_every_epoch(num_epochs: int, num_minibatches: int):
+    rows = [training_row(group, row) for group in "abcdefgh" for row in range(6)]
+    plans = plan(rows, num_learners=2, num_epochs=num_epochs, num_minibatches=num_minibatches)
+    for first, second in zip(*(part.minibatches for part in plans), strict=True):
+        assert (
+            len(trained_rows(plans[0], first)) == len(trained_rows(plans[1], second)) == 24 // num_minibatches
+        )
+
+
 def test_every_row_with_an_advantage_is_trained_once_an_epoch_and_no_other():
     rows = mixed_batch()
     wanted = sorted(row.trajectory_id for row in rows if row.advantage != 0.0)
