@@ -8,6 +8,7 @@ from openai import OpenAI, RateLimitError
 from envs.alfworld.provider import make_provider
 from envs.base import PromptParts, Turn
 
+CLIENT = OpenAI(api_key="the one of the episode")
 GAMES: Any = make_provider({"data": "embedded", "max_receptacles": 6})
 
 
@@ -15,8 +16,8 @@ def tasks(split):
     return [{"id": task.task_id, "type": task.task_type} for task in GAMES.task_set(split).tasks]
 
 
-def play(task, seed):
-    client, env = OpenAI(), GAMES.make_env()
+def play(task, seed, base_url, api_key):
+    client, env = CLIENT.with_options(base_url=base_url, api_key=api_key), GAMES.make_env()
     seen, info = env.reset(seed=seed, options={"task_id": task["id"]})
     past, turns, ended = [], [], False
     while not ended:
