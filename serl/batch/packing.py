@@ -23,8 +23,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from serl.batch.prefix_tree import num_new_tokens, num_shared, tree_order
-from serl.batch.rows import Array, Ragged, TrainingRows
+from serl.batch.prefix_tree import PrefixTree
+from serl.batch.rows import Array, TrainingRows
 
 MicroBatch = tuple[int, ...]
 _Part = TypeVar("_Part")
@@ -144,36 +144,38 @@ def random_minibatches(
 
 
 def pack_by_prefix(
-    rows: Sequence[int],
-    sequences: Sequence[Array],
+    tree: PrefixTree,
+    indices: Sequence[int] | Array,
     micro_batch_tokens: int,
     copies_of_a_token: int | None = None,
 ) -> list[MicroBatch]:
-    """``rows`` along their tree, in micro-batches of at most ``micro_batch_tokens`` tokens, shared ones once.
+    """The sequences at ``indices`` along their ``tree``, in micro-batches of at most ``micro_batch_tokens``.
 
-    ``sequences[i]`` belongs to ``rows[i]``. Of what a row shares, ``copies_of_a_token`` tokens count as one;
-    none do without it. A row longer than the budget has a micro-batch to itself and to what begins it.
+    Tokens that they share count once. Where a sequence parts from others, ``copies_of_a_token`` of the tokens
+    that it shares count as one more; none do without it. A sequence longer than the budget has a micro-batch
+    to itself and to those that it begins with.
     """
     packed: list[MicroBatch] = []
     current: list[int] = []
-    before: Array = np.empty(0)
     num_tokens = 0
-    for index in tree_order(sequences):
-        own = sequences[index]
-        shared = num_shared(before, own)
-        added = len(own) - shared
+    along, shared_before = tree.along(indices)
+    lengths: list[int] = tree.lengths[along].tolist()
+    order: list[int] = along.tolist()
+    for index, length, shared in zip(order, lengths, shared_before.tolist(), strict=True):
+        added = length - shared
         if added and copies_of_a_token:
             added += shared // copies_of_a_token
         if current and added and num_tokens + added > micro_batch_tokens:
             packed.append(tuple(current))
-            current, num_tokens, added = [], 0, len(own)
-        current.append(rows[index])
+            current, num_tokens, added = [], 0, length
+        current.append(index)
         num_tokens += added
-        before = own
     return [*packed, tuple(current)] if current else packed
 
 
-def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[MicroBatch]:
+def pack_by_length(
+    rows: Sequence[int] | Array, lengths: Sequence[int] | Array, micro_batch_tokens: int
+) -> list[MicroBatch]:
     """``rows`` in micro-batches of at most ``micro_batch_tokens`` tokens, padding included.
 
     ``lengths[i]`` belongs to ``rows[i]``. Rows of similar length come together, which keeps padding small; a
@@ -181,7 +183,8 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
     """
     packed: list[MicroBatch] = []
     current: list[int] = []
-    for length, row in sorted(zip(lengths, rows, strict=True)):
+    pairs: list[list[int]] = sorted(np.column_stack((lengths, rows)).tolist())
+    for length, row in pairs:
         if current and (len(current) + 1) * length > micro_batch_tokens:
             packed.append(tuple(current))
             current = []
@@ -190,94 +193,98 @@ def pack_by_length(rows: Sequence[int], lengths: Sequence[int], micro_batch_toke
 
 
 class _Packer:
-    """Puts rows of one batch into shards and micro-batches; what it looks up often is looked up once."""
+    """Puts rows of one batch into shards and micro-batches; what it looks up often is looked up once.
+
+    Sequence ``row`` is what a student reads of R rows, and R + ``row`` what the teacher does with evidence.
+    """
 
     def __init__(self, rows: TrainingRows, micro_batch_tokens: int, as_trees: bool) -> None:
         self._budget = micro_batch_tokens
-        self._as_trees = as_trees
+        self._num_rows = len(rows)
         self._num_response_tokens = rows.response_ids.lengths
         of_rows = np.repeat(np.arange(len(rows)), rows.action_mask.lengths)
         num_action_tokens = np.bincount(of_rows[rows.action_mask.values], minlength=len(rows))
         self._num_distilled_tokens = np.where(rows.distilled, num_action_tokens, 0)
-        self._sequences = _with_responses(rows.prompt_ids, rows)
-        self._teacher_sequences = _with_responses(rows.teacher_prompt_ids, rows)
         self._is_scored = rows.has_teacher_prompt
+        self._lengths = np.concatenate((rows.num_tokens, rows.num_teacher_tokens))
+        self._tree = PrefixTree(_sequences(rows)) if as_trees else None
 
     def shards(self, parts: Sequence[Sequence[int]], trained: Array, num_learners: int) -> list[Array]:
         """Row indices per learner, ascending, who share each of ``parts`` equally along its tree.
 
         The work on a row are the tokens that only it needs. Rows that are not ``trained`` are nobody's.
         """
-        owners = np.full(len(trained), -1)
+        owners = np.full(self._num_rows, -1)
         for part in parts:
-            rows = [row for row in part if trained[row]]
-            scored = [row for row in rows if self._is_scored[row]]
-            work = np.zeros(len(trained))
-            work[rows] = self._num_computed([self._sequences[row] for row in rows])
-            work[scored] += self._num_computed([self._teacher_sequences[row] for row in scored])
-            along = [rows[index] for index in tree_order([self._sequences[row] for row in rows])]
+            rows = np.array(part)[trained[part]]
+            scored = rows[self._is_scored[rows]]
+            of_row, of_teacher = (self._num_computed(own) for own in (rows, scored + self._num_rows))
+            work = of_row[: self._num_rows] + of_teacher[self._num_rows :]
+            along = rows if self._tree is None else self._tree.along(rows)[0]
             middles = np.cumsum(work[along]) - work[along] / 2.0
-            shares = (middles * num_learners / max(work.sum(), 1.0)).astype(np.int64)
+            shares = (middles * num_learners / max(work.sum(), 1)).astype(np.int64)
             owners[along] = np.minimum(shares, num_learners - 1)
         return [np.flatnonzero(owners == learner) for learner in range(num_learners)]
 
-    def for_scoring(self, shard: Array) -> list[MicroBatch]:
-        """Micro-batches of the rows ``shard`` for forward passes without a gradient."""
-        rows: list[int] = shard.tolist()
-        return self._packed_for_scoring(rows, [self._sequences[row] for row in rows])
+    def for_scoring(self, sequences: Array) -> list[MicroBatch]:
+        """Micro-batches of ``sequences`` for forward passes without a gradient.
+
+        Two of the longest then need less memory than one with it: trees may have them. So the branches of one
+        that fills the budget come together, and not each with all of it.
+        """
+        if self._tree is None:
+            return pack_by_length(sequences, self._lengths[sequences], self._budget)
+        longest = int(self._lengths[sequences].max(initial=0))
+        return pack_by_prefix(self._tree, sequences, max(self._budget, 2 * longest))
 
     def for_teacher(self, shard: Array, compared: Array) -> list[TeacherMicroBatch]:
         """Those of the rows of ``shard`` that the teacher scores, and without context where ``compared``."""
-        scored: list[int] = shard[self._is_scored[shard]].tolist()
-        without_context = [row for row in scored if compared[row]]
-        sequences = [self._teacher_sequences[row] for row in scored]
-        sequences += [self._sequences[row] for row in without_context]
-        rows = [*scored, *without_context]
+        scored = shard[self._is_scored[shard]]
+        sequences = np.concatenate((scored + self._num_rows, scored[compared[scored]]))
         return [
             TeacherMicroBatch(
-                tuple(rows[place] for place in places if place < len(scored)),
-                tuple(rows[place] for place in places if place >= len(scored)),
+                tuple(index - self._num_rows for index in packed if index >= self._num_rows),
+                tuple(index for index in packed if index < self._num_rows),
             )
-            for places in self._packed_for_scoring(range(len(rows)), sequences)
+            for packed in self.for_scoring(sequences)
         ]
 
     def minibatch(self, chosen: Sequence[int], shards: Sequence[Array]) -> list[Minibatch] | None:
         """The minibatch of the rows ``chosen`` as each learner sees it; None if none of them is trained."""
-        is_chosen = np.zeros(len(self._sequences), dtype=np.bool_)
+        is_chosen = np.zeros(self._num_rows, dtype=np.bool_)
         is_chosen[list(chosen)] = True
-        own: list[list[int]] = [shard[is_chosen[shard]].tolist() for shard in shards]
+        own = [shard[is_chosen[shard]] for shard in shards]
         num_trained_tokens = sum(int(self._num_response_tokens[part].sum()) for part in own)
         if num_trained_tokens == 0:
             return None
-        packed = [self._packed(part, [self._sequences[row] for row in part]) for part in own]
         num_loss_tokens = int(self._num_response_tokens[is_chosen].sum())
         num_distilled_tokens = int(self._num_distilled_tokens[is_chosen].sum())
         return [
             Minibatch(tuple(part), num_loss_tokens, len(chosen), num_trained_tokens, num_distilled_tokens)
-            for part in _same_number(packed, ())
+            for part in _same_number([self._for_training(part) for part in own], ())
         ]
 
-    def _packed(self, rows: Sequence[int], sequences: Sequence[Array]) -> list[MicroBatch]:
-        if self._as_trees:
-            return pack_by_prefix(rows, sequences, self._budget, _COPIES_OF_A_TOKEN)
-        return pack_by_length(rows, [*map(len, sequences)], self._budget)
+    def _for_training(self, rows: Array) -> list[MicroBatch]:
+        if self._tree is None:
+            return pack_by_length(rows, self._lengths[rows], self._budget)
+        return pack_by_prefix(self._tree, rows, self._budget, _COPIES_OF_A_TOKEN)
 
-    def _packed_for_scoring(self, rows: Sequence[int], sequences: Sequence[Array]) -> list[MicroBatch]:
-        """Without a gradient two of the longest rows need less memory than one with it: trees may have them.
-
-        So the branches of a row that fills the budget come together, and not each with all of it.
-        """
-        if self._as_trees:
-            longest = max(map(len, sequences), default=0)
-            return pack_by_prefix(rows, sequences, max(self._budget, 2 * longest))
-        return self._packed(rows, sequences)
-
-    def _num_computed(self, sequences: Sequence[Array]) -> Array:
-        return num_new_tokens(sequences) if self._as_trees else np.array([*map(len, sequences)], np.int64)
+    def _num_computed(self, sequences: Array) -> Array:
+        """Of all 2 R sequences, for these alone."""
+        if self._tree is not None:
+            return self._tree.num_new(sequences)
+        return np.where(np.isin(np.arange(len(self._lengths)), sequences), self._lengths, 0)
 
 
-def _with_responses(prompt_ids: Ragged, rows: TrainingRows) -> list[Array]:
-    return [np.concatenate((prompt_ids[row], rows.response_ids[row])) for row in range(len(rows))]
+def _sequences(rows: TrainingRows) -> list[Array]:
+    """Prompts with responses of all rows, then teacher prompts with responses; empty where there are none."""
+    has_prompt = rows.has_teacher_prompt
+    nothing = rows.response_ids.values[:0]
+    own = [np.concatenate((rows.prompt_ids[row], rows.response_ids[row])) for row in range(len(rows))]
+    return own + [
+        np.concatenate((rows.teacher_prompt_ids[row], rows.response_ids[row])) if has_prompt[row] else nothing
+        for row in range(len(rows))
+    ]
 
 
 def _same_number(packed: Sequence[list[_Part]], nothing: _Part) -> list[list[_Part]]:

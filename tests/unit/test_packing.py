@@ -15,7 +15,7 @@ from serl.batch.packing import (
     plan_update,
     random_minibatches,
 )
-from serl.batch.prefix_tree import num_new_tokens
+from serl.batch.prefix_tree import PrefixTree
 from serl.batch.rows import Ragged, TrainingRows
 from serl.types import TrainingRow
 
@@ -229,28 +229,45 @@ def test_branches_of_a_row_that_fills_the_budget_are_scored_together():
 def test_what_rows_begin_with_counts_once_in_the_token_budget():
     ids = np.arange(100)
     sequences = [ids[:10], ids[:30], np.append(ids[:20], ids[90:95]), np.append(ids[:5], ids[80:90])]
+    tree = PrefixTree(sequences)
     # 30 for the longest, which holds the first; 5 more for the third; 10 more for the last.
-    assert pack_by_prefix("abcd", sequences, 45) == [("d", "c", "b", "a")]
-    assert pack_by_prefix("abcd", sequences, 44) == [("d", "c"), ("b", "a")]
+    assert pack_by_prefix(tree, range(4), 45) == [(3, 2, 1, 0)]
+    assert pack_by_prefix(tree, range(4), 44) == [(3, 2), (1, 0)]
     # Of the 5 + 20 tokens that two rows grow from every fifth counts: 15 + 10 / 5 … + 30.
-    assert pack_by_prefix("abcd", sequences, 50, copies_of_a_token=5) == [("d", "c", "b", "a")]
-    assert pack_by_prefix("abcd", sequences, 49, copies_of_a_token=5) == [("d", "c"), ("b", "a")]
+    assert pack_by_prefix(tree, range(4), 50, copies_of_a_token=5) == [(3, 2, 1, 0)]
+    assert pack_by_prefix(tree, range(4), 49, copies_of_a_token=5) == [(3, 2), (1, 0)]
 
 
 def test_a_row_that_is_longer_than_the_budget_holds_those_that_it_begins_with():
     ids = np.arange(100)
-    assert pack_by_prefix([0, 1, 2], [ids[:10], ids, ids[:60]], 50) == [(1, 2, 0)]
-    assert pack_by_prefix([0, 1], [ids, np.append(ids[:99], [7])], 50) == [(0,), (1,)]
-    assert pack_by_prefix([], [], 50) == []
+    assert pack_by_prefix(PrefixTree([ids[:10], ids, ids[:60]]), [0, 1, 2], 50) == [(1, 2, 0)]
+    assert pack_by_prefix(PrefixTree([ids, np.append(ids[:99], [7])]), [0, 1], 50) == [(0,), (1,)]
+    assert pack_by_prefix(PrefixTree([]), [], 50) == []
 
 
-def test_the_new_tokens_of_all_sequences_are_those_of_their_tree():
+def test_a_tree_knows_what_any_of_its_sequences_add_to_each_other():
     ids = np.arange(10)
-    sequences = [ids[:3], ids[:6], np.append(ids[:4], [9, 9]), ids[:6], ids[5:7]]
-    found = num_new_tokens(sequences)
-    assert found.sum() == 6 + 2 + 2
-    assert found[[0, 4]].tolist() == [0, 2]
-    assert sorted(found[[1, 3]].tolist())[0] == 0
+    tree = PrefixTree([ids[:3], ids[:6], np.append(ids[:4], [9, 9]), ids[:6], ids[5:7], ids[:0]])
+    everything = tree.num_new(range(6))
+    assert everything.sum() == 6 + 2 + 2
+    assert everything[[0, 4, 5]].tolist() == [0, 2, 0]
+    assert sorted(everything[[1, 3]].tolist())[0] == 0
+    assert tree.num_new([0, 2]).tolist() == [0, 0, 6, 0, 0, 0]
+    along, shared = tree.along([0, 1, 4])
+    assert (along.tolist(), shared.tolist()) == ([4, 1, 0], [0, 0, 3])
+    assert [part.tolist() for part in tree.along([])] == [[], []]
+
+
+def test_what_a_part_of_a_tree_shares_is_what_its_own_tree_does():
+    draw = np.random.default_rng(0)
+    sequences = [draw.integers(2, size=draw.integers(1, 12)) for _ in range(200)]
+    tree = PrefixTree(sequences)
+    for _ in range(20):
+        chosen = draw.choice(200, size=30, replace=False)
+        alone = {
+            tuple(sequences[index][:end]) for index in chosen for end in range(1, len(sequences[index]) + 1)
+        }
+        assert tree.num_new(chosen).sum() == len(alone)
 
 
 def test_rows_of_models_that_compute_no_trees_are_packed_by_their_lengths():
