@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from inspect_helpers import HOSTILE, TASK_TYPES, trajectory_records, write_run
 
 from serl.run.records import TrajectoryRecord
 from tools.inspect.__main__ import main
+from tools.inspect.serving import RunServer
 
 _CHROMIUM, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -56,9 +59,12 @@ class Browser:
 
     def wait_for(self, selector: str) -> None:
         """What opens a <details> hears of it only after the click has been answered."""
+        self.wait_until(lambda: bool(self.all(selector)), f"no {selector}")
+
+    def wait_until(self, holds: Callable[[], bool], otherwise: str = "") -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, _PATIENCE_S).until(lambda _: self.all(selector), f"no {selector}")
+        WebDriverWait(self.driver, _PATIENCE_S).until(lambda _: holds(), otherwise)
 
     def one(self, selector: str):
         return self.driver.find_element("css selector", selector)
@@ -229,6 +235,52 @@ def test_a_token_tells_its_numbers_on_focus_and_in_the_table(
     )
     browser.wait_for(f"{CARD} tbody tr")
     assert len(browser.all(f"{CARD} tbody tr")) == len(step.tokens)
+
+
+def test_any_metric_is_drawn_and_failures_are_told_with_their_last_text(browser: Browser, tmp_path: Path):
+    failure = {
+        "iteration": 2,
+        "kind": "episode",
+        "reason": "aborted",
+        "count": 1200,
+        "last_text": f"x\n{HOSTILE}",
+    }
+    run_dir = write_run(tmp_path / "run", trajectory_records(2, 1, 2, 1))
+    (run_dir / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    assert main([str(run_dir)]) == 0
+    browser.open(run_dir / "inspect.html")
+    assert browser.texts("#curve-name option") == ["learner/effective_lambda"]
+    assert len(browser.all("#curve-chart circle")) == 2
+    assert browser.texts("#failure-rows tbody td")[:4] == ["episode", "aborted", "1,200", "2"]
+    assert browser.texts("#failure-rows summary") == [HOSTILE]
+    assert not browser.one("#live").is_displayed()
+
+
+def test_a_served_page_moves_on_with_the_run_and_stays_where_somebody_reads(browser: Browser, tmp_path: Path):
+    records = trajectory_records(num_iterations=3, groups_per_iteration=1, group_size=2, num_steps=2)
+    run_dir = write_run(tmp_path / "run", [])
+
+    def append(iteration: int) -> None:
+        with (run_dir / "trajectories.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(f"{each.model_dump_json()}\n" for each in records if each.iteration == iteration)
+
+    with RunServer(run_dir, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser.driver.get(server.url)
+        browser.wait_until(lambda: browser.one("#trajectory").text == "No trajectory has been recorded yet.")
+        for iteration in (1, 2):
+            append(iteration)
+            browser.wait_until(lambda at=iteration: f"iteration {at}" in browser.texts(".head .chip"))
+        shown = [token for step in records[2].steps for token in step.tokens]
+        assert len(browser.all(f"{CARD} .token")) == len(shown)
+        browser.press("k")
+        browser.wait_until(lambda: "iteration 1" in browser.texts(".head .chip"))
+        append(3)
+        browser.wait_until(lambda: browser.one("#match-count").text == "6 of 6 trajectories")
+        assert "iteration 1" in browser.texts(".head .chip")
+        browser.one("#follow").click()
+        browser.wait_until(lambda: "iteration 3" in browser.texts(".head .chip"))
+        server.shutdown()
 
 
 def test_prompts_show_every_message_once_opened(

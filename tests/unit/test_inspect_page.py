@@ -16,9 +16,10 @@ from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, Outcome, StepEvidence
 from serl.run.records import TRAJECTORIES, TrajectoryRecord
 from serl.types import TeacherRecord
-from tools.inspect.__main__ import main, read_run
+from tools.inspect.__main__ import main
 from tools.inspect.evidence_kinds import evidence_kind
 from tools.inspect.reading import Problems
+from tools.inspect.run import read_run
 from tools.inspect.summary import RunSummary
 
 
@@ -72,6 +73,20 @@ def test_the_page_holds_every_trajectory_and_asks_the_network_for_nothing(
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(|fetch\(|XMLHttpRequest", page)
     said = capsys.readouterr()
     assert "8 trajectories, 24 steps" in said.out and said.err == ""
+
+
+def test_the_page_has_the_runs_curves_and_its_failures_with_their_reasons(tmp_path: Path):
+    run_dir = write_run(tmp_path / "run", trajectory_records(2, 1, 1, 1))
+    failure = {"kind": "episode", "reason": "environment_error", "count": 3, "last_text": "Traceback …\nno"}
+    rows = [
+        failure | {"iteration": 2, "first_time": 1.0, "last_time": 2.0},
+        {"iteration": 2, "kind": "judge"},
+    ]
+    (run_dir / "failures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(run_dir)]) == 0
+    summary = embedded((run_dir / "inspect.html").read_text(encoding="utf-8"), "summary-data")
+    assert summary["failures"] == [failure | {"iteration": 2}]
+    assert summary["curves"] == {"learner/effective_lambda": [[1, 0.49], [2, 0.48]]}
 
 
 def test_the_page_of_a_run_by_serl_0_1_is_the_same(tmp_path: Path):

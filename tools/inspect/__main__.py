@@ -1,6 +1,9 @@
-"""Writes a run's recorded trajectories as one page: ``python -m tools.inspect RUN_DIR [--out FILE.html]``.
+"""Shows a run: its curves, failures and recorded trajectories, token by token, on one page.
 
-The HTML file needs no network and no server. Exit codes: 0 written, 2 nothing to show or nowhere to write.
+python -m tools.inspect RUN_DIR [--out FILE.html]      # writes the page, which needs no network and no server
+python -m tools.inspect RUN_DIR --serve [--port PORT]  # serves it to this machine, and follows the run
+
+Exit codes: 0 written, or stopped with Ctrl-C; 2 nothing to show, nowhere to write, or a port that is taken.
 """
 
 from __future__ import annotations
@@ -8,15 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from serl.run.evaluations import evaluations_file
-from serl.run.metrics_writer import METRICS
 from serl.run.records import TRAJECTORIES
 from serl.run.surroundings import write_any_character
 from tools.inspect.page import write_page
-from tools.inspect.reading import Problems, read_config, read_rows, read_trajectories
-from tools.inspect.summary import RunSummary
+from tools.inspect.reading import Problems
+from tools.inspect.run import read_run
+from tools.inspect.serving import RunServer
 
 _HOW_TO_RECORD = (
     "Train with logging.trajectories_per_iteration above 0 (a resumed run may change it), for example: "
@@ -26,14 +29,20 @@ _HOW_TO_RECORD = (
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.inspect", description=(__doc__ or "").splitlines()[0]
+        prog="python -m tools.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--out", type=Path, help="default: RUN_DIR/inspect.html")
+    parser.add_argument("--serve", action="store_true", help="serve the page on localhost instead")
+    parser.add_argument("--port", type=int, default=8790, help="default: 8790; 0: any that is free")
     options = parser.parse_args(arguments)
     run_dir: Path = options.run_dir
     if not run_dir.is_dir():
         return _refuse(f"{run_dir}: no such folder")
+    if options.serve:
+        return _serve(run_dir, options.port)
     if not (run_dir / TRAJECTORIES).is_file():
         return _refuse(f"{run_dir} has no {TRAJECTORIES}. {_HOW_TO_RECORD}")
     started = time.monotonic()
@@ -58,18 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def read_run(run_dir: Path, problems: Problems) -> tuple[RunSummary, list[str]]:
-    """The summary of a run and its trajectories as JSON texts; what cannot be read goes to ``problems``."""
-    summary = RunSummary(
-        read_config(run_dir, problems),
-        read_rows(run_dir / METRICS, problems),
-        read_rows(evaluations_file(run_dir), problems),
-    )
-    trajectories: list[str] = []
-    for record in read_trajectories(run_dir / TRAJECTORIES, problems):
-        summary.add(record)
-        trajectories.append(record.model_dump_json())
-    return summary, trajectories
+def _serve(run_dir: Path, port: int) -> int:
+    try:
+        server = RunServer(run_dir, port)
+    except OSError as error:
+        return _refuse(f"cannot listen on port {port}: {error.strerror}; --port takes another one")
+    with server:
+        print(f"{server.url} follows {run_dir}; Ctrl-C ends it", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
 
 
 def _refuse(sentence: str) -> int:

@@ -1,4 +1,4 @@
-// The three charts on top. Everything is drawn with the DOM, so no text can become markup.
+// The charts on top. Everything is drawn with the DOM, so no text can become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 const CHART = { width: 380, height: 150, left: 30, right: 8, top: 8, bottom: 20 };
@@ -183,4 +183,26 @@ function drawEvidence(summary, pickIteration) {
   }
   byId("evidence-chart").replaceChildren(svg);
   legend("evidence-legend", kinds.map((kind, index) => [kindColour(kind, index), kind]));
+}
+
+/** The curve of one metric; its values are pairs of an iteration and a number. */
+function drawMetric(name, curves) {
+  const points = curves[name] ?? [];
+  if (!points.length) return noChart("curve-chart", "No metrics were recorded.");
+  const range = iterationRange(points.map((point) => point[0]));
+  const values = points.map((point) => point[1]);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const margin = (high - low || Math.abs(high) || 1) * 0.05;
+  const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { notation: "compact" });
+  const { svg, x, y } = frame(
+    `${name} by iteration`, range, [low - margin, high + margin], iterationTicks(range), niceTicks(low, high, 3),
+    String, short,
+  );
+  for (const [iteration, value] of points) {
+    const title = shape("title", {}, `iteration ${iteration}: ${value}`);
+    svg.append(shape("circle", { cx: x(iteration), cy: y(value), r: 2.2, fill: "var(--up)", opacity: 0.6 }, title));
+  }
+  const line = points.map(([iteration, value]) => `${x(iteration)},${y(value)}`).join(" ");
+  svg.append(shape("polyline", { points: line, fill: "none", stroke: "var(--up)", "stroke-width": 1.6 }));
+  byId("curve-chart").replaceChildren(svg);
 }

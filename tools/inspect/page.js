@@ -1,10 +1,14 @@
 // Choosing what is shown: filters, iterations, groups, trajectories. One trajectory is drawn at a time, and only
-// its own JSON is parsed: all others stay text.
+// its own JSON is parsed. Where the data comes from is in file.js and live.js, which end in `start`.
 
-const summary = JSON.parse(byId("summary-data").textContent);
-const all = summary.trajectories;
-const bounds = summary.weight_bounds;
-const state = { matching: all, current: null, record: null, colour: "weight", openPrompts: false };
+let summary, all, bounds;
+const state = { matching: [], current: null, record: null, colour: "weight", openPrompts: false };
+
+function setSummary(found) {
+  summary = found;
+  all = found.trajectories;
+  bounds = found.weight_bounds;
+}
 
 function lambdaOf(iteration) {
   return summary.lambdas[iteration] ?? null;
@@ -42,15 +46,46 @@ function showRun() {
   drawSuccess(summary);
   drawWeights(summary);
   drawEvidence(summary, pickIteration);
+  drawCurve();
+  showFailures();
+  fillTaskTypes();
+}
+
+/** Gives a select its options, and what was chosen of them stays so. */
+function fill(id, options) {
+  const select = byId(id);
+  const chosen = select.value;
+  select.replaceChildren(...options);
+  if (options.some((option) => option.value === chosen)) select.value = chosen;
 }
 
 function fillTaskTypes() {
   const types = [...new Set(all.map((row) => row.task_type))].sort();
-  byId("filter-task-type").replaceChildren(
+  fill("filter-task-type", [
     element("option", { value: "all" }, "all"),
     ...types.map((type) => element("option", { value: `=${type}` }, type || "(none)")),
-  );
-  if (!bounds) byId("filter-clipped").disabled = true;
+  ]);
+  byId("filter-clipped").disabled = !bounds;
+}
+
+function drawCurve() {
+  const names = Object.keys(summary.curves);
+  fill("curve-name", names.map((name) => element("option", { value: name }, name)));
+  byId("curve-name").hidden = !names.length;
+  drawMetric(byId("curve-name").value, summary.curves);
+}
+
+function showFailures() {
+  const rows = summary.failures.map((found) => element(
+    "tr", {},
+    element("td", {}, found.kind), element("td", {}, found.reason), element("td", {}, found.count.toLocaleString("en")),
+    element("td", {}, String(found.iteration)),
+    element("td", {}, element("details", {}, element("summary", {}, found.last_text.trim().split("\n").at(-1)),
+      element("pre", {}, found.last_text))),
+  ));
+  const head = ["what", "reason", "times", "last in iteration", "last text"].map((name) => element("th", {}, name));
+  byId("failures").hidden = !rows.length;
+  byId("failure-rows").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
 }
 
 function matches(row) {
@@ -69,7 +104,8 @@ function applyFilters() {
   if (!state.matching.length) {
     state.record = null;
     byId("groups").replaceChildren();
-    byId("trajectory").replaceChildren(element("p", { class: "empty" }, "No trajectory matches these filters."));
+    const text = all.length ? "No trajectory matches these filters." : "No trajectory has been recorded yet.";
+    byId("trajectory").replaceChildren(element("p", { class: "empty" }, text));
   } else if (state.matching.includes(state.current)) {
     if (state.record) showGroups();
     else show(state.current);
@@ -90,7 +126,7 @@ function fillIterations() {
 
 function pickIteration(iteration) {
   const first = state.matching.find((row) => row.iteration === Number(iteration));
-  if (first) show(first);
+  if (first) pick(first);
 }
 
 function stepIteration(direction) {
@@ -101,7 +137,18 @@ function stepIteration(direction) {
 
 function stepTrajectory(direction) {
   const next = state.matching[state.matching.indexOf(state.current) + direction];
-  if (next) show(next);
+  if (next) pick(next);
+}
+
+/** Whether what is shown changes with the run. */
+function follows() {
+  return !byId("live").hidden && byId("follow").checked;
+}
+
+/** Shows what a person asked for: it stays, whatever the run brings. */
+function pick(row) {
+  byId("follow").checked = false;
+  show(row);
 }
 
 function rolloutButton(row) {
@@ -111,7 +158,7 @@ function rolloutButton(row) {
       `${row.num_without_evidence} steps without evidence`,
     "aria-label": `rollout ${row.rollout_index}, ${row.success ? "success" : "failure"}`,
   }, `${row.rollout_index} ${row.success ? "✓" : "✗"}`);
-  button.addEventListener("click", () => show(row));
+  button.addEventListener("click", () => pick(row));
   return button;
 }
 
@@ -137,7 +184,13 @@ function showGroups() {
 
 function show(row) {
   state.current = row;
-  state.record = JSON.parse(byId(`trajectory-${row.index}`).textContent);
+  readRecord(row, (record) => {
+    if (state.current === row) showRecord(row, record);
+  });
+}
+
+function showRecord(row, record) {
+  state.record = record;
   showGroups();
   const { steps } = state.record;
   const asked = lambdaOf(row.iteration) !== 0;
@@ -149,7 +202,7 @@ function show(row) {
   openPrompts(state.openPrompts);
   recolour();
   hideTip();
-  history.replaceState(null, "", hashOf(row));
+  if (!follows()) history.replaceState(null, "", hashOf(row));
 }
 
 function recolour() {
@@ -228,6 +281,7 @@ function listen() {
   byId("iteration").addEventListener("change", (event) => pickIteration(event.target.value));
   byId("previous-iteration").addEventListener("click", () => stepIteration(-1));
   byId("next-iteration").addEventListener("click", () => stepIteration(1));
+  byId("curve-name").addEventListener("change", drawCurve);
   byId("colours").addEventListener("change", (event) => setColour(event.target.value));
   byId("prompts").addEventListener("click", () => openPrompts(!state.openPrompts));
   byId("scheme").addEventListener("click", () =>
@@ -244,13 +298,11 @@ function listen() {
   document.addEventListener("keydown", onKey);
 }
 
-function start() {
+function start(found) {
+  setSummary(found);
   setScheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   showRun();
-  fillTaskTypes();
   listen();
   state.current = all.find((row) => hashOf(row) === location.hash) ?? null;
   applyFilters();
 }
-
-start();

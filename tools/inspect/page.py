@@ -25,21 +25,32 @@ def write_page(file: Path, title: str, summary: dict[str, Any], trajectories: It
 
     Raises OSError if ``file`` cannot be written.
     """
-    style = _asset("page.css")
-    script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script}
-    before, after = _asset("page.html").split("{{DATA}}")
+    before, after = _around_data(title, "file.js", "")
     # A folder's name may hold bytes that are no text; written as an escape they are valid in JSON.
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as opened:
-        opened.write(_filled(before, parts))
+        opened.write(before)
         opened.write(_data("summary-data", json.dumps(summary, ensure_ascii=False, allow_nan=False)))
         for index, trajectory in enumerate(trajectories):
             opened.write(_data(f"trajectory-{index}", trajectory))
-        opened.write(_filled(after, parts))
+        opened.write(after)
+
+
+def live_page(title: str) -> str:
+    """The page that asks the server it came from for all data, and for nothing else."""
+    return "".join(_around_data(title, "live.js", "connect-src 'self'; "))
+
+
+def _around_data(title: str, source_of_data: str, connections: str) -> tuple[str, str]:
+    """The page before and after its data."""
+    style = _asset("page.css")
+    script = '"use strict";\n' + "\n".join(_asset(name) for name in (*_SCRIPTS, source_of_data))
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        f"{connections}base-uri 'none'; form-action 'none'"
+    )
+    parts = {"TITLE": html.escape(title), "POLICY": policy, "STYLE": style, "SCRIPT": script}
+    before, after = _asset("page.html").split("{{DATA}}")
+    return _filled(before, parts), _filled(after, parts)
 
 
 def _data(identifier: str, json_text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from serl.run.records import StepRecord, TrajectoryRecord
@@ -11,21 +12,44 @@ from tools.inspect.evidence_kinds import NO_ADVANTAGE, NO_EVIDENCE, NO_LAMBDA, e
 from tools.inspect.reading import Problems, number_in
 
 _NUM_INNER_BINS = 18
+_CURVES = (
+    "rollout/return",
+    "rollout/episode_steps",
+    "rollout/invalid_action_rate",
+    "rollout/zero_variance_groups",
+    "learner/loss",
+    "learner/entropy",
+    "learner/grad_norm",
+    "learner/approx_kl",
+    "learner/train_inference_mismatch_on_policy",
+    "learner/effective_lambda",
+    "learner/teacher_abs_log_ratio_mean",
+    "credit/auc_idle",
+    "staleness/mean",
+    "throughput/response_tokens_per_s",
+    "time/iteration_s",
+    "time/wait_for_batch_s",
+)
 _LAST_KINDS = (NO_EVIDENCE, NO_ADVANTAGE, NO_LAMBDA)
 
 
 class RunSummary:
     """Takes records one by one (`add`) and gives what `page.js` reads (`as_values`).
 
-    ``config`` is the run's configuration as plain values, ``metrics`` and ``evaluations`` rows of its files.
+    ``config`` is the run's configuration as plain values, the others are rows of the files of their names.
     """
 
     def __init__(
-        self, config: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+        self,
+        config: dict[str, Any],
+        metrics: list[dict[str, Any]],
+        evaluations: list[dict[str, Any]],
+        failures: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._evaluations = evaluations
+        self._failures = failures
         self._lambdas = {
             row["iteration"]: effective_lambda
             for row in metrics
@@ -86,6 +110,8 @@ class RunSummary:
             ],
             "histogram": self._weights.as_values(),
             "evidence": self._evidence(),
+            "curves": self._curves(),
+            "failures": [found for row in self._failures if (found := _failure(row)) is not None],
             "trajectories": self.trajectories,
         }
 
@@ -118,6 +144,18 @@ class RunSummary:
             "of": "recorded episodes",
             "rates": [(iteration, sum(wins) / len(wins)) for iteration, wins in outcomes],
         }
+
+    def _curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Those of `_CURVES` that the run has, as pairs of an iteration and a value."""
+        curves = {
+            name: [
+                (row["iteration"], value)
+                for row in self._metrics
+                if (value := number_in(row, name)) is not None
+            ]
+            for name in _CURVES
+        }
+        return {name: points for name, points in curves.items() if points}
 
     def _evidence(self) -> dict[str, Any]:
         totals: Counter[str] = Counter()
@@ -181,6 +219,15 @@ def _evaluation(row: dict[str, Any]) -> tuple[int, float, float, float, int] | N
     if successes is None or low is None or high is None or not count:
         return None
     return row["iteration"], successes / count, low, high, int(count)
+
+
+def _failure(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What the page shows of a row of failures; None if the row lacks a part of it."""
+    shown = {name: row.get(name) for name in ("iteration", "kind", "reason", "count", "last_text")}
+    texts = (shown["kind"], shown["reason"], shown["last_text"])
+    if not all(isinstance(text, str) for text in texts) or number_in(row, "count") is None:
+        return None
+    return shown
 
 
 def _list(value: Any) -> list[Any]:
