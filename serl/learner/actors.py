@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -23,15 +22,6 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 HEARTBEAT = "heartbeat"
 SAVING = "saving"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class LearnerPlace:
-    """Where a learner computes; neighbours in this order are near each other."""
-
-    node_id: str
-    gpu_ids: tuple[str, ...]
-    pid: int
 
 
 class LearnerStartError(RuntimeError):
@@ -50,9 +40,10 @@ def start_learners(
     options = {"num_cpus": config.num_cpus_per_learner, "num_gpus": config.num_gpus_per_learner}
     if placement_group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
+    arguments = {"config": config, "module_spec": module_spec}
     learners = [
-        cast(ActorHandle, actor_class.options(**options).remote(config=config, module_spec=module_spec))
-        for _ in range(config.num_learners)
+        cast(ActorHandle, actor_class.options(**options).remote(**arguments, started_as=number))
+        for number in range(config.num_learners)
     ]
     try:
         ranked = _ranked(learners, timeout_s)
@@ -78,7 +69,7 @@ def end_learners(learners: Sequence[ActorHandle]) -> None:
 
 
 def _ranked(learners: Sequence[ActorHandle], timeout_s: float) -> list[ActorHandle]:
-    answers: list[Any] = [each.place.remote() for each in learners]
+    answers: list[Any] = [each.node_id.remote() for each in learners]
     placed, missing = ray.wait(answers, num_returns=len(answers), timeout=timeout_s)
     if missing:
         raise LearnerStartError(
@@ -86,8 +77,9 @@ def _ranked(learners: Sequence[ActorHandle], timeout_s: float) -> list[ActorHand
             "are learner.num_cpus_per_learner and learner.num_gpus_per_learner free beside env runners and "
             "replicas?"
         )
-    places: list[LearnerPlace] = ray.get(answers, timeout=timeout_s)
-    order = sorted(range(len(learners)), key=lambda index: places[index])
+    nodes: list[str] = ray.get(answers, timeout=timeout_s)
+    # Neighbours are on one node, and on a single one ranks are the numbers that the learners' reprs show.
+    order = sorted(range(len(nodes)), key=lambda index: nodes.index(nodes[index]))
     return [learners[index] for index in order]
 
 
@@ -101,10 +93,14 @@ class LearnerProcess:
     saving_group: dist.ProcessGroup | None = None
     _store: TCPStore | None = None
 
-    def place(self) -> LearnerPlace:
-        context = ray.get_runtime_context()
-        gpu_ids = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
-        return LearnerPlace(context.get_node_id(), gpu_ids, os.getpid())
+    def __init__(self, *, started_as: int = 0, **arguments: Any) -> None:
+        # Ray asks for the repr once, before the learners are ranked.
+        self._started_as = started_as
+        super().__init__(**arguments)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this actor."""
+        return f"serl learner {self._started_as}/{cast(Any, self).config.num_learners}"
 
     def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()

@@ -99,6 +99,11 @@ class SERLEnvRunner(EnvRunner):
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
         self._loop_thread.start()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this actor."""
+        episodes = self.config.experiment.rollout.max_concurrent_episodes
+        return f"serl env_runner {self.worker_index} · {episodes} episodes"
+
     def exchange(self, requests: Sequence[RolloutRequest], wait_s: float) -> RolloutReport:
         """Takes on ``requests``; returns what ended since the last call, by value.
 

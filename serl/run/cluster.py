@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.job_config import JobConfig
 
 from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
@@ -67,7 +68,7 @@ def running_algorithm(
     try:
         with output_to_file(driver_log):
             prepare_watch(timeout_s)
-            _start_ray(experiment, address, driver_log)
+            _start_ray(experiment, address, run_dir)
             watch.enter_context(watched_cluster(end, timeout_s))
             if address is not None:
                 stop.before_ending.insert(0, _leave_cluster)
@@ -139,21 +140,23 @@ def _leave_cluster() -> None:
     thread.join(_LEAVE_TIMEOUT_S)
 
 
-def _start_ray(experiment: ExperimentConfig, address: str | None, driver_log: Path) -> None:
+def _start_ray(experiment: ExperimentConfig, address: str | None, run_dir: RunDir) -> None:
     stop_handler = signal.getsignal(signal.SIGTERM)
+    # What Ray's dashboard shows of the driver's job.
+    job = JobConfig(metadata={"experiment": experiment.name, "run": str(run_dir.path)})
     if address is None:
-        context = start_closed_cluster(include_dashboard=experiment.cluster.dashboard)
+        context = start_closed_cluster(include_dashboard=experiment.cluster.dashboard, job_config=job)
     else:
         # Those of the cluster's workers that start elsewhere do not inherit this process's environment.
         variables = forwarded_variables(experiment) | reach_local_hosts_directly(address)
         given = variables_of_submitted_job()
         new = {name: value for name, value in variables.items() if name not in given}
         runtime_env = {"env_vars": new} if new else None
-        context = ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
+        context = ray.init(address=address, log_to_driver=False, runtime_env=runtime_env, job_config=job)
     # Ray puts its own handler in the place of the one that saves a checkpoint.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop_handler)
-    log_to_file(driver_log)
+    log_to_file(run_dir.driver_log)
     logger.info("Ray %s, dashboard %s", ray.__version__, context.dashboard_url or "off")
     if address is None:
         logger.info("the cluster's token is in %s", os.environ["RAY_AUTH_TOKEN_PATH"])

@@ -11,6 +11,7 @@
       tensorboard/        the same metrics as curves
       checkpoints/        serl.run.checkpoint
       logs/               engines and servers
+      prometheus_targets.json  whom Prometheus asks for metrics, while the run lives (serl.run.ray_metrics)
       writer.json         the process that writes the run, while it does (serl.run.writer_lock)
 
 Every line of a ``.jsonl`` file directly in the folder has an "iteration": the number of learner updates so

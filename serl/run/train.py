@@ -20,6 +20,7 @@ from serl.run.cluster import running_algorithm
 from serl.run.console import Console
 from serl.run.credit import CreditMeter
 from serl.run.evaluations import append_evaluation, read_evaluations
+from serl.run.ray_metrics import exported_metrics
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.restarts import RestartBudget
 from serl.run.run_dir import RunDir
@@ -47,6 +48,7 @@ def train(
     credit = CreditMeter.of(experiment)
     with (
         running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm,
+        exported_metrics(run_dir),
         CheckpointWriter(run_dir.path / "checkpoints", experiment.checkpoint.keep) as checkpoints,
     ):
         begin = partial(algorithm.load_checkpoint, str(resume)) if resume is not None else None

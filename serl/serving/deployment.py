@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.metrics import Gauge
 
 from serl.config import ExperimentConfig
 from serl.private.ray_serve import listen_on_the_nodes_address
@@ -25,7 +26,7 @@ from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
 from serl.serving.fetch import WeightsGoneError, on_this_host
 from serl.serving.messages import Answer, Answers, Request, make_request
-from serl.serving.names import ServingNames
+from serl.serving.names import REPLICA_LABEL, REPLICA_WEIGHTS_GAUGE, RUN_LABEL, ServingNames
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
 from serl.serving.weights_folder import join_folder
@@ -55,6 +56,9 @@ class PolicyReplica:
         listen_on_the_nodes_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
+        run = Path(run_dir).name
+        self._exported_version = Gauge(REPLICA_WEIGHTS_GAUGE, tag_keys=(RUN_LABEL, REPLICA_LABEL))
+        self._exported_version.set_default_tags({RUN_LABEL: run, REPLICA_LABEL: replica_id})
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
         self._names = names
         # The newest weights stay on this host if the learner that wrote them dies.
@@ -66,13 +70,16 @@ class PolicyReplica:
         # a replica's start.
         gc.disable()
         try:
-            self._engine = EngineThread(lambda: build_engine(experiment, model_dir, seed), self._end)
+            self._engine = EngineThread(
+                lambda: build_engine(experiment, model_dir, seed, exported_as=run), self._end
+            )
             self._engine.wait_until_built(experiment.serving.start_timeout_s)
         finally:
             gc.enable()
         self._update_timeout_s = experiment.serving.update_timeout_s
         self._nccl_group: dict[str, Any] | None = None
         self._loaded = self._load_newest()
+        self._exported_version.set(self._loaded.report.weights_seq_no)
         _warm_up(self._engine, experiment)
         self._streams = ClientStreams(self._engine, replica_id)
         self._num_workers = experiment.serving.tensor_parallel_size
@@ -128,6 +135,7 @@ class PolicyReplica:
             version: Any = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
             if version is not None:
                 self._loaded = self._load(version)
+                self._exported_version.set(version.weights_seq_no)
                 self._store.acknowledge.remote(self._name, self._loaded)
 
     def _find_store(self) -> ActorHandle:

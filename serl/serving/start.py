@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 DEPLOYMENT = "policy"
 NAMESPACE = "serl"
 LANES_PER_REPLICA = 8
+_MAX_RUN_NAME = 100
 
 _POLL_INTERVAL_S = 0.1
 _NAME_FREE_TIMEOUT_S = 30.0
@@ -48,12 +51,13 @@ class ServingStartError(RuntimeError):
 def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, instance: str) -> ServingNames:
     """Deploys the policy in ``model_dir`` (weights_seq_no 0) and returns without waiting for it.
 
-    Ray must be initialised. ``instance`` tells deployments of one cluster and host apart. The engines' logs
-    go to ``run_dir/logs``. Raises FileExistsError if a deployment ``instance`` is running.
+    Ray must be initialised. The application is named after ``run_dir``; ``instance`` tells deployments of one
+    cluster and host apart. The engines' logs go to ``run_dir/logs``. Raises FileExistsError if a deployment
+    ``instance`` is running.
     """
     serving = experiment.serving
     names = ServingNames(
-        application=f"serl-{instance}",
+        application=f"serl-{_plain(Path(run_dir).name)}-{instance}",
         deployment=DEPLOYMENT,
         weight_store=f"serl-weights-{instance}",
         namespace=NAMESPACE,
@@ -75,6 +79,11 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
         wait_for_applications_running=False,
     )
     return names
+
+
+def _plain(name: str) -> str:
+    """``name`` as a part of an actor's and a folder's name."""
+    return re.sub(r"[^\w.-]", "-", name)[:_MAX_RUN_NAME]
 
 
 def _start_serve_outside(options: dict[str, Any], timeout_s: float) -> None:
