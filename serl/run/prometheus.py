@@ -65,6 +65,7 @@ class Exported:
     """
 
     name: str
+    meaning: str = ""
     is_counter: bool = False
     labels: tuple[str, ...] = ()
     factor: float = 1.0
@@ -86,7 +87,8 @@ def exported(described: str) -> Exported | None:
     name = _NAMES.get(described) or _words(described)
     labels = tuple(label for label in _PLACEHOLDER.findall(described) if f"<{label}>" not in name)
     factor = _MIB if described.endswith("_mib") else 1.0
-    return Exported(PREFIX + name, _COUNTERS.fullmatch(described) is not None, labels, factor)
+    is_counter = _COUNTERS.fullmatch(described) is not None
+    return Exported(PREFIX + name, METRICS[described], is_counter, labels, factor)
 
 
 @functools.cache

@@ -12,12 +12,13 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from serl.durable_files import write_atomically
-from serl.run.prometheus import UPDATE_TIMESTAMP_GAUGE, Exported, export_of
+from serl.run.prometheus import ONLY_EXPORTED, UPDATE_TIMESTAMP_GAUGE, Exported, export_of
 from serl.run.run_dir import RunDir
 from serl.serving.names import RUN_LABEL
 
 TARGETS = "prometheus_targets.json"
 _CLOCK = "weights_seq_no"
+_UPDATE_TIMESTAMP = Exported(UPDATE_TIMESTAMP_GAUGE, ONLY_EXPORTED[UPDATE_TIMESTAMP_GAUGE][0])
 
 
 @contextmanager
@@ -62,7 +63,7 @@ class RayMetrics:
             else:
                 self._gauge(export).set(value * export.factor, self._run | dict(labels))
         if _CLOCK in metrics:
-            self._gauge(Exported(UPDATE_TIMESTAMP_GAUGE)).set(time.time(), self._run)
+            self._gauge(_UPDATE_TIMESTAMP).set(time.time(), self._run)
 
     def _count(self, name: str, export: Exported, labels: Mapping[str, str], value: float) -> None:
         # New learners resume from a checkpoint, and with them what the buffer counts: work is done again.
@@ -71,12 +72,12 @@ class RayMetrics:
         if grown <= 0.0:
             return
         if export not in self._counters:
-            self._counters[export] = Counter(export.name, tag_keys=(RUN_LABEL, *export.labels))
+            self._counters[export] = Counter(export.name, export.meaning, (RUN_LABEL, *export.labels))
         self._counters[export].inc(grown, self._run | dict(labels))
 
     def _gauge(self, export: Exported) -> Gauge:
         if export not in self._gauges:
-            self._gauges[export] = Gauge(export.name, tag_keys=(RUN_LABEL, *export.labels))
+            self._gauges[export] = Gauge(export.name, export.meaning, (RUN_LABEL, *export.labels))
         return self._gauges[export]
 
 

@@ -15,7 +15,7 @@ import ray
 from serl.run import ray_metrics
 from serl.run.metrics_reference import METRICS
 from serl.run.metrics_writer import MetricsWriter
-from serl.run.prometheus import ONLY_EXPORTED, Exported, export_of, exported
+from serl.run.prometheus import ONLY_EXPORTED, export_of, exported
 from serl.run.ray_metrics import RayMetrics, write_targets
 
 EXPORTED = {name: export for name in METRICS if (export := exported(name)) is not None}
@@ -80,7 +80,8 @@ class _Metric:
 
     told: ClassVar[list[tuple[str, float, dict[str, str]]]] = []
 
-    def __init__(self, name: str, tag_keys: tuple[str, ...]) -> None:
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        assert description.endswith(".")
         self._name, self._tag_keys = name, tag_keys
 
     def set(self, value: float, tags: dict[str, str]) -> None:
@@ -145,6 +146,6 @@ def test_targets_are_the_exporters_of_live_nodes(tmp_path: Path, monkeypatch: py
 
 
 def test_an_open_name_gives_way_to_one_that_is_given_in_full() -> None:
-    assert exported("total/<counter>") == Exported("serl_<counter>", is_counter=True)
-    found = export_of("total/learner_restarts")
-    assert found is not None and found[0] == Exported("serl_learner_restarts", is_counter=True)
+    counted, restarts = exported("total/<counter>"), export_of("total/learner_restarts")
+    assert counted is not None and (counted.name, counted.is_counter) == ("serl_<counter>", True)
+    assert restarts is not None and restarts[0] == exported("total/learner_restarts")
