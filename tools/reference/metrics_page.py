@@ -10,7 +10,8 @@ _INTRODUCTION = (
     "What a run writes to `metrics.jsonl`, one line for each iteration and one for each evaluation, and to "
     "TensorBoard under the same names. A part in angle brackets stands for a name that depends on the run. "
     "A mean over nothing is left out of its line.\n\n"
-    "Prometheus finds the same where Ray exports metrics, under the name in the second column, with the "
+    "Prometheus finds the same where Ray exports metrics "
+    "([`tools/monitoring`](../../tools/monitoring/README.md)), under the name in the second column, with the "
     "label `run` and those in braces. A gauge keeps its last value; what ends in `_total` is a counter."
 )
 _ONLY_EXPORTED = (
