@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from serl.run.metrics_reference import METRICS, pattern
-from serl.serving.names import REPLICA_LABEL, REPLICA_WEIGHTS_GAUGE
+from serl.serving.names import REPLICA_LABEL, REPLICA_WEIGHTS_GAUGE, REPLICA_WEIGHTS_MEANING
 
 PREFIX = "serl_"
 UPDATE_TIMESTAMP_GAUGE = "serl_last_update_timestamp_seconds"
@@ -21,7 +21,7 @@ UPDATE_TIMESTAMP_GAUGE = "serl_last_update_timestamp_seconds"
 # Beside the metrics of METRICS.md: what they mean, and the labels they have beside the run.
 ONLY_EXPORTED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     UPDATE_TIMESTAMP_GAUGE: ("When the last update ended, in Unix seconds.", ()),
-    REPLICA_WEIGHTS_GAUGE: ("The version of the weights that a replica serves.", (REPLICA_LABEL,)),
+    REPLICA_WEIGHTS_GAUGE: (REPLICA_WEIGHTS_MEANING, (REPLICA_LABEL,)),
 }
 
 # `total/` counts what `runners/` does, and RLlib's names are second names.

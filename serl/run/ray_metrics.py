@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter
 
 from serl.durable_files import write_atomically
 from serl.run.prometheus import ONLY_EXPORTED, UPDATE_TIMESTAMP_GAUGE, Exported, export_of
 from serl.run.run_dir import RunDir
+from serl.serving.kept_gauges import KeptGauges
 from serl.serving.names import RUN_LABEL
 
 TARGETS = "prometheus_targets.json"
 _CLOCK = "weights_seq_no"
-_UPDATE_TIMESTAMP = Exported(UPDATE_TIMESTAMP_GAUGE, ONLY_EXPORTED[UPDATE_TIMESTAMP_GAUGE][0])
 
 
 @contextmanager
@@ -40,6 +40,7 @@ def exported_metrics(run_dir: RunDir) -> Iterator[None]:
         yield
     finally:
         run_dir.metrics.sinks.remove(record)
+        metrics.close()
         targets.unlink(missing_ok=True)
 
 
@@ -48,7 +49,7 @@ class RayMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = {RUN_LABEL: run}
-        self._gauges: dict[Exported, Gauge] = {}
+        self._gauges = KeptGauges()
         self._counters: dict[Exported, Counter] = {}
         self._counted: dict[str, float] = {}
 
@@ -61,9 +62,14 @@ class RayMetrics:
             if export.is_counter:
                 self._count(name, export, labels, value)
             else:
-                self._gauge(export).set(value * export.factor, self._run | dict(labels))
+                self._gauges.set(export.name, export.meaning, self._run | dict(labels), value * export.factor)
         if _CLOCK in metrics:
-            self._gauge(_UPDATE_TIMESTAMP).set(time.time(), self._run)
+            meaning, _ = ONLY_EXPORTED[UPDATE_TIMESTAMP_GAUGE]
+            self._gauges.set(UPDATE_TIMESTAMP_GAUGE, meaning, self._run, time.time())
+
+    def close(self) -> None:
+        """From then on Ray forgets the gauges."""
+        self._gauges.close()
 
     def _count(self, name: str, export: Exported, labels: Mapping[str, str], value: float) -> None:
         # New learners resume from a checkpoint, and with them what the buffer counts: work is done again.
@@ -74,11 +80,6 @@ class RayMetrics:
         if export not in self._counters:
             self._counters[export] = Counter(export.name, export.meaning, (RUN_LABEL, *export.labels))
         self._counters[export].inc(grown, self._run | dict(labels))
-
-    def _gauge(self, export: Exported) -> Gauge:
-        if export not in self._gauges:
-            self._gauges[export] = Gauge(export.name, export.meaning, (RUN_LABEL, *export.labels))
-        return self._gauges[export]
 
 
 def write_targets(file: Path) -> None:

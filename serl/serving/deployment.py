@@ -17,7 +17,6 @@ import ray
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.util.metrics import Gauge
 
 from serl.config import ExperimentConfig
 from serl.private.ray_serve import listen_on_the_nodes_address
@@ -25,8 +24,15 @@ from serl.serving.autoscaling import OPEN_REQUESTS
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import build_engine
 from serl.serving.fetch import WeightsGoneError, on_this_host
+from serl.serving.kept_gauges import KeptGauges
 from serl.serving.messages import Answer, Answers, Request, make_request
-from serl.serving.names import REPLICA_LABEL, REPLICA_WEIGHTS_GAUGE, RUN_LABEL, ServingNames
+from serl.serving.names import (
+    REPLICA_LABEL,
+    REPLICA_WEIGHTS_GAUGE,
+    REPLICA_WEIGHTS_MEANING,
+    RUN_LABEL,
+    ServingNames,
+)
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
 from serl.serving.weights_folder import join_folder
@@ -57,8 +63,8 @@ class PolicyReplica:
         replica_id = serve.get_replica_context().replica_id.unique_id
         send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
         run = Path(run_dir).name
-        self._exported_version = Gauge(REPLICA_WEIGHTS_GAUGE, tag_keys=(RUN_LABEL, REPLICA_LABEL))
-        self._exported_version.set_default_tags({RUN_LABEL: run, REPLICA_LABEL: replica_id})
+        self._gauges = KeptGauges()
+        self._labels = {RUN_LABEL: run, REPLICA_LABEL: replica_id}
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id
         self._names = names
         # The newest weights stay on this host if the learner that wrote them dies.
@@ -79,7 +85,7 @@ class PolicyReplica:
         self._update_timeout_s = experiment.serving.update_timeout_s
         self._nccl_group: dict[str, Any] | None = None
         self._loaded = self._load_newest()
-        self._exported_version.set(self._loaded.report.weights_seq_no)
+        self._export_version()
         _warm_up(self._engine, experiment)
         self._streams = ClientStreams(self._engine, replica_id)
         self._num_workers = experiment.serving.tensor_parallel_size
@@ -135,8 +141,12 @@ class PolicyReplica:
             version: Any = ray.get(wanted, timeout=_WEIGHT_POLL_S + _STORE_ANSWER_TIMEOUT_S)
             if version is not None:
                 self._loaded = self._load(version)
-                self._exported_version.set(version.weights_seq_no)
+                self._export_version()
                 self._store.acknowledge.remote(self._name, self._loaded)
+
+    def _export_version(self) -> None:
+        version = self._loaded.report.weights_seq_no
+        self._gauges.set(REPLICA_WEIGHTS_GAUGE, REPLICA_WEIGHTS_MEANING, self._labels, version)
 
     def _find_store(self) -> ActorHandle:
         return find_weight_store(self._names, self._heartbeat_timeout_s + _STORE_ANSWER_TIMEOUT_S)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A metric for Ray, the version of the weights that a replica serves, and its labels.
+# A metric for Ray, and its labels.
 REPLICA_WEIGHTS_GAUGE = "serl_replica_weights_seq_no"
+REPLICA_WEIGHTS_MEANING = "The version of the weights that a replica serves."
 RUN_LABEL = "run"
 REPLICA_LABEL = "ReplicaId"  # as vLLM calls it in its own
 

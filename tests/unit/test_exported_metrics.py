@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from serl.run.metrics_reference import METRICS
 from serl.run.metrics_writer import MetricsWriter
 from serl.run.prometheus import ONLY_EXPORTED, export_of, exported
 from serl.run.ray_metrics import RayMetrics, write_targets
+from serl.serving import kept_gauges
+from serl.serving.kept_gauges import KeptGauges
 
 EXPORTED = {name: export for name in METRICS if (export := exported(name)) is not None}
 
@@ -93,7 +96,7 @@ class _Metric:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, dict[str, str]]]:
-    monkeypatch.setattr(ray_metrics, "Gauge", _Metric)
+    monkeypatch.setattr(kept_gauges, "Gauge", _Metric)
     monkeypatch.setattr(ray_metrics, "Counter", _Metric)
     _Metric.told.clear()
     return _Metric.told
@@ -118,8 +121,24 @@ def test_an_update_leaves_its_time_and_an_evaluation_does_not(told: list[Any]) -
     metrics.record({"evaluation/success": 0.5})
     assert [name for name, _, _ in told] == ["serl_evaluation_success_ratio"]
     metrics.record({"weights_seq_no": 3.0})
-    ((name, time, _),) = told[2:]
-    assert name == "serl_last_update_timestamp_seconds" and time > 1.7e9
+    ((name, seconds, _),) = told[2:]
+    assert name == "serl_last_update_timestamp_seconds" and seconds > 1.7e9
+
+
+def test_a_gauge_is_set_again_until_it_is_closed(
+    told: list[tuple[str, float, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_gauges, "_INTERVAL_S", 0.01)
+    gauges = KeptGauges()
+    for replica, version in (("a", 1.0), ("b", 1.0), ("a", 2.0)):
+        gauges.set("serl_version", "A version.", {"replica": replica}, version)
+    deadline = time.monotonic() + 60.0
+    while len(told) < 9:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    gauges.close()
+    again = [(value, tags["replica"]) for _, value, tags in told[3:9]]
+    assert again == [(2.0, "a"), (1.0, "b")] * 3
 
 
 def test_sinks_get_what_is_written(tmp_path: Path) -> None:
