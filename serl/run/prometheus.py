@@ -103,7 +103,7 @@ def export_of(metric: str) -> tuple[Exported, Mapping[str, str]] | None:
         if (export := exported(described)) is None:
             return None
         return _filled(export, _PLACEHOLDER.findall(described), found.groups())
-    return Exported(PREFIX + re.sub(r"\W", "_", _words(metric))), {}
+    return Exported(PREFIX + re.sub(r"\W", "_", _words(metric), flags=re.ASCII)), {}
 
 
 def _filled(

@@ -15,7 +15,7 @@ from serl.durable_files import write_atomically
 from serl.run.prometheus import ONLY_EXPORTED, UPDATE_TIMESTAMP_GAUGE, Exported, export_of
 from serl.run.run_dir import RunDir
 from serl.serving.kept_gauges import KeptGauges
-from serl.serving.names import RUN_LABEL
+from serl.serving.names import RUN_LABEL, ascii_text
 
 TARGETS = "prometheus_targets.json"
 _CLOCK = "weights_seq_no"
@@ -78,8 +78,10 @@ class RayMetrics:
         if grown <= 0.0:
             return
         if export not in self._counters:
-            self._counters[export] = Counter(export.name, export.meaning, (RUN_LABEL, *export.labels))
-        self._counters[export].inc(grown, self._run | dict(labels))
+            labels_of_all = (RUN_LABEL, *export.labels)
+            self._counters[export] = Counter(export.name, ascii_text(export.meaning), labels_of_all)
+        values = {label: ascii_text(text) for label, text in (self._run | dict(labels)).items()}
+        self._counters[export].inc(grown, values)
 
 
 def write_targets(file: Path) -> None:

@@ -32,6 +32,7 @@ from serl.serving.names import (
     REPLICA_WEIGHTS_MEANING,
     RUN_LABEL,
     ServingNames,
+    ascii_text,
 )
 from serl.serving.streams import ClientStreams
 from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
@@ -62,7 +63,7 @@ class PolicyReplica:
         listen_on_the_nodes_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         send_output_to(Path(run_dir) / "logs" / f"serving-{replica_id}.log")
-        run = Path(run_dir).name
+        run = ascii_text(Path(run_dir).name)
         self._gauges = KeptGauges()
         self._labels = {RUN_LABEL: run, REPLICA_LABEL: replica_id}
         self._name: str = ray.get_runtime_context().get_actor_name() or replica_id

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
+from serl.serving.names import ascii_text
+
 # Ray's processes report every ten seconds what was set since, and a node forgets what two reports lack.
 _INTERVAL_S = 3.0
 
@@ -26,13 +28,14 @@ class KeptGauges:
 
     def set(self, name: str, meaning: str, labels: Mapping[str, str], value: float) -> None:
         """``name`` without the ``ray_`` that exporters put before it."""
+        values = {label: ascii_text(text) for label, text in labels.items()}
         with self._lock:
             key = (name, tuple(labels))
             if key not in self._gauges:
-                self._gauges[key] = Gauge(name, meaning, tuple(labels))
+                self._gauges[key] = Gauge(name, ascii_text(meaning), tuple(labels))
             gauge = self._gauges[key]
-            self._values[name, tuple(labels.items())] = gauge, value
-            gauge.set(value, dict(labels))
+            self._values[name, tuple(values.items())] = gauge, value
+            gauge.set(value, values)
 
     def close(self) -> None:
         self._closed.set()

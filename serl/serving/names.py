@@ -11,6 +11,11 @@ RUN_LABEL = "run"
 REPLICA_LABEL = "ReplicaId"  # as vLLM calls it in its own
 
 
+def ascii_text(text: str) -> str:
+    """``text`` as a label's value or a meaning: Ray's metrics are of ASCII alone."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class ServingNames:
     """Ray Serve application and deployment, and the actor that knows the newest weights.

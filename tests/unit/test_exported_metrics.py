@@ -84,11 +84,11 @@ class _Metric:
     told: ClassVar[list[tuple[str, float, dict[str, str]]]] = []
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-        assert description.endswith(".")
+        assert description.endswith(".") and description.isascii() and name.isascii()
         self._name, self._tag_keys = name, tag_keys
 
     def set(self, value: float, tags: dict[str, str]) -> None:
-        assert set(tags) == set(self._tag_keys)
+        assert set(tags) == set(self._tag_keys) and all(value.isascii() for value in tags.values())
         self.told.append((self._name, value, tags))
 
     inc = set
@@ -114,6 +114,15 @@ def test_a_gauge_is_set_in_base_units_and_a_counter_grows_by_the_difference(told
     ]
     sizes = [value for name, value, _ in told if name == "serl_records_trajectories_bytes"]
     assert sizes == [2.0**20, 2.0**21, 2.0**21, 2.0**21]
+
+
+def test_whatever_a_run_or_a_task_is_called_ray_is_told_in_ascii(told: list[Any]) -> None:
+    metrics = RayMetrics("küche-1")
+    metrics.record({"rollout/success_by_task_type/größe": 1.0, "total/failed_größe": 1.0})
+    metrics.record(dict.fromkeys(METRICS, 1.0))
+    (first, second) = told[:2]
+    assert first[2] == {"run": "k\\xfcche-1", "task_type": "gr\\xf6\\xdfe"}
+    assert second[2] == {"run": "k\\xfcche-1", "reason": "gr\\xf6\\xdfe"}
 
 
 def test_an_update_leaves_its_time_and_an_evaluation_does_not(told: list[Any]) -> None:
