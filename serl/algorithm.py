@@ -257,8 +257,7 @@ class SERL(RLlibInterface):
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
         metrics |= self._collector.metrics()
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
-        totals = self._totals + self._actors.num_hung
-        metrics |= {f"total/{name}": float(value) for name, value in totals.items()}
+        metrics |= {f"total/{name}": float(value) for name, value in self._totals.items()}
         metrics |= iteration.metrics() | {"weights_seq_no": float(self._weights_seq_no)}
         self.iteration_metrics = metrics | under_rllib_names(metrics)
 
@@ -382,6 +381,7 @@ class SERL(RLlibInterface):
         iteration.last_polled = time.monotonic()
         iteration.counters.update(report.counters)
         self._totals.update(report.counters)
+        self._totals.update(self._actors.newly_hung())
         self._collector.add(report.trajectories, self._weights_seq_no)
         iteration.counters.update(f"failed_{failure.reason}" for failure in report.failures)
         self._pool.submit(self._collector.replace(report.failures), urgent=True)

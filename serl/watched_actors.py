@@ -43,6 +43,7 @@ class WatchedActors:
 
     def __init__(self, experiment: ExperimentConfig, names: ServingNames) -> None:
         self.snapshot: WeightVersion | None = None
+        self._told_hung: Counter[str] = Counter()
         self._names = names
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
         self._served_at = time.monotonic()
@@ -65,10 +66,16 @@ class WatchedActors:
             on_answer=self._look_for_replicas,
         )
 
-    @property
-    def num_hung(self) -> Counter[str]:
-        """How many were killed for their silence, as ``hung_env_runners`` and so on."""
-        return Counter({f"hung_{kind}": count for kind, count in self._monitor.num_hung.items()})
+    def newly_hung(self) -> Counter[str]:
+        """How many were killed for their silence since the last call, as ``hung_env_runners`` and so on."""
+        hung = Counter({f"hung_{kind}": count for kind, count in self._monitor.num_hung.items()})
+        new, self._told_hung = hung - self._told_hung, hung
+        return new
+
+    def metrics(self) -> dict[str, float]:
+        """How many replicas serve now, and how many of the fewest wanted do not: below ``serving/``."""
+        missing = max(self._num_wanted - self._num_serving, 0)
+        return {"serving/replicas": float(self._num_serving), "serving/missing_replicas": float(missing)}
 
     def watch_env_runners(self, group: EnvRunnerGroup) -> None:
         for index, runner in worker_manager(group).actors().items():
