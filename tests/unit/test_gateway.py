@@ -12,13 +12,17 @@ from gateway_helpers import CHAT, THINKING_LEFT_OUT, chat_tokenizer, client_of, 
 from openai import APIStatusError, AsyncOpenAI, AuthenticationError, BadRequestError, RateLimitError
 from rollout_helpers import ScriptedClient
 
+from envs.agent.report import read_report
+from serl.batch.group import add_evidence, finish
+from serl.config import ExperimentConfig, HindsightSection, ModelSection
 from serl.gateway.app import make_app
 from serl.gateway.gateway import PolicyGateway
 from serl.gateway.tool_calls import FoundCall, ToolCallParser
+from serl.rollout.agent_steps import agent_steps
 from serl.rollout.episode import sampling_seed
 from serl.rollout.gateway import EpisodeRecord, EpisodeTerms
 from serl.rollout.prompt import PromptEncoder
-from serl.types import RequestRefused
+from serl.types import RequestRefused, Task, Trajectory, TrajectoryGroup
 
 END = "<|end|>"
 Agent = Callable[[AsyncOpenAI], Awaitable[None]]
@@ -274,6 +278,30 @@ def test_calls_of_tools_are_found_and_their_results_continue_the_sampled_ids(cha
     assert (second.observation, first.tools) == ("a lamp", (TOOL,))
     assert second.messages[1] == assistant("CALL look")
     assert record.counters == {"agent_options_set_aside": 1}
+
+
+def test_hindsight_reads_what_an_agent_reports_and_its_teacher_is_offered_the_same_tools(
+    chats: PromptEncoder,
+):
+    async def agent(client: AsyncOpenAI) -> None:
+        await say(client, user("Go"), tools=[TOOL])
+
+    task = Task("t")
+    trajectories: list[Trajectory] = []
+    for index, reward in enumerate((0.0, 1.0)):
+        record = played(agent, saying(chats, "Well" + END), tool_parser=OneCall())
+        turn = {"id": record.answers[0].answer_id, "feedback": "too warm", "reward": reward}
+        report = read_report({"turns": [turn]})
+        steps = agent_steps("t", record.answers, report, chats)
+        trajectories.append(Trajectory(f"g-{index}", "g", index, task, steps, reward, reward > 0, "success"))
+    hindsight = HindsightSection.model_validate({"mode": "immediate_feedback"})
+    experiment = ExperimentConfig(name="e", model=ModelSection(path="p"), hindsight=hindsight)
+    finished = finish(TrajectoryGroup("g", task, trajectories), experiment)
+    finished = add_evidence(finished, experiment, chats, {})
+    assert finished.rows.teacher_prompt_ids is not None
+    seen = chats.tokenizer.decode(finished.rows.teacher_prompt_ids[0])
+    assert seen.startswith("[look]<|user|>Go\n\nHindsight: ")
+    assert "too warm" in seen
 
 
 def test_tools_need_a_parser(chats: PromptEncoder):
