@@ -83,7 +83,7 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
 
 def _plain(name: str) -> str:
     """``name`` as a part of an actor's and a folder's name."""
-    return re.sub(r"[^\w.-]", "-", name)[:_MAX_RUN_NAME]
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[:_MAX_RUN_NAME]
 
 
 def _start_serve_outside(options: dict[str, Any], timeout_s: float) -> None:
