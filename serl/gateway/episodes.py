@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
@@ -14,14 +15,20 @@ from serl.rollout.prompt import PromptEncoder
 _KEY_PREFIX = "serl-"
 # Of so many ended keys a call is told from one with a wrong key.
 _NUM_REMEMBERED = 10_000
+# An env runner that lives has closed an episode this long after its agent's deadline.
+_CLOSING_TIMEOUT_S = 300.0
 
 
 @dataclass(slots=True)
 class Episode:
-    """One episode under way. ``num_asked`` answers were asked for, and will be given or not."""
+    """One episode under way. ``num_asked`` answers were asked for, and will be given or not.
+
+    ``expires``: the time on the monotonic clock at which nobody is left who would close it.
+    """
 
     terms: EpisodeTerms
     conversations: Conversations
+    expires: float
     record: EpisodeRecord = field(default_factory=EpisodeRecord)
     num_asked: int = 0
 
@@ -36,9 +43,11 @@ class Episodes:
         self._num_late_calls = 0
 
     def open(self, terms: EpisodeTerms) -> str:
-        """The key of a new episode."""
+        """The key of a new episode; those that nobody has closed in time end."""
+        self._end_lost()
         key = f"{_KEY_PREFIX}{secrets.token_urlsafe(32)}"
-        self._open[key] = Episode(terms, Conversations(self._encoder))
+        expires = time.monotonic() + terms.timeout_s + _CLOSING_TIMEOUT_S
+        self._open[key] = Episode(terms, Conversations(self._encoder), expires)
         return key
 
     def close(self, key: str) -> EpisodeRecord:
@@ -65,3 +74,13 @@ class Episodes:
             self._num_late_calls += 1
             raise ApiError(401, "the episode of this key has ended", "invalid_api_key")
         raise ApiError(401, "no episode has this key", "invalid_api_key")
+
+    def _end_lost(self) -> None:
+        """Episodes of one run have one timeout: the oldest expire first."""
+        now = time.monotonic()
+        while self._open:
+            key, oldest = next(iter(self._open.items()))
+            if now < oldest.expires:
+                return
+            del self._open[key]
+            self._ended.append(key)

@@ -96,6 +96,7 @@ class AgentEpisodes:
                 max_prompt_length=settings.max_prompt_length,
                 max_answers=settings.max_steps,
                 request_timeout_s=settings.request_timeout_s,
+                timeout_s=self._provider.arguments.timeout_s,
             )
         )
         record: EpisodeRecord | None = None

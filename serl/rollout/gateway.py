@@ -18,7 +18,8 @@ class EpisodeTerms:
     """How the requests of one episode are answered; lengths in tokens.
 
     ``session_id`` names it to the policy. ``seed``: requests carry seeds derived from it (None: they carry
-    none). ``max_answers``: what is asked beyond them is refused.
+    none). ``max_answers``: what is asked beyond them is refused. ``timeout_s`` is the agent's; an episode
+    that is not closed well after it has lost its env runner, and ends by itself.
     """
 
     session_id: str
@@ -27,6 +28,7 @@ class EpisodeTerms:
     max_prompt_length: int
     max_answers: int
     request_timeout_s: float
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def terms(**changes: Any) -> EpisodeTerms:
         "max_prompt_length": 400,
         "max_answers": 5,
         "request_timeout_s": 60.0,
+        "timeout_s": 60.0,
     }
     return EpisodeTerms(**values | changes)
 

@@ -365,6 +365,19 @@ def test_a_wrong_a_missing_and_an_ended_key_are_refused_and_late_calls_are_count
     assert asyncio.run(ask()).counters == {"agent_calls_after_end": 1}
 
 
+def test_an_episode_that_nobody_closes_in_time_ends_when_another_begins(chats: PromptEncoder):
+    async def ask() -> None:
+        gateway = PolicyGateway(saying(chats, ""), chats, None)
+        lost = gateway.open_episode(terms(timeout_s=-1000.0))
+        other = gateway.open_episode(terms())
+        gateway.open_episode(terms())
+        with pytest.raises(AuthenticationError, match="has ended"):
+            await client_of(gateway, lost).models.list()
+        assert gateway.close_episode(other).answers == []
+
+    asyncio.run(ask())
+
+
 def test_an_episode_ends_at_its_limits_and_nobody_asks_again_in_vain(chats: PromptEncoder):
     policy = saying(chats, "x" + END)
 
