@@ -125,7 +125,7 @@ class SERLConfig(ExperimentSetters):
         placement_group: Any = None,
     ) -> SERLLearnerGroup:
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
+        return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=self.learner_placement)
 
 
 class SERL(RLlibInterface):

@@ -45,6 +45,8 @@ class ClusterSection(Section):
     env_vars: list[str] = Field(default_factory=list)
     """Names of environment variables that actors on other hosts get from the driver, beside those that SERL
     knows of: for environments and agents of your own."""
+    placement_timeout_s: PositiveFloat = 900.0
+    """Seconds that a cluster which was joined may take to have room for all actors, new nodes included."""
     heartbeat_timeout_s: float = Field(default=60.0, ge=1.0)
     """Seconds within which every actor must answer a heartbeat; one that does not is killed and replaced."""
 

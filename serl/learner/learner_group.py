@@ -105,10 +105,6 @@ class SERLLearnerGroup(LearnerGroup):
         end_learners(remote_learners(self))
         set_remote_learners(self, [])
 
-    def node_ids(self) -> list[str]:
-        """Of the nodes that remote learners are on, in the learners' order; none for a local one."""
-        return [] if self.is_local else self._call("node_id", timeout_s=_PING_TIMEOUT_S)
-
     def start_update(self, rows: TrainingRows, weights_seq_no: int) -> UpdateHandle:
         """Starts training on ``rows``; returns at once with remote learners, at the end with a local one.
 

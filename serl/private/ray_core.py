@@ -8,9 +8,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 SEEN_IN = "2.60.0"
+
+# Below it a node keeps what it unpacks for jobs, working directories among them; it is removed after its use.
+RUNTIME_RESOURCES = "runtime_resources"
+
+_GCS_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -30,12 +36,6 @@ def loopback_is_the_nodes_address() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def forget_token() -> None:
-    """Lets Ray read its token anew, from where the environment says now; it reads one once in a process."""
-    from ray import _raylet
-
-    raylet: Any = _raylet  # has no stubs
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
 @contextmanager
 def ends_within(timeout_s: float, what: str) -> Iterator[None]:
     """Raises TimeoutError, which says ``what``, if its body takes longer; in the main thread alone.
@@ -66,6 +66,54 @@ def ends_within(timeout_s: float, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def forget_token() -> None:
+    """Lets Ray read its token anew, from where the environment says now; it reads one once in a process."""
+    from ray import _raylet
+
+    raylet: Any = _raylet  # has no stubs
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def started_its_cluster() -> bool:
+    """Whether `ray.init` has started the cluster in this process, and not joined one."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return node is not None and node.is_head()
+
+
+def free_resources_of_nodes() -> list[dict[str, float]]:
+    """What is free on each node that lives: `ray.available_resources` adds all nodes up."""
+    from ray._private.state import available_resources_per_node
+
+    return list(available_resources_per_node().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaler:
+    """What an autoscaler is doing: the nodes that it has asked for; whether it has none that would help."""
+
+    num_nodes_coming: int
+    has_no_such_nodes: bool
+
+
+def find_autoscaler() -> Autoscaler | None:
+    """What the autoscaler (version 2) of the cluster that was joined says; None if none has said anything.
+
+    `ray status` alone says so in public, as a text.
+    """
+    from ray import _raylet, get_runtime_context
+    from ray.core.generated import autoscaler_pb2
+
+    private: Any = _raylet  # has no stubs
+    reply: Any = autoscaler_pb2.GetClusterStatusReply()  # pyright: ignore[reportAttributeAccessIssue]
+    client = private.GcsClient(get_runtime_context().gcs_address)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=_GCS_TIMEOUT_S))
+    state = reply.autoscaling_state
+    if not state.autoscaler_state_version:
+        return None
+    asked = sum(request.count for request in state.pending_instance_requests)
+    return Autoscaler(asked + len(state.pending_instances), bool(state.infeasible_gang_resource_requests))
 
 
 def variables_of_submitted_job() -> set[str]:

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.from_config import NotProvided
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
+from ray.util.placement_group import PlacementGroup
 
 from serl.config import ExperimentConfig
 from serl.config.draft import Draft
@@ -56,10 +57,12 @@ class ExperimentSetters(AlgorithmConfig):
 
     Every setter and `update_from_dict` raise ConfigError for an argument that has no meaning here; what keys
     say is checked when the experiment is first asked for, so that Tune's search spaces can stand for values.
-    ``start_dir`` is the folder that the experiment's relative paths begin in.
+    ``start_dir`` is the folder that the experiment's relative paths begin in, ``learner_placement`` where Ray
+    keeps a place for remote learners, if it does.
     """
 
     start_dir: str
+    learner_placement: PlacementGroup | None
 
     def __init__(self, algo_class: type | None = None) -> None:
         self._draft = Draft("SERLConfig")
@@ -68,6 +71,7 @@ class ExperimentSetters(AlgorithmConfig):
         # From then on RLlib changes copies of its own; a person's change is found by the next `validate`.
         self._derived = False
         self.start_dir = os.getcwd()
+        self.learner_placement = None
         super().__init__(algo_class=algo_class)
 
     @classmethod

@@ -35,7 +35,12 @@ from serl.run.preflight import (
 from serl.run.resume import check_resumable, checkpoint_to_resume, is_complete, require_run_dir
 from serl.run.run_dir import CONFIG, RunDir, config_yaml
 from serl.run.stop import StopRequest, stop_on_signal
-from serl.run.surroundings import reach_local_hosts_directly, write_any_character
+from serl.run.surroundings import (
+    address_to_join,
+    reach_local_hosts_directly,
+    stop_wait_note,
+    write_any_character,
+)
 from serl.run.writer_lock import RunDirInUseError, WriterLock
 from serl.serving.weights_folder import release_all_folders
 
@@ -151,9 +156,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "and ends with 0, where the run is complete: one command for jobs that are started again",
     )
     parser.add_argument(
-        "--address", type=_given, help="join the Ray cluster at this address, for instance auto"
+        "--address",
+        type=_given,
+        help="join the Ray cluster at this address, such as auto; local: start one whatever RAY_ADDRESS says",
     )
     options = parser.parse_intermixed_args(arguments)
+    joined = address_to_join(options.address)
+    if joined and not options.address:
+        print(f"RAY_ADDRESS: this run joins the Ray cluster at {joined}", file=sys.stderr)
+    options.address = joined
     if options.experiment and "=" in options.experiment and not Path(options.experiment).exists():
         options.overrides.insert(0, options.experiment)
         options.experiment = None
@@ -225,6 +236,8 @@ def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, he
 
     console = Console(experiment.logging.progress_bar)
     console.begin(run_dir.path)
+    if note := stop_wait_note():
+        console.note(note)
     address, code = options.address, FAILED
     try:
         if options.evaluate:

@@ -13,11 +13,11 @@ from pathlib import Path
 import ray
 from ray import serve
 from ray.job_config import JobConfig
+from ray.util.placement_group import PlacementGroup
 
 from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
-from serl.learner.learner_group import SERLLearnerGroup
 from serl.private.ray_core import variables_of_submitted_job
 from serl.run.checkpoint import how_to_go_on
 from serl.run.closed_cluster import start_closed_cluster
@@ -25,7 +25,8 @@ from serl.run.cluster_watch import prepare_watch, watched_cluster
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file, prints_to_file
 from serl.run.failures import FailureReport
-from serl.run.nodes import require_nodes, require_whole_checkpoints
+from serl.run.nodes import living_nodes, require_nodes, require_whole_checkpoints
+from serl.run.placement import nodes_of, wait_for_room
 from serl.run.preflight.variables import forwarded_variables
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
@@ -53,11 +54,10 @@ def running_algorithm(
     At the end the algorithm is stopped, and so is a cluster of its own. If that hangs or fails, all its
     processes are killed, and ``stop.shutdown_hangs`` says that this one should end without Ray's goodbyes.
     Ends the process if the cluster is lost. Raises NodesLackError if nodes of a cluster that was joined lack
-    what the run needs.
+    what the run needs, and NoRoomError.
     """
     driver_log = run_dir.driver_log
     algorithm: SERL | None = None
-    unshared: dict[str, str] = {}
     timeout_s = experiment.cluster.heartbeat_timeout_s
 
     def end(what: str) -> None:
@@ -70,16 +70,13 @@ def running_algorithm(
             prepare_watch(timeout_s)
             _start_ray(experiment, address, run_dir)
             watch.enter_context(watched_cluster(end, timeout_s))
+            config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path))
             if address is not None:
                 stop.before_ending.insert(0, _leave_cluster)
-                unshared = require_nodes(experiment, model_dir, run_dir.path)
-            built = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path)).build_algo()
+                config.learner_placement = _find_places(experiment, model_dir, run_dir, console)
+            built = config.build_algo()
         assert isinstance(built, SERL)
         algorithm = built
-        assert isinstance(built.learner_group, SERLLearnerGroup)
-        require_whole_checkpoints(built.learner_group.node_ids(), unshared, run_dir.path)
-        if unshared:
-            console.note(f"logs of actors on {', '.join(unshared.values())} stay there, in {run_dir.logs}")
         report = FailureReport(run_dir.path, console.note, lambda: built.weights_seq_no)
         algorithm.failures.on_failure = report.take
 
@@ -105,6 +102,22 @@ def running_algorithm(
         if trouble:
             stop.shutdown_hangs = True
             console.note(f"{trouble}: what was left of the cluster is killed; see {driver_log}")
+
+
+def _find_places(
+    experiment: ExperimentConfig, model_dir: Path, run_dir: RunDir, console: Console
+) -> PlacementGroup | None:
+    """That of remote learners, on a cluster whose nodes have what actors need, and room for all of them."""
+    first = living_nodes()
+    unshared = require_nodes(experiment, model_dir, run_dir.path, first)
+    placement = wait_for_room(experiment, console.note)
+    came = [node for node in living_nodes() if node not in first]
+    unshared |= require_nodes(experiment, model_dir, run_dir.path, came)
+    if placement is not None:
+        require_whole_checkpoints(nodes_of(placement), unshared, run_dir.path)
+    if unshared:
+        console.note(f"logs of actors on {', '.join(unshared.values())} stay there, in {run_dir.logs}")
+    return placement
 
 
 def _shut_down(algorithm: SERL | None, own_cluster: bool) -> str:

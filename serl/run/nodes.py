@@ -23,14 +23,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.paths import blocked_by
+from serl.models.sizes import num_weights
 from serl.rollout.failures import first_line
+from serl.run.preflight.memory import free_shared_memory
+from serl.run.preflight.memory_plan import GB, WEIGHT_VERSIONS, version_bytes
 
-LOOK_TIMEOUT_S = 120.0
+# Some environments read gigabytes before they know their tasks.
+LOOK_TIMEOUT_S = 300.0
 OK = "ok"
 # What every actor imports, and replicas beside that.
 _MODULES = ("torch", "transformers")
 _MODULES_OF_REPLICAS = ("vllm",)
 _NUM_NAMED = 3
+# Of a table, and of `Found`.
+COLUMNS = ("model", "data", "run_directory", "packages", "shared_memory")
 
 
 class NodesLackError(RuntimeError):
@@ -53,6 +59,7 @@ class Needs:
     task_hashes: Mapping[str, str]
     marker: str
     modules: tuple[str, ...] = _MODULES
+    shared_memory_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,15 @@ class Found:
     data: str
     run_directory: str
     packages: str
+    shared_memory: str
     shares_run_dir: bool = False
 
     @property
     def lacks(self) -> bool:
-        return {self.model, self.data, self.run_directory, self.packages} != {OK}
+        return any(getattr(self, column) != OK for column in COLUMNS)
+
+
+_UNKNOWN = Found("?", "?", "?", "?", "?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +91,17 @@ class Node:
     num_gpus: float
 
 
-def require_nodes(experiment: ExperimentConfig, model_dir: Path, run_dir: Path) -> dict[str, str]:
-    """The names, by id, of the nodes that have a run directory of their own.
+def require_nodes(
+    experiment: ExperimentConfig, model_dir: Path, run_dir: Path, nodes: Iterable[Node]
+) -> dict[str, str]:
+    """The names, by id, of those of ``nodes`` that have a run directory of their own.
 
-    Raises NodesLackError if a node with CPUs or GPUs lacks model, data, packages or a folder to write to, or
-    does not say so within two minutes.
+    Raises NodesLackError if a node with CPUs or GPUs lacks model, data, packages, shared memory or a folder
+    to write to, or does not say so within five minutes.
     """
-    nodes = [node for node in living_nodes() if node.num_cpus or node.num_gpus]
+    nodes = [node for node in nodes if node.num_cpus or node.num_gpus]
+    if not nodes:
+        return {}
     needs = needs_of(experiment, model_dir, run_dir / f".seen-by-{uuid.uuid4().hex[:8]}")
     marker = Path(needs.marker)
     marker.touch()
@@ -149,24 +164,25 @@ def look_around(needs: Needs) -> Found:
             _data(needs),
             _run_directory(marker.parent),
             _packages(needs.modules),
+            _shared_memory(needs.shared_memory_bytes),
             shares_run_dir=marker.exists(),
         )
 
 
 def table(found: Mapping[Node, Found], needs: Needs) -> str:
     """What each node lacks, and below it what can be done."""
-    columns = ("model", "data", "run_directory", "packages")
-    lines = [("node", *(column.replace("_", " ") for column in columns))]
-    lines += [(node.name, *(getattr(each, column) for column in columns)) for node, each in found.items()]
+    lines = [("node", *(column.replace("_", " ") for column in COLUMNS))]
+    lines += [(node.name, *(getattr(each, column) for column in COLUMNS)) for node, each in found.items()]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    lacking = [column for column in columns if any(getattr(each, column) != OK for each in found.values())]
+    lacking = [column for column in COLUMNS if any(getattr(each, column) != OK for each in found.values())]
     remedies = {
         "model": f"model: give model.path a folder that all nodes share, or copy {needs.model_dir} to them",
         "data": "data: give the environment a folder that all nodes share, or install the data on them; "
         "cluster.env_vars passes further variables on",
         "run_directory": "run directory: give output_dir a folder that all nodes share, or may make",
         "packages": f"packages: install what {platform.node()} has",
+        "shared_memory": "shared memory: give it more, a container with --shm-size or a memory-backed volume",
     }
     advice = [remedies[column] for column in lacking]
     return "\n".join(["not every node has what actors need:", *(row.rstrip() for row in rows), *advice])
@@ -186,17 +202,23 @@ def _ask(needs: Mapping[Node, Needs]) -> dict[Node, Found]:
 
 def _answer(answer: Any, is_there: bool) -> Found:
     if not is_there:
-        return Found("?", "?", "?", f"no answer within {LOOK_TIMEOUT_S:g} s")
+        return replace(_UNKNOWN, packages=f"no answer within {LOOK_TIMEOUT_S:g} s")
     try:
         return ray.get(answer, timeout=LOOK_TIMEOUT_S)
     except RayError as error:  # another Python, SERL itself missing, or a node that has just gone
         lines = str(error).strip().splitlines()
-        return Found("?", "?", "?", first_line(lines[-1] if lines else type(error).__name__))
+        return replace(_UNKNOWN, packages=first_line(lines[-1] if lines else type(error).__name__))
 
 
 def _needs_there(needs: Needs, node: Node, experiment: ExperimentConfig) -> Needs:
-    may_hold_replicas = node.num_gpus if experiment.serving.num_gpus_per_replica else node.num_cpus
-    return replace(needs, modules=_MODULES + _MODULES_OF_REPLICAS) if may_hold_replicas else needs
+    """Replicas alone need vLLM, and one version of the weights; a learner writes more."""
+    learner, serving = experiment.learner, experiment.serving
+    if not (node.num_gpus if serving.num_gpus_per_replica else node.num_cpus):
+        return needs
+    may_hold_learners = learner.num_learners and (node.num_gpus or not learner.num_gpus_per_learner)
+    num_versions = WEIGHT_VERSIONS if may_hold_learners else 1
+    version = version_bytes(num_weights(experiment.model.path) or 0, experiment)
+    return replace(needs, modules=_MODULES + _MODULES_OF_REPLICAS, shared_memory_bytes=num_versions * version)
 
 
 def _model(folder: Path, files: Mapping[str, int]) -> str:
@@ -228,6 +250,11 @@ def _run_directory(folder: Path) -> str:
 def _packages(modules: Iterable[str]) -> str:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"no {_listed(missing)}" if missing else OK
+
+
+def _shared_memory(needed: float) -> str:
+    free = free_shared_memory()
+    return OK if needed <= free else f"{free / GB:.2f} GB free, needs {needed / GB:.2f} GB"
 
 
 def _listed(names: Sequence[str]) -> str:

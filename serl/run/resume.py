@@ -13,6 +13,7 @@ from serl.config.wording import shown
 from serl.run.checkpoint import find_checkpoint
 from serl.run.evaluations import evaluations_file, read_evaluations
 from serl.run.metrics_writer import drop_lines_after
+from serl.run.preflight.output import is_deleted_by_ray, why_not_kept
 from serl.run.run_dir import CONFIG
 from serl.run.writer_lock import LOCK, RECORD
 
@@ -36,6 +37,8 @@ def require_run_dir(folder: Path, new: bool) -> None:
 
     Lines of its files will be dropped, so a folder of anything else is refused.
     """
+    if is_deleted_by_ray(folder):
+        raise ConfigError([why_not_kept(folder)])
     if not folder.exists() and new:
         return
     if not folder.is_dir():

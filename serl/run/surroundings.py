@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import sys
@@ -10,6 +11,10 @@ import sys
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 _EXCEPTIONS = ("no_proxy", "NO_PROXY")
 _EXCEPTIONS_OF_GRPC = "no_grpc_proxy"  # which it heeds instead, where it is set
+# In the environment of what `ray job submit` runs, and of who stops it.
+_SUBMITTED, _STOP_WAIT = "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_STOP_WAIT_TIME_S"
+# What a run may take to end once it has decided to, the update under way before that not counted.
+_SECONDS_TO_END = 60
 
 
 def write_any_character() -> None:
@@ -37,6 +42,32 @@ def reach_local_hosts_directly(address: str | None = None) -> dict[str, str]:
     excepted: dict[str, str] = {name: ",".join(hosts) for name in names}
     os.environ.update(excepted)
     return excepted
+
+
+def address_to_join(given: str | None) -> str | None:
+    """The address of the Ray cluster to join, ``given`` or by RAY_ADDRESS; None for one of the run's own.
+
+    Ray sets that variable for submitted jobs. Where a person has set it for `ray job`, it is that of the
+    dashboard, which nobody can join.
+    """
+    if given is None:
+        given = os.environ.get("RAY_ADDRESS", "").strip()
+        given = "" if given.startswith(("http://", "https://")) else given
+    return None if given in ("", "local") else given
+
+
+def stop_wait_note() -> str:
+    """What to say of a job that `ray job stop` would kill before it could save a checkpoint; else nothing."""
+    if _SUBMITTED not in os.environ:
+        return ""
+    seconds = os.environ.get(_STOP_WAIT, "3")
+    if seconds.isdigit() and int(seconds) >= _SECONDS_TO_END:
+        return ""
+    more = json.dumps({"env_vars": {_STOP_WAIT: "120"}})
+    return (
+        f"`ray job stop` gives this run {seconds} s to save a checkpoint, and then kills it; for more: "
+        f"ray job submit --runtime-env-json '{more}'"
+    )
 
 
 def _local_hosts(address: str | None) -> list[str]:

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import ray
 from ray import _raylet
+from ray._private.ray_constants import DEFAULT_RUNTIME_ENV_DIR_NAME
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from serl.private.ray_core import (
+    RUNTIME_RESOURCES,
     SEEN_IN,
     forget_token,
     loopback_is_the_nodes_address,
+    started_its_cluster,
     variables_of_submitted_job,
 )
 
@@ -54,3 +57,11 @@ def test_variables_that_a_job_was_submitted_with_are_known_and_refused_a_second_
     assert variables_of_submitted_job() == {"HF_HOME"}, CONTRACT
     again: Any = {"env_vars": {"HF_HOME": "/cache"}}
     assert _merge_runtime_env(submitted, again) is None, CONTRACT
+
+
+def test_what_ray_unpacks_for_jobs_is_known_by_its_folder():
+    assert RUNTIME_RESOURCES == DEFAULT_RUNTIME_ENV_DIR_NAME, CONTRACT
+
+
+def test_a_process_without_ray_has_started_no_cluster():
+    assert not started_its_cluster(), CONTRACT

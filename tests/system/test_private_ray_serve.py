@@ -11,6 +11,7 @@ import psutil
 import ray
 from ray import serve
 
+from serl.private.ray_core import find_autoscaler, free_resources_of_nodes, started_its_cluster
 from serl.private.ray_serve import (
     CODE_ON_REPLICAS_OWN_LOOP,
     SEEN_IN,
@@ -81,3 +82,10 @@ def test_sessions_keep_their_replica_which_listens_at_its_node_and_the_callers_l
     assert len(set.union(*replicas)) == 2, f"all sessions met one replica: {CONTRACT}"
     threads = {thread for words in heard.values() for _, thread in words}
     assert not any("user_code" in thread for thread in threads), f"{threads}: {CONTRACT}"
+
+
+def test_what_a_cluster_of_ones_own_has_free_and_that_nobody_adds_nodes(ray_cluster: None) -> None:
+    assert started_its_cluster(), CONTRACT
+    (free,) = free_resources_of_nodes()
+    assert 0 <= free["CPU"] <= 8, CONTRACT
+    assert find_autoscaler() is None, CONTRACT

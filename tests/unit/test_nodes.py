@@ -10,9 +10,11 @@ import pytest
 
 from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
+from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.durable_files import FileDigest
 from serl.manifest import complete_checkpoint
+from serl.run import nodes
 from serl.run.nodes import (
     Found,
     Needs,
@@ -23,10 +25,12 @@ from serl.run.nodes import (
     require_whole_checkpoints,
     table,
 )
+from serl.run.preflight.output import examine_output
 from serl.run.preflight.variables import READ_VARIABLES, examine_variables, forwarded_variables
+from serl.run.resume import require_run_dir
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
-FINE = Found("ok", "ok", "ok", "ok", shares_run_dir=True)
+FINE = Found("ok", "ok", "ok", "ok", "ok", shares_run_dir=True)
 
 
 @pytest.fixture
@@ -54,7 +58,9 @@ def test_a_node_with_a_run_directory_of_its_own_lacks_nothing(needs: Needs, tmp_
     assert found == replace(FINE, shares_run_dir=False) and not found.lacks
 
 
-def test_each_thing_that_a_node_lacks_is_named(needs: Needs, tmp_path: Path) -> None:
+def test_each_thing_that_a_node_lacks_is_named(
+    needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model_dir = Path(needs.model_dir)
     (model_dir / "model.safetensors").write_bytes(bytes(9))
     assert look_around(needs).model == f"{model_dir} has another model.safetensors"
@@ -73,6 +79,9 @@ def test_each_thing_that_a_node_lacks_is_named(needs: Needs, tmp_path: Path) -> 
     assert look_around(blocked).run_directory == f"cannot write in {tmp_path / 'file'}"
     bare = replace(needs, modules=("torch", "no_such_engine"))
     assert look_around(bare).packages == "no no_such_engine"
+    monkeypatch.setattr(nodes, "free_shared_memory", lambda: 64e6)
+    large = replace(needs, shared_memory_bytes=3e9)
+    assert look_around(large).shared_memory == "0.06 GB free, needs 3.00 GB"
 
 
 def test_relative_paths_begin_where_the_command_ran(
@@ -92,9 +101,9 @@ def test_the_table_says_which_node_lacks_what_and_what_to_do(needs: Needs) -> No
     lines = table(found, replace(needs, model_dir="/models/policy")).splitlines()
     assert lines[:4] == [
         "not every node has what actors need:",
-        "node             model              data      run directory  packages",
-        "head (10.0.0.1)  ok                 ok        ok             ok",
-        "gpu (10.0.0.2)   no /models/policy  no games  ok             ok",
+        "node             model              data      run directory  packages  shared memory",
+        "head (10.0.0.1)  ok                 ok        ok             ok        ok",
+        "gpu (10.0.0.2)   no /models/policy  no games  ok             ok        ok",
     ]
     assert [line.partition(":")[0] for line in lines[4:]] == ["model", "data"]
 
@@ -135,3 +144,16 @@ def test_variables_that_the_experiment_reads_are_passed_on(
         "MODELS": "/models",
         "TOKEN_OF_MINE": "secret",
     }
+
+
+def test_a_run_directory_in_what_ray_unpacked_for_a_job_is_refused(
+    experiment: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    (found,) = examine_output(experiment.model_copy(update={"output_dir": "runs"}))
+    assert found.verdict == "wrong" and f"{unpacked}/runs is a part of what Ray unpacked" in found.text
+    with pytest.raises(ConfigError, match="deletes after it; give an absolute path"):
+        require_run_dir(Path("runs") / "first", new=True)
+    assert list(examine_output(experiment.model_copy(update={"output_dir": str(tmp_path)}))) == []

@@ -10,7 +10,12 @@ from urllib.request import proxy_bypass_environment  # pyright: ignore[reportAtt
 
 import pytest
 
-from serl.run.surroundings import reach_local_hosts_directly, write_any_character
+from serl.run.surroundings import (
+    address_to_join,
+    reach_local_hosts_directly,
+    stop_wait_note,
+    write_any_character,
+)
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy")
 
@@ -65,3 +70,26 @@ def test_a_list_that_excepts_every_host_stays(monkeypatch: pytest.MonkeyPatch):
 
 def test_without_a_proxy_nothing_is_set():
     assert reach_local_hosts_directly() == {}
+
+
+def test_a_submitted_job_joins_its_cluster_and_nobody_joins_a_dashboard(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert address_to_join(None) is None
+    assert address_to_join("auto") == "auto"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert address_to_join(None) == "10.0.0.1:6379"
+    assert address_to_join("10.0.0.2:6379") == "10.0.0.2:6379"
+    assert address_to_join("local") is None
+    for others in ("http://10.0.0.1:8265", "local", " "):
+        monkeypatch.setenv("RAY_ADDRESS", others)
+        assert address_to_join(None) is None
+
+
+def test_a_job_is_told_how_long_it_has_to_save_a_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    assert stop_wait_note() == ""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert stop_wait_note().startswith("`ray job stop` gives this run 3 s to save a checkpoint")
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
+    assert stop_wait_note() == ""

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +27,16 @@ _HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/:\s]+|\[[^\]]+\]):(?P<port>
 _ASK = """
 import json, logging, sys
 import ray
+from serl.private.ray_core import find_autoscaler
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    answer = {"resources": ray.cluster_resources(), "gpus": [node.get("GPU", 0.0) for node in nodes]}
+    answer = {
+        "resources": ray.cluster_resources(),
+        "free": ray.available_resources(),
+        "gpus": [node.get("GPU", 0.0) for node in nodes],
+        "grows": find_autoscaler() is not None,
+    }
 except Exception as error:
     answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 print()
@@ -39,11 +46,14 @@ print(json.dumps(answer))
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:
-    """What a cluster has in all, and how many GPUs each of its nodes has."""
+    """What a cluster has in all and free, how many GPUs each of its nodes has, whether nodes may be added."""
 
     num_cpus: float
     num_gpus: float
     gpus_of_nodes: tuple[float, ...]
+    free_cpus: float
+    free_gpus: float
+    grows: bool = False
 
 
 class AddressError(RuntimeError):
@@ -86,8 +96,15 @@ def cluster_resources(address: str) -> ClusterResources:
         if error.startswith(_NO_TOKEN):
             raise AddressError(f"--address {address}: {error.removeprefix(_NO_TOKEN).partition('. ')[0]}")
         raise AddressError(f"--address {address}: it cannot be joined: {error[:500]}")
-    resources: dict[str, float] = answer["resources"]
-    return ClusterResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0), tuple(answer["gpus"]))
+    resources, free = Counter[str](answer["resources"]), Counter[str](answer["free"])
+    return ClusterResources(
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+        gpus_of_nodes=tuple(answer["gpus"]),
+        free_cpus=free["CPU"],
+        free_gpus=free["GPU"],
+        grows=answer["grows"],
+    )
 
 
 def _token_to_give() -> str:

@@ -82,18 +82,26 @@ def _resources(experiment: ExperimentConfig, address: str | None) -> Iterator[Fi
         yield Finding("missing", "resources", str(error))
         return
     where = f"the cluster at {address}" if address else "this machine"
-    need = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-    have = f"{found.num_cpus:g} CPUs" + (f" and {found.num_gpus:g} GPUs" if gpus else "")
+    need, have = _amount(cpus, gpus, gpus > 0), f"has {_amount(found.num_cpus, found.num_gpus, gpus > 0)}"
+    if (found.free_cpus, found.free_gpus) != (found.num_cpus, found.num_gpus):
+        have += f", {_amount(found.free_cpus, found.free_gpus, gpus > 0)} of them free"
     enough = cpus <= found.num_cpus and gpus <= found.num_gpus
-    yield Finding("ok" if enough else "missing", "resources", f"needs {need}; {where} has {have}")
+    if not enough and found.grows:
+        have += ", and an autoscaler that may add nodes"
+    verdict = "ok" if enough or found.grows else "missing"
+    yield Finding(verdict, "resources", f"needs {need}; {where} {have}")
     if enough and gpus:
         yield from _placement(experiment, found.gpus_of_nodes)
+
+
+def _amount(cpus: float, gpus: float, counts_gpus: bool) -> str:
+    return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if counts_gpus else "")
 
 
 def _placement(experiment: ExperimentConfig, gpus_of_nodes: Sequence[float]) -> Iterator[Finding]:
     """The GPUs of one process lie on one node; GPUs of which a process has a part count as its own GPU's."""
     serving, learner = experiment.serving, experiment.learner
-    shares = [serving.num_gpus_per_replica] * _fewest_replicas(experiment)
+    shares = [serving.num_gpus_per_replica] * fewest_replicas(experiment)
     shares += [learner.num_gpus_per_learner] * max(1, learner.num_learners)
     on_nodes = ", ".join(f"{gpus:g}" for gpus in gpus_of_nodes)
     if not fit(shares, gpus_of_nodes):
@@ -131,7 +139,7 @@ def needed_cpus(experiment: ExperimentConfig) -> float:
     rollout, serving, learner = experiment.rollout, experiment.serving, experiment.learner
     return (
         rollout.num_env_runners * rollout.num_cpus_per_env_runner
-        + _fewest_replicas(experiment) * serving.num_cpus_per_replica
+        + fewest_replicas(experiment) * serving.num_cpus_per_replica
         + learner.num_learners * learner.num_cpus_per_learner
     )
 
@@ -139,19 +147,21 @@ def needed_cpus(experiment: ExperimentConfig) -> float:
 def needed_gpus(experiment: ExperimentConfig) -> float:
     """GPUs of the fewest replicas and of the learners; the local learner counts as one."""
     return (
-        _fewest_replicas(experiment) * experiment.serving.num_gpus_per_replica
+        fewest_replicas(experiment) * experiment.serving.num_gpus_per_replica
         + max(1, experiment.learner.num_learners) * experiment.learner.num_gpus_per_learner
     )
 
 
-def _fewest_replicas(experiment: ExperimentConfig) -> int:
+def fewest_replicas(experiment: ExperimentConfig) -> int:
+    """Those that a run starts with."""
     scaling = experiment.serving.autoscaling
     return scaling.min_replicas if scaling else experiment.serving.num_replicas
 
 
 def _this_machine() -> ClusterResources:
     num_gpus = _num_gpus()
-    return ClusterResources(os.cpu_count() or 1, num_gpus, (num_gpus,))
+    num_cpus = os.cpu_count() or 1
+    return ClusterResources(num_cpus, num_gpus, (num_gpus,), num_cpus, num_gpus)
 
 
 def _num_gpus() -> int:
