@@ -310,8 +310,8 @@ GROUPS: Mapping[str, MetricGroup] = {
             "updates_redone": "Updates that were done again after that, from the newest checkpoint.",
             "rollouts_given_up": "Rollouts that were under way when learners were replaced; their groups are "
             "played again.",
-            "hung_<kind>": "Actors that did not answer within `cluster.heartbeat_timeout_s` and were killed: "
-            "`env_runners`, `learners`, `weight_stores`, `serve_controllers`.",
+            "hung_<kind>": "Actors that did not answer within `cluster.heartbeat_timeout_s` and were killed "
+            "since the run began: `env_runners`, `learners`, `weight_stores`, `serve_controllers`.",
         },
     ),
     "checkpoint": MetricGroup(

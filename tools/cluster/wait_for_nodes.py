@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import ray
 
+from serl.run.surroundings import write_any_character
+
 _POLL_INTERVAL_S = 1.0
 
 
@@ -51,4 +53,5 @@ def _num_nodes(address: str) -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())
