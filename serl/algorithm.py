@@ -258,7 +258,7 @@ class SERL(RLlibInterface):
         metrics |= self._collector.metrics()
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
         metrics |= {f"total/{name}": float(value) for name, value in self._totals.items()}
-        metrics |= iteration.metrics() | {"weights_seq_no": float(self._weights_seq_no)}
+        metrics |= iteration.metrics() | self._actors.metrics() | {"weights_seq_no": self._weights_seq_no}
         self.iteration_metrics = metrics | under_rllib_names(metrics)
 
     def run_evaluation(self) -> EvaluationResult:

@@ -46,6 +46,9 @@ class WatchedActors:
         self._told_hung: Counter[str] = Counter()
         self._names = names
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
+        scaling = experiment.serving.autoscaling
+        self._num_wanted = scaling.min_replicas if scaling else experiment.serving.num_replicas
+        self._num_serving = self._num_wanted
         self._served_at = time.monotonic()
         self._monitor = HeartbeatMonitor(
             experiment.cluster.heartbeat_timeout_s, experiment.rollout.start_timeout_s
@@ -105,7 +108,8 @@ class WatchedActors:
         self._monitor.close()
 
     def _look_for_replicas(self, registered: dict[str, int]) -> None:
-        if live_actors() & registered.keys():
+        self._num_serving = len(live_actors() & registered.keys())
+        if self._num_serving:
             self._served_at = time.monotonic()
 
     def _replace_weight_store(self) -> None:

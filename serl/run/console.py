@@ -38,6 +38,7 @@ class Console:
         self._show_bar = progress_bar and self._stream.isatty()
         self._bar: tqdm | None = None
         self._phase = ""
+        self._missing_replicas = 0.0
 
     def begin(self, run_dir: Path) -> None:
         """Says where everything goes."""
@@ -50,6 +51,13 @@ class Console:
             print(text, file=self._stream, flush=True)
         except OSError:  # the terminal was hung up; the run has a checkpoint to save
             silence(self._stream)
+
+    def replicas(self, num_serving: float, num_missing: float, logs: Path) -> None:
+        """A line when another number than before is missing of the replicas that are wanted."""
+        if num_missing != self._missing_replicas:
+            hint = f": see the newest {logs}/serving-*.log" if num_missing else ""
+            self.note(f"{num_serving:g} of {num_serving + num_missing:g} replicas serve{hint}")
+        self._missing_replicas = num_missing
 
     def progress(self, progress: Progress) -> None:
         """Redraws the bar: episodes so far, steps and tokens a second, staleness."""

@@ -202,6 +202,14 @@ GROUPS: Mapping[str, MetricGroup] = {
             "num_replicas": "Replicas that serve the new weights.",
         },
     ),
+    "serving": MetricGroup(
+        "the replicas, at the end of the iteration",
+        {
+            "replicas": "Replicas that serve.",
+            "missing_replicas": "How many fewer serve than `serving.num_replicas` or "
+            "`serving.autoscaling.min_replicas`; the console says so when the number changes.",
+        },
+    ),
     "env_runners": MetricGroup(
         "what was played, under RLlib's names",
         {

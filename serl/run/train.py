@@ -172,6 +172,9 @@ class _Run:
         metrics = self.algorithm.iteration_metrics
         self.run_dir.metrics.write(self.iteration, metrics | self.record() | self.checkpoints.take_metrics())
         self.console.iteration(self.iteration, self.experiment.training.num_iterations, metrics)
+        self.console.replicas(
+            metrics["serving/replicas"], metrics["serving/missing_replicas"], self.run_dir.logs
+        )
 
     def record(self) -> dict[str, float]:
         """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""

@@ -17,8 +17,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from serl.config import ExperimentConfig, ServingSection
+from serl.private.ray_core import started_its_cluster
 from serl.private.ray_serve import SESSION_ROUTER
 from serl.serving.autoscaling import replicas_for_open_requests
+from serl.serving.custodian import appoint_custodian, dismiss_custodian
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
@@ -66,6 +68,8 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     num_removed = claim_folder(names.application)
     if num_removed:
         logger.warning("removed the weights that %d killed runs left in shared memory", num_removed)
+    if not started_its_cluster():
+        appoint_custodian(names.application, names.namespace)
     _weight_stores[names.application] = create_weight_store(names)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.util.get_current_placement_group() is not None:
@@ -163,6 +167,7 @@ def _stop(application: str) -> None:
     for name in serve.status().applications:
         if name == application or name.startswith(f"{application}-"):  # the gateway in front of it
             serve.delete(name)
+    dismiss_custodian(application)
     store = _weight_stores.pop(application, None)
     if store is not None:
         ray.kill(store)

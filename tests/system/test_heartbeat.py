@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from ray.exceptions import RayActorError
 
 from serl.heartbeat import HeartbeatMonitor
 from serl.private.ray_core import ends_within
+from serl.serving.custodian import appoint_custodian
+from serl.serving.weight_store import live_actors
+from serl.serving.weights_folder import weights_folder
 
 DEADLINE_S = 120.0
 
@@ -108,3 +112,28 @@ def test_a_wait_without_a_deadline_for_an_actor_that_hangs_as_it_starts_ends() -
         raise KeyError("its own")
     time.sleep(1.0)
     ray.kill(actor)
+
+
+def driver_class() -> type:
+    class Driver:
+        def deploy(self, application: str) -> None:
+            appoint_custodian(application, "serl-test")
+
+    return Driver
+
+
+def test_when_a_driver_is_killed_its_custodian_frees_what_is_left_and_ends() -> None:
+    application = f"serl-left-{uuid.uuid4().hex[:8]}"
+    driver: Any = ray.remote(driver_class()).options(num_cpus=0).remote()
+    ray.get(driver.deploy.remote(application), timeout=DEADLINE_S)
+    # Of processes that were killed with all who would have freed it.
+    left = weights_folder(application)
+    left.mkdir()
+    (left / "lock").touch()
+    assert f"custodian-{application}" in live_actors()
+    ray.kill(driver)
+    deadline = time.monotonic() + DEADLINE_S
+    while f"custodian-{application}" in live_actors():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not left.exists()

@@ -128,3 +128,15 @@ def test_a_console_goes_on_where_prints_go_to_a_file(tmp_path: Path, capsys: pyt
     print("after")
     assert capsys.readouterr().out == "an episode failed\nafter\n"
     assert file.read_text() == "(raylet) A worker died: ?\n"
+
+
+def test_missing_replicas_are_told_once_and_when_their_number_changes():
+    terminal = io.StringIO()
+    console = Console(progress_bar=False, stream=terminal)
+    for serving, missing in ((2, 0), (1, 1), (1, 1), (0, 2), (2, 0), (2, 0)):
+        console.replicas(float(serving), float(missing), Path("run/logs"))
+    assert terminal.getvalue().splitlines() == [
+        "1 of 2 replicas serve: see the newest run/logs/serving-*.log",
+        "0 of 2 replicas serve: see the newest run/logs/serving-*.log",
+        "2 of 2 replicas serve",
+    ]

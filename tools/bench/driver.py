@@ -132,7 +132,9 @@ class _Loop(serl.algorithm.SERL):
         self._collector = collector
         self._weights_seq_no = 0
         self._totals = Counter()
-        self._actors = SimpleNamespace(newly_hung=Counter, snapshot=None, require_serving=lambda: None)
+        self._actors = SimpleNamespace(
+            newly_hung=Counter, snapshot=None, require_serving=lambda: None, metrics=dict
+        )
 
 
 class _StandInPool:
