@@ -28,7 +28,11 @@ NODE="$node" exec "$@"
 """,
     "hostname": "echo '10.0.0.1 10.1.0.1'",
     "ray": 'echo "$NODE: ray $*" >>"$CALLS"; echo "$RAY_AUTH_MODE" >>"$CALLS"; exec sleep 0.2',
-    "python": 'echo "python $*" >>"$CALLS"',
+    # Both nodes are there.
+    "python": """
+until [ "$(grep -c token "$CALLS" 2>/dev/null)" = 2 ]; do sleep 0.02; done
+echo "python $*" >>"$CALLS"
+""",
     "serl-run": """
 trap 'echo "saved a checkpoint" >>"$CALLS"; exit "${EXIT_CODE:-0}"' TERM
 echo "serl-run $*" >>"$CALLS"
