@@ -13,9 +13,6 @@ from typing import Any
 
 SEEN_IN = "2.60.0"
 
-# Below it a node keeps what it unpacks for jobs, working directories among them; it is removed after its use.
-RUNTIME_RESOURCES = "runtime_resources"
-
 _GCS_TIMEOUT_S = 10.0
 
 

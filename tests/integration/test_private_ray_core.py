@@ -14,13 +14,13 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from serl.private.ray_core import (
-    RUNTIME_RESOURCES,
     SEEN_IN,
     forget_token,
     loopback_is_the_nodes_address,
     started_its_cluster,
     variables_of_submitted_job,
 )
+from serl.run.preflight.output import RUNTIME_RESOURCES
 
 CONTRACT = f"seen in Ray {SEEN_IN}, this is {ray.__version__}"
 

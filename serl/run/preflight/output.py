@@ -7,8 +7,10 @@ from pathlib import Path
 
 from serl.config import ExperimentConfig
 from serl.config.paths import UnknownPathError, blocked_by, expanded_path
-from serl.private.ray_core import RUNTIME_RESOURCES
 from serl.run.preflight.finding import Finding
+
+# Below it a node of Ray keeps what it unpacks for jobs, working directories too; it is removed after its use.
+RUNTIME_RESOURCES = "runtime_resources"
 
 
 def examine_output(experiment: ExperimentConfig) -> Iterator[Finding]:
