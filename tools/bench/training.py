@@ -96,7 +96,8 @@ def learner(
             updates.append(own)
         with HostSynchronisations() as waits:
             rows, _ = build_rows(groups, grpo_arm, encoder, len(updates))
-            learners[_ROW_BY_ROW].start_update(rows, len(updates))
+            learners["GRPO"].start_update(rows, len(updates))
+        num_passes = len(_micro_batches(grpo_arm, encoder, groups, as_trees=True))
     figures.note(
         f"{experiment.model.path}: {len(groups)} groups of {experiment.training.group_size}, "
         f"{bare.num_rows} rows with an advantage, {bare.num_tokens} tokens in {len(bare.tensors)} "
@@ -104,7 +105,7 @@ def learner(
     )
     figures.add("tokens of a row", [bare.num_tokens / bare.num_rows], "")
     figures.add("padding, of all positions", [1.0 - bare.num_tokens / bare.num_positions], "")
-    figures.add("host synchronisations of a micro-batch", [waits.number / len(bare.tensors)], "")
+    figures.add("host synchronisations of a micro-batch", [waits.number / num_passes], "")
     figures.add_all(updates[1:], "s")
     for name in ("GRPO", _ROW_BY_ROW):
         figures.add(f"{name} tokens computed", num_computed[name][1:], "")
@@ -144,7 +145,7 @@ class _BarePasses:
         )
         self._model.train()
         self._threads = experiment.learner.num_threads
-        batches = _micro_batches(experiment, encoder, groups)
+        batches = _micro_batches(experiment, encoder, groups, as_trees=False)
         self.num_rows = sum(map(len, batches))
         self.num_tokens = sum(_num_tokens(row) for batch in batches for row in batch)
         if not self.num_rows:
@@ -164,7 +165,7 @@ class _BarePasses:
 
 
 def _micro_batches(
-    experiment: ExperimentConfig, encoder: PromptEncoder, groups: list[TrajectoryGroup]
+    experiment: ExperimentConfig, encoder: PromptEncoder, groups: list[TrajectoryGroup], as_trees: bool
 ) -> list[list[TrainingRow]]:
     """The rows that each forward pass of an update holds."""
     rows, _ = build_rows(groups, experiment, encoder, 0)
@@ -176,7 +177,7 @@ def _micro_batches(
         num_epochs=settings.num_epochs,
         micro_batch_tokens=settings.micro_batch_tokens,
         seed=(experiment.seed, 0),
-        as_trees=False,
+        as_trees=as_trees,
     )
     batches = [batch for minibatch in plan.minibatches for batch in minibatch.micro_batches if batch]
     return [[plan.rows.row(row) for row in batch] for batch in batches]
