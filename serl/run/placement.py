@@ -24,6 +24,7 @@ from serl.config import ExperimentConfig
 from serl.private.ray_core import Autoscaler, find_autoscaler, free_resources_of_nodes
 from serl.run.preflight.machine import fewest_replicas
 
+_POLL_S = 1  # Ray takes whole seconds
 _TELL_INTERVAL_S = 30.0
 # Less than this is not worth a line.
 _SILENT_S = 5.0
@@ -90,17 +91,19 @@ class _Wait:
     def placed(self, wanted: Sequence[Role]) -> PlacementGroup:
         bundles = [dict(role.bundle) for role in wanted for _ in range(role.number)]
         group = placement_group(bundles, strategy="PACK")
-        interval_s = _SILENT_S
-        while not group.wait(min(interval_s, max(self._timeout_s - self._waited_s, 0.0))):
-            missing = missing_room(wanted, free_resources_of_nodes())
-            waited = f"waited {self._waited_s:.0f} s of {self._timeout_s:g}"
-            told = f"{missing}; {in_words(find_autoscaler())}, {waited}"
+        tell_at = self._waited_s + _SILENT_S
+        while not group.wait(_POLL_S):
             if self._waited_s >= self._timeout_s:
                 remove_placement_group(group)
-                raise NoRoomError(f"the cluster has no room for the run: {told}")
-            self._tell(f"waiting for room: {told}")
-            interval_s = _TELL_INTERVAL_S
+                raise NoRoomError(f"the cluster has no room for the run: {self._situation(wanted)}")
+            if self._waited_s >= tell_at:
+                self._tell(f"waiting for room: {self._situation(wanted)}")
+                tell_at = self._waited_s + _TELL_INTERVAL_S
         return group
+
+    def _situation(self, wanted: Sequence[Role]) -> str:
+        waited = f"waited {self._waited_s:.0f} s of {self._timeout_s:g}"
+        return f"{missing_room(wanted, free_resources_of_nodes())}; {in_words(find_autoscaler())}, {waited}"
 
     @property
     def _waited_s(self) -> float:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from serl.config.load import load_experiment
 from serl.private.ray_core import Autoscaler
-from serl.run.placement import Role, in_words, missing_room, roles
+from serl.run import placement
+from serl.run.placement import NoRoomError, Role, in_words, missing_room, roles, wait_for_room
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
 LEARNERS = Role("learners", 2, {"CPU": 1.0, "GPU": 1.0})
@@ -58,3 +61,26 @@ def test_what_the_autoscaler_does_is_told() -> None:
     assert in_words(Autoscaler(0, has_no_such_nodes=True)) == "the autoscaler has no such nodes to add"
     assert in_words(Autoscaler(1, has_no_such_nodes=False)) == "the autoscaler is adding 1 node"
     assert in_words(Autoscaler(2, has_no_such_nodes=True)) == "the autoscaler is adding 2 nodes"
+
+
+def test_whoever_waits_for_room_is_told_now_and_then_and_in_the_end_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, told, removed = [0.0], list[str](), list[object]()
+
+    class Group:
+        def wait(self, seconds: float) -> bool:
+            clock[0] += seconds
+            return False
+
+    monkeypatch.setattr(placement.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(placement, "placement_group", lambda bundles, strategy: Group())
+    monkeypatch.setattr(placement, "remove_placement_group", removed.append)
+    monkeypatch.setattr(placement, "free_resources_of_nodes", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr(placement, "find_autoscaler", lambda: None)
+    experiment = load_experiment(QUICKSTART, ["learner.num_learners=2", "cluster.placement_timeout_s=70"])
+    missing = "room for 0 of 1 replicas of {CPU: 0.5} and 0 of 1 env runners of {CPU: 0.5}"
+    with pytest.raises(NoRoomError, match="no autoscaler adds nodes, waited 70 s of 70$"):
+        wait_for_room(experiment, told.append)
+    assert len(told) == 3 and len(removed) == 1
+    assert told[1] == f"waiting for room: {missing}; no autoscaler adds nodes, waited 35 s of 70"
