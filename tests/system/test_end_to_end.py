@@ -44,6 +44,7 @@ _SMALL = (
     "checkpoint.interval=1",
     "checkpoint.keep=5",
     "learner.lr=0.001",
+    "learner.lr_schedule=constant",  # the resumed run is to be shorter, and the linear one would end with it
     "logging.credit=true",
 )
 
