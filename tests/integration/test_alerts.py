@@ -16,6 +16,7 @@ _QUIET = {
     f"ray_serl_weights_seq_no{_RUN}": "10x120",
     'ray_serl_replica_weights_seq_no{run="mine", ReplicaId="a"}': "10x120",
     'ray_serl_replica_weights_seq_no{run="mine", ReplicaId="b"}': "9x120",
+    f"ray_serl_serving_missing_replicas{_RUN}": "0x120",
     'ray_serl_rollouts_failed_total{run="mine", reason="aborted"}': "0+1x120",
     f"ray_serl_episodes_started_total{_RUN}": "0+100x120",
     f"ray_serl_rollout_invalid_action_ratio{_RUN}": "0.4x120",
@@ -29,6 +30,7 @@ _QUIET = {
 _ALARMING = {
     "SerlNoUpdate": {f"ray_serl_last_update_timestamp_seconds{_RUN}": "0+60x60 3600x60"},
     "SerlReplicasBehind": {'ray_serl_replica_weights_seq_no{run="mine", ReplicaId="b"}': "8x120"},
+    "SerlReplicasMissing": {f"ray_serl_serving_missing_replicas{_RUN}": "1x120"},
     "SerlFailuresRising": {'ray_serl_rollouts_failed_total{run="mine", reason="aborted"}': "0+11x120"},
     "SerlInvalidActions": {f"ray_serl_rollout_invalid_action_ratio{_RUN}": "0.6x120"},
     "SerlEntropyCollapsing": {f"ray_serl_learner_entropy{_RUN}": "1x60 0.1x60"},

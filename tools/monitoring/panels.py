@@ -290,7 +290,12 @@ _FAILURES = Row(
                 _rate_of("learner_restarts", "learners replaced"),
             ),
         ),
-        Panel("Replicas", "That serve the newest weights.", _NUMBER, (_of("broadcast_replicas", ""),)),
+        Panel(
+            "Replicas",
+            "That serve, and that are missing of what the experiment asks for.",
+            _NUMBER,
+            (_of("serving_replicas", "serve"), _of("serving_missing_replicas", "missing")),
+        ),
     ),
 )
 
