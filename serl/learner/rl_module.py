@@ -115,8 +115,11 @@ class CausalLMModule(TorchRLModule):
     def _ask_for_predictors(
         self, attention: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Lets the last layer attend from the predictors alone."""
-        if self._batch is None or self._batch.tree is None:
+        """Lets the last layer attend from the predictors alone.
+
+        Without any it attends as ever: a sharded weight must have a gradient on every learner, if of zeros.
+        """
+        if self._batch is None or self._batch.tree is None or not len(self._batch.predictors):
             return None
         device = self._batch.input_ids.device
         branches = ScaledDotProduct.of(self._batch.tree, device, self._batch.predictors)

@@ -111,6 +111,20 @@ def test_only_marked_tokens_are_scored(model_dir: Path) -> None:
     torch.testing.assert_close(module(batch).logprobs.detach(), expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_in_which_nothing_is_scored_gives_every_weight_a_gradient_of_zeros(
+    model_dir: Path, checkpointing: bool
+) -> None:
+    """What a learner computes that has fewer micro-batches than the others: sharded gradients are summed."""
+    module = build_module(model_dir, gradient_checkpointing=checkpointing)
+    scores = module(make_token_batch([[5, 6]], [[7]], [[False]], layout="tree"))
+    assert scores.logprobs.shape == (0,)
+    scores.logprobs.sum().backward()
+    gradients = {name: weight.grad for name, weight in module.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert all(not gradient.any() for gradient in gradients.values() if gradient is not None)
+
+
 def test_after_its_keys_and_values_the_last_layer_is_computed_for_predictors_only(model_dir: Path) -> None:
     module = build_module(model_dir)
     shapes: dict[str, list[int]] = {}
