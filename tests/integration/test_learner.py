@@ -316,7 +316,7 @@ def test_bfloat16_computes_in_low_precision_on_float32_weights(
     metrics = update(group, groups)
     assert 1e-4 < metrics["train_inference_mismatch_on_policy"] < 0.3
     assert all(tensor.dtype == torch.float32 for tensor in weights(group).values())
-    published = dict(local_learner(group)._published_tensors())
+    published = dict(local_learner(group)._published_weights())
     assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
 
 
@@ -331,14 +331,14 @@ def test_learners_send_each_other_the_precision_that_is_published(
 
     monkeypatch.setattr("serl.learner.learner.whole", gather)
     group = learner_group(model_dir, model={"path": str(model_dir), "dtype": "bfloat16"})
-    assert len(list(local_learner(group)._published_tensors())) == len(weights(group))
+    assert len(list(local_learner(group)._published_weights())) == len(weights(group))
     assert gathered == {torch.bfloat16}
 
 
 def test_published_weights_have_the_names_of_the_checkpoint(model_dir: Path, tmp_path: Path) -> None:
     untied = save_tiny_policy(tmp_path, tied=False)
     for folder, has_head in ((model_dir, False), (untied, True)):
-        names = [name for name, _ in local_learner(learner_group(folder))._published_tensors()]
+        names = [name for name, _ in local_learner(learner_group(folder))._published_weights()]
         assert ("lm_head.weight" in names) == has_head
         assert (
             len(names)
