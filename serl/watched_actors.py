@@ -46,8 +46,7 @@ class WatchedActors:
         self._told_hung: Counter[str] = Counter()
         self._names = names
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
-        scaling = experiment.serving.autoscaling
-        self._num_wanted = scaling.min_replicas if scaling else experiment.serving.num_replicas
+        self._num_wanted = experiment.serving.fewest_replicas
         self._num_serving = self._num_wanted
         self._served_at = time.monotonic()
         self._monitor = HeartbeatMonitor(

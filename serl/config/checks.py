@@ -108,9 +108,7 @@ def _one_gpu(way: str, serving: ServingSection, learner: LearnerSection) -> Iter
             f"{way} contradicts learner.num_learners = {learner.num_learners}: it leads to the GPU of one "
             "learner only; use nccl"
         )
-    scaling = serving.autoscaling
-    num_replicas = serving.num_replicas if scaling is None else scaling.max_replicas
-    num_gpus = num_replicas * serving.num_gpus_per_replica + learner.num_gpus_per_learner
+    num_gpus = serving.most_replicas * serving.num_gpus_per_replica + learner.num_gpus_per_learner
     if round(num_gpus, 6) > 1:
         yield (
             f"{way} contradicts serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g} and "

@@ -62,3 +62,13 @@ class ServingSection(Section):
     tool_parser: str | None = None
     """vLLM's parser of the calls of tools that the policy writes, such as ``hermes``; null: requests that
     offer tools are refused."""
+
+    @property
+    def fewest_replicas(self) -> int:
+        """Those that a run starts with."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
+
+    @property
+    def most_replicas(self) -> int:
+        """Those that may serve at a time."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas

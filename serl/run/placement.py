@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from ray.util.placement_group import (
     PlacementGroup,
@@ -22,45 +21,16 @@ from ray.util.placement_group import (
 
 from serl.config import ExperimentConfig
 from serl.private.ray_core import Autoscaler, find_autoscaler, free_resources_of_nodes
-from serl.run.preflight.machine import fewest_replicas
+from serl.run.preflight.machine import Bundle, Role, roles
 
 _POLL_S = 1  # Ray takes whole seconds
 _TELL_INTERVAL_S = 30.0
 # Less than this is not worth a line.
 _SILENT_S = 5.0
 
-Bundle = Mapping[str, float]
-
 
 class NoRoomError(RuntimeError):
     """The cluster has no room for the run, and got none in time; the text says for what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """``number`` actors that need ``bundle`` each, on one node."""
-
-    name: str
-    number: int
-    bundle: Bundle
-
-    def __str__(self) -> str:
-        return f"{self.name} of {{{', '.join(f'{what}: {much:g}' for what, much in self.bundle.items())}}}"
-
-
-def roles(experiment: ExperimentConfig) -> list[Role]:
-    """What a run cannot do without, the learners first; the fewest replicas."""
-    learner, serving, rollout = experiment.learner, experiment.serving, experiment.rollout
-    wanted = [
-        ("learners", learner.num_learners, learner.num_cpus_per_learner, learner.num_gpus_per_learner),
-        ("replicas", fewest_replicas(experiment), serving.num_cpus_per_replica, serving.num_gpus_per_replica),
-        ("env runners", rollout.num_env_runners, rollout.num_cpus_per_env_runner, 0.0),
-    ]
-    found = [
-        Role(name, number, {what: much for what, much in (("CPU", cpus), ("GPU", gpus)) if much})
-        for name, number, cpus, gpus in wanted
-    ]
-    return [role for role in found if role.number and role.bundle]
 
 
 def wait_for_room(experiment: ExperimentConfig, tell: Callable[[str], object]) -> PlacementGroup | None:

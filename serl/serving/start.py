@@ -197,9 +197,7 @@ def replace_weight_store(names: ServingNames, snapshot: WeightVersion | None) ->
 
 
 def _num_session_lanes(serving: ServingSection) -> int:
-    autoscaling = serving.autoscaling
-    most_replicas = serving.num_replicas if autoscaling is None else autoscaling.max_replicas
-    return 1 if most_replicas == 1 else LANES_PER_REPLICA * most_replicas
+    return 1 if serving.most_replicas == 1 else LANES_PER_REPLICA * serving.most_replicas
 
 
 def _what_replicas_said(application_name: str) -> str:

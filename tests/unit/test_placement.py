@@ -9,7 +9,8 @@ import pytest
 from serl.config.load import load_experiment
 from serl.private.ray_core import Autoscaler
 from serl.run import placement
-from serl.run.placement import NoRoomError, Role, in_words, missing_room, roles, wait_for_room
+from serl.run.placement import NoRoomError, in_words, missing_room, wait_for_room
+from serl.run.preflight.machine import Role, roles
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
 LEARNERS = Role("learners", 2, {"CPU": 1.0, "GPU": 1.0})

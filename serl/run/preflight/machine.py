@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _amount(cpus: float, gpus: float, counts_gpus: bool) -> str:
 def _placement(experiment: ExperimentConfig, gpus_of_nodes: Sequence[float]) -> Iterator[Finding]:
     """The GPUs of one process lie on one node; GPUs of which a process has a part count as its own GPU's."""
     serving, learner = experiment.serving, experiment.learner
-    shares = [serving.num_gpus_per_replica] * fewest_replicas(experiment)
+    shares = [serving.num_gpus_per_replica] * serving.fewest_replicas
     shares += [learner.num_gpus_per_learner] * max(1, learner.num_learners)
     on_nodes = ", ".join(f"{gpus:g}" for gpus in gpus_of_nodes)
     if not fit(shares, gpus_of_nodes):
@@ -134,28 +135,47 @@ def fit(shares: Iterable[float], gpus_of_nodes: Iterable[float]) -> bool:
     return True
 
 
+Bundle = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """``number`` actors that need ``bundle`` each, on one node."""
+
+    name: str
+    number: int
+    bundle: Bundle
+
+    def __str__(self) -> str:
+        return f"{self.name} of {{{', '.join(f'{what}: {much:g}' for what, much in self.bundle.items())}}}"
+
+
+def roles(experiment: ExperimentConfig) -> list[Role]:
+    """What a run cannot do without, the learners first; the fewest replicas."""
+    learner, serving, rollout = experiment.learner, experiment.serving, experiment.rollout
+    wanted = [
+        ("learners", learner.num_learners, learner.num_cpus_per_learner, learner.num_gpus_per_learner),
+        ("replicas", serving.fewest_replicas, serving.num_cpus_per_replica, serving.num_gpus_per_replica),
+        ("env runners", rollout.num_env_runners, rollout.num_cpus_per_env_runner, 0.0),
+    ]
+    found = [
+        Role(name, number, {what: much for what, much in (("CPU", cpus), ("GPU", gpus)) if much})
+        for name, number, cpus, gpus in wanted
+    ]
+    return [role for role in found if role.number and role.bundle]
+
+
 def needed_cpus(experiment: ExperimentConfig) -> float:
     """Logical CPUs that Ray must find: env runners, the fewest replicas, remote learners."""
-    rollout, serving, learner = experiment.rollout, experiment.serving, experiment.learner
-    return (
-        rollout.num_env_runners * rollout.num_cpus_per_env_runner
-        + fewest_replicas(experiment) * serving.num_cpus_per_replica
-        + learner.num_learners * learner.num_cpus_per_learner
-    )
+    return sum(role.number * role.bundle.get("CPU", 0.0) for role in roles(experiment))
 
 
 def needed_gpus(experiment: ExperimentConfig) -> float:
     """GPUs of the fewest replicas and of the learners; the local learner counts as one."""
     return (
-        fewest_replicas(experiment) * experiment.serving.num_gpus_per_replica
+        experiment.serving.fewest_replicas * experiment.serving.num_gpus_per_replica
         + max(1, experiment.learner.num_learners) * experiment.learner.num_gpus_per_learner
     )
-
-
-def fewest_replicas(experiment: ExperimentConfig) -> int:
-    """Those that a run starts with."""
-    scaling = experiment.serving.autoscaling
-    return scaling.min_replicas if scaling else experiment.serving.num_replicas
 
 
 def _this_machine() -> ClusterResources:

@@ -129,8 +129,7 @@ def _replica(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) 
 def _shared_gpu(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) -> Iterator[Finding]:
     """Learner and replicas on one GPU; the engines set their memory aside whatever the learner needs."""
     serving = experiment.serving
-    replicas = serving.autoscaling.max_replicas if serving.autoscaling else serving.num_replicas
-    share = replicas * serving.gpu_memory_utilization
+    share = serving.most_replicas * serving.gpu_memory_utilization
     learner = memory_plan.peak(memory_plan.learner_plans(shape, experiment)).total
     text = f"GPU that they share: {_gb(learner)} for the learner and {share:.0%} of it for engines"
     what_to_do = "lower serving.gpu_memory_utilization"

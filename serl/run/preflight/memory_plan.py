@@ -205,8 +205,7 @@ def host_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
         parts = {"learners": max(1, learner.num_learners) * passes, "published weights": published}
     parts["a checkpoint being written"] = _saved_by_learners(shape, experiment)
     if not serving.num_gpus_per_replica:
-        replicas = serving.autoscaling.min_replicas if serving.autoscaling else serving.num_replicas
-        parts["replicas"] = replicas * replica_plan(shape, experiment).total
+        parts["replicas"] = serving.fewest_replicas * replica_plan(shape, experiment).total
     return Plan("on the first learner's node", parts)
 
 
