@@ -6,18 +6,15 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
-from ray.serve.schema import LoggingConfig
 
 from serl.config import ExperimentConfig
 from serl.gateway.app import ROOT
 from serl.gateway.deployment import GatewayReplica
 from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP, http_proxy_address
 from serl.serving.names import ServingNames
-from serl.serving.start import ServingStartError, wait_until_running
+from serl.serving.start import OPTIONS, ServingStartError, deploy, wait_until_running
 
 DEPLOYMENT = "gateway"
-# Requests that wait for the policy cost nothing here.
-_MAX_ONGOING_REQUESTS = 100_000
 _EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -43,19 +40,11 @@ def start_gateway(
     deployment = serve.deployment(GatewayReplica).options(
         name=DEPLOYMENT,
         num_replicas=1,
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": CODE_ON_REPLICAS_OWN_LOOP}},
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5.0,
-        max_constructor_retry_count=1,
+        **OPTIONS,
     )
     bound = deployment.bind(model_dir, experiment.serving.tool_parser, gateway.base_url, run_dir, names)
-    serve.run_many(
-        [serve.RunTarget(bound, name=application, route_prefix=f"/{application}")],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    deploy(bound, application, route_prefix=f"/{application}")
     return gateway
 
 

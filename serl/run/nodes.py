@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
@@ -27,6 +26,7 @@ from serl.models.sizes import num_weights
 from serl.rollout.failures import first_line
 from serl.run.preflight.memory import free_shared_memory
 from serl.run.preflight.memory_plan import GB, WEIGHT_VERSIONS, version_bytes
+from serl.serving.on_node import on_node
 
 # Some environments read gigabytes before they know their tasks.
 LOOK_TIMEOUT_S = 300.0
@@ -189,13 +189,7 @@ def table(found: Mapping[Node, Found], needs: Needs) -> str:
 
 
 def _ask(needs: Mapping[Node, Needs]) -> dict[Node, Found]:
-    looking = ray.remote(look_around)
-    answers = {
-        looking.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote(there): node
-        for node, there in needs.items()
-    }
+    answers = {on_node(look_around, node.node_id).remote(there): node for node, there in needs.items()}
     answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=LOOK_TIMEOUT_S)
     return {node: _answer(answer, answer in answered) for answer, node in answers.items()}
 

@@ -18,8 +18,8 @@ from typing import cast
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serl.serving.on_node import on_node
 from serl.serving.weights_folder import remove_stale_folders
 
 logger = logging.getLogger(__name__)
@@ -111,12 +111,6 @@ def delete_applications(name: str) -> None:
 
 def free_stale_weights() -> None:
     """On every node: what killed processes left in shared memory."""
-    tidying = ray.remote(remove_stale_folders)
-    answers = [
-        tidying.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    answers = [on_node(remove_stale_folders, node).remote() for node in nodes]
     ray.wait(answers, num_returns=len(answers), timeout=_TIDY_TIMEOUT_S)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from serl.serving.weights_folder import host_id, join_folder
+from serl.serving.on_node import on_node
+from serl.serving.weights_folder import host_id, join_folder, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ def pieces(update: dict[str, Any], deadline: float) -> Iterator[Any]:
 
     Raises WeightsGoneError and TimeoutError.
     """
-    on_learners_node = NodeAffinitySchedulingStrategy(update["node_id"], soft=False)
-    reading = ray.remote(read_piece).options(num_cpus=0, scheduling_strategy=on_learners_node)
+    reading = on_node(read_piece, update["node_id"])
     path, size = update["path"], update["file_bytes"]
     under_way: deque[Any] = deque()
     for offset in range(0, size, PIECE_BYTES):
@@ -133,20 +132,16 @@ def _remove_unused_copies(folder: Path) -> None:
     for copy in folder.glob(f"*{_COPY}"):
         held = os.open(copy, os.O_RDONLY)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            copy.unlink()
-        except BlockingIOError:
-            logger.info("%s is being loaded", copy)
+            if try_lock(held, fcntl.LOCK_EX):
+                copy.unlink()
+            else:
+                logger.info("%s is being loaded", copy)
         finally:
             os.close(held)
 
 
 def _wait_for_lock(lock: int, deadline: float, what: str) -> None:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"waited in vain for {what}") from None
+    while not try_lock(lock, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"waited in vain for {what}")
         time.sleep(_RETRY_INTERVAL_S)

@@ -20,7 +20,7 @@ from serl.config import ExperimentConfig, ServingSection
 from serl.private.ray_core import started_its_cluster
 from serl.private.ray_serve import SESSION_ROUTER
 from serl.serving.autoscaling import replicas_for_open_requests
-from serl.serving.custodian import appoint_custodian, dismiss_custodian
+from serl.serving.custodian import appoint_custodian, delete_applications, dismiss_custodian
 from serl.serving.deployment import PolicyReplica
 from serl.serving.engine_options import replica_environment
 from serl.serving.names import ServingNames
@@ -39,8 +39,16 @@ _NAME_FREE_TIMEOUT_S = 30.0
 # Serve replaces a replica at the third failed check in a row.
 _NUM_HEALTH_CHECKS = 3
 _HEALTH_CHECK_PERIOD_S = 2.0
-# A call that waits in a replica costs nothing; the engine has its own queue.
-_MAX_ONGOING_CALLS = 100_000
+# Of every deployment.
+OPTIONS: dict[str, Any] = {
+    # A call that waits in a replica costs nothing; the engine has its own queue.
+    "max_ongoing_requests": 100_000,
+    "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 5.0,
+    # A replica that cannot start once will not start a second time either.
+    "max_constructor_retry_count": 1,
+}
 
 # An actor without other handles ends with the last of these.
 _weight_stores: dict[str, ActorHandle] = {}
@@ -72,17 +80,22 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
         appoint_custodian(names.application, names.namespace)
     _weight_stores[names.application] = create_weight_store(names)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    options = _serve_options(serving)
     if ray.util.get_current_placement_group() is not None:
         # That of a trial of Tune, into which Ray would put Serve's controller; it has no place for it.
-        _start_serve_outside(_serve_options(serving), serving.start_timeout_s)
-    _start_serve(_serve_options(serving))
-    application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
+        _start_serve_outside(options, serving.start_timeout_s)
+    _start_serve(options)
+    deploy(_deployment(experiment).bind(experiment, model_dir, run_dir, names), names.application)
+    return names
+
+
+def deploy(application: serve.Application, name: str, route_prefix: str | None = None) -> None:
+    """Returns without waiting for it; without ``route_prefix`` it is not reached over HTTP."""
     serve.run_many(
-        [serve.RunTarget(application, name=names.application, route_prefix=None)],
+        [serve.RunTarget(application, name=name, route_prefix=route_prefix)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
-    return names
 
 
 def _plain(name: str) -> str:
@@ -164,9 +177,7 @@ def stop_all_serving() -> None:
 
 
 def _stop(application: str) -> None:
-    for name in serve.status().applications:
-        if name == application or name.startswith(f"{application}-"):  # the gateway in front of it
-            serve.delete(name)
+    delete_applications(application)
     dismiss_custodian(application)
     store = _weight_stores.pop(application, None)
     if store is not None:
@@ -223,20 +234,15 @@ def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
         }
     return serve.deployment(PolicyReplica).options(
         name=DEPLOYMENT,
-        max_ongoing_requests=_MAX_ONGOING_CALLS,
         ray_actor_options={
             "num_cpus": serving.num_cpus_per_replica,
             "num_gpus": serving.num_gpus_per_replica,
             "runtime_env": _runtime_env(serving),
         },
         request_router_config={"request_router_class": SESSION_ROUTER},
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_health_check_timeout_s(experiment.cluster.heartbeat_timeout_s),
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5.0,
-        # A replica that cannot start once will not start a second time either.
-        max_constructor_retry_count=1,
+        **OPTIONS,
         **replicas,
     )
 

@@ -108,6 +108,15 @@ def release_all_folders() -> None:
         release_folder(application)
 
 
+def try_lock(file: int, kind: int) -> bool:
+    """Takes the lock ``kind`` of fcntl on an open file; returns whether nobody's stands against it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _hold(application: str) -> bool:
     """Shares the lock of the folder with whoever else holds it; returns whether the folder is a new one."""
     folder, is_new = weights_folder(application), False
@@ -118,7 +127,7 @@ def _hold(application: str) -> bool:
             is_new = True
         with suppress(FileNotFoundError):  # somebody removed the folder
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            if _locked(lock, fcntl.LOCK_SH) and os.fstat(lock).st_nlink:
+            if try_lock(lock, fcntl.LOCK_SH) and os.fstat(lock).st_nlink:
                 _give_up_lock(application)
                 _held_locks[application] = lock
                 return is_new
@@ -134,14 +143,6 @@ def _give_up_lock(application: str) -> None:
         os.close(lock)
 
 
-def _locked(lock: int, kind: int) -> bool:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _remove_if_stale(folder: Path) -> bool:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR)
@@ -150,7 +151,7 @@ def _remove_if_stale(folder: Path) -> bool:
     except PermissionError:
         return False  # another user's
     try:
-        if is_stale := _locked(lock, fcntl.LOCK_EX):
+        if is_stale := try_lock(lock, fcntl.LOCK_EX):
             shutil.rmtree(folder, ignore_errors=True)
         return is_stale
     finally:
