@@ -57,7 +57,7 @@ from serl.learner.token_batch import Layout, TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
 from serl.models.weights import load_model, named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
-from serl.serving.transfer.landing import TensorSpec
+from serl.serving.transfer.landing import TensorSpec, dtype_name
 from serl.serving.transfer.sender import Weights
 from serl.serving.weights import Broadcast, WeightPublisher
 
@@ -339,11 +339,11 @@ class SERLLearner(LearnerProcess, TorchLearner):
 
     def _published_weights(self) -> Weights:
         shards = named_weights(self.policy.model)
-        dtype = str(self._compute_dtype).removeprefix("torch.")
-        specs = {name: TensorSpec(tuple(shard.shape), dtype) for name, shard in shards.items()}
+        dtype = self._compute_dtype
+        specs = {name: TensorSpec(tuple(shard.shape), dtype_name(dtype)) for name, shard in shards.items()}
         # Shards are cast, not whole tensors: learners send each other half of the bytes in bfloat16.
-        cast = ((name, shard.detach().to(self._compute_dtype)) for name, shard in shards.items())
-        return Weights(specs, ((name, whole(shard)) for name, shard in cast))
+        tensors = ((name, whole(shard.detach().to(dtype))) for name, shard in shards.items())
+        return Weights(specs, tensors)
 
     def _weight_publisher(self) -> WeightPublisher:
         if self._publisher is None:

@@ -73,12 +73,12 @@ class WeightPublisher:
     def publish(self, weights: Weights, weights_seq_no: int) -> Broadcast:
         """Returns once every live replica serves ``weights``, known as ``weights_seq_no``.
 
-        Replicas that die meanwhile are not waited for:
-        whatever replaces them loads the newest weights before it serves. What is in shared memory is
-        announced again if the weight store is replaced meanwhile. Raises TimeoutError, naming the
-        replicas that did not load the weights, WeightLoadError if all of them failed to, or made a broadcast
-        fail, UpdateError if there are no tensors, RayActorError if the store ends in a broadcast that cannot
-        be repeated, and ValueError for a ``weights_seq_no`` that is not newer than this learner's last one.
+        Replicas that die meanwhile are not waited for: whatever replaces them loads the newest weights before
+        it serves. What is in shared memory is announced again if the weight store is replaced meanwhile.
+        Raises TimeoutError, naming the replicas that did not load the weights, WeightLoadError if all of them
+        failed to, or made a broadcast fail, UpdateError if there are no tensors, RayActorError if the store
+        ends in a broadcast that cannot be repeated, and ValueError for a ``weights_seq_no`` that is not newer
+        than this learner's last one.
         """
         if self._published is not None and weights_seq_no <= self._published:
             raise ValueError(f"weights {weights_seq_no} are not newer than weights {self._published}")

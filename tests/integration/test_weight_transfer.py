@@ -18,7 +18,7 @@ from transfer_helpers import WAIT_S, QueueGroup, Rendezvous, Replica, broadcast,
 
 from serl.serving.transfer import ipc as ipc_transfer
 from serl.serving.transfer.ipc import IPCSender
-from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, describe, with_trailer
+from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, with_trailer
 from serl.serving.transfer.nccl import NCCLSender
 from serl.serving.transfer.receiver import PolicyWeightReceiver
 from serl.serving.transfer.sender import Weights
@@ -310,7 +310,12 @@ def test_an_update_without_tensors_is_neither_sent_nor_taken(
 ) -> None:
     with pytest.raises(UpdateError, match="weights 1 have no tensors"):
         make_sender(application).prepare(Weights.of([]), 1, {})
-    empty = {"kind": "nccl", "weights_seq_no": 1, "info": describe({}), "group": None}
+    empty = {
+        "kind": "nccl",
+        "weights_seq_no": 1,
+        "info": {"names": [], "dtype_names": [], "shapes": []},
+        "group": None,
+    }
     assert_dies(Replica("replica", workers[:1]), empty, "the update lacks weights for")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from serl.serving.transfer.landing import TensorSpec, describe, with_trailer
+from serl.serving.transfer.landing import announcement, with_trailer
 from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.snapshots import SnapshotWriter
 
@@ -24,11 +24,11 @@ class IPCSender:
 
     def prepare(self, weights: Weights, weights_seq_no: int, replicas: dict[str, int]) -> dict[str, Any]:
         self._weights_seq_no = weights_seq_no
-        self._sent = with_trailer(list(weights), weights_seq_no)
+        info = announcement(weights.specs, weights_seq_no)
+        self._sent = list(with_trailer(weights, weights_seq_no))
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         # The handles point to memory that kernels may still be writing.
         torch.cuda.synchronize()
-        info = describe({name: TensorSpec.of(tensor) for name, tensor in self._sent})
         handles = [{gpu: reduce_tensor(tensor)[1]} for _, tensor in self._sent]
         return {
             "kind": "ipc",

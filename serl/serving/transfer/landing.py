@@ -2,14 +2,14 @@
 
 Before anything is received, the announced names, shapes and dtypes must be those of the model. Each tensor
 that arrives must be one of them, once, in the announced shape and dtype. The last tensor of an update is its
-`trailer`: the version, and a checksum of each tensor as the learner had it. Without it, a broadcast that
-wrote nothing, or that of another version, would look like any other.
+trailer: the version, and a checksum of each tensor as the learner had it. Without it, a broadcast that wrote
+nothing, or that of another version, would look like any other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,6 +23,11 @@ class UpdateError(ValueError):
     """An update that is not the announced one, or not one of this model."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` → ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """What is announced of one tensor; ``dtype`` is the name of one of torch's."""
@@ -32,7 +37,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
-        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
 
     @property
     def num_bytes(self) -> int:
@@ -42,31 +47,30 @@ class TensorSpec:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def trailer(sums: Sequence[torch.Tensor], weights_seq_no: int) -> torch.Tensor:
-    """What ends the update of tensors with the checksums ``sums``: int64 [1 + number of tensors].
+def announcement(specs: Mapping[str, TensorSpec], weights_seq_no: int) -> dict[str, list[Any]]:
+    """Names, dtypes and shapes of an update, its trailer too, as vLLM's weight-transfer engines want them.
 
     Raises UpdateError if there are no tensors.
     """
-    if not sums:
+    if not specs:
         raise UpdateError(f"weights {weights_seq_no} have no tensors")
-    return torch.cat([sums[0].new_tensor([weights_seq_no]), torch.stack(list(sums))])
+    announced = {**specs, TRAILER: TensorSpec((1 + len(specs),), "int64")}
+    return {
+        "names": list(announced),
+        "dtype_names": [spec.dtype for spec in announced.values()],
+        "shapes": [list(spec.shape) for spec in announced.values()],
+    }
 
 
 def with_trailer(
-    tensors: list[tuple[str, torch.Tensor]], weights_seq_no: int
-) -> list[tuple[str, torch.Tensor]]:
-    """The whole update with ``tensors``; raises UpdateError if there are none."""
-    sums = [checksum(tensor) for _, tensor in tensors]
-    return [*tensors, (TRAILER, trailer(sums, weights_seq_no))]
-
-
-def describe(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
-    """Names, dtypes and shapes, as vLLM's weight-transfer engines want them."""
-    return {
-        "names": list(specs),
-        "dtype_names": [spec.dtype for spec in specs.values()],
-        "shapes": [list(spec.shape) for spec in specs.values()],
-    }
+    tensors: Iterable[tuple[str, torch.Tensor]], weights_seq_no: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The update with ``tensors``, one at least: behind them its trailer, int64 [1 + number of tensors]."""
+    sums: list[torch.Tensor] = []
+    for name, tensor in tensors:
+        sums.append(checksum(tensor))
+        yield name, tensor
+    yield TRAILER, torch.stack([sums[0].new_tensor(weights_seq_no), *sums])
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
@@ -101,7 +105,7 @@ class Landing:
         self._sums: dict[str, torch.Tensor] = {}
         self._trailer: torch.Tensor | None = None
         self._filled_parameters: set[str] | None = set()
-        self._check_announced(model_shapes, str(dtype).removeprefix("torch."))
+        self._check_announced(model_shapes, dtype_name(dtype))
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Loads tensors of the update; raises UpdateError for one that was not announced so."""

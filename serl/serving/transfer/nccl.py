@@ -22,7 +22,7 @@ import ray
 import torch
 
 from serl.private import vllm as private_vllm
-from serl.serving.transfer.landing import TRAILER, TensorSpec, UpdateError, checksum, describe, trailer
+from serl.serving.transfer.landing import TRAILER, announcement, with_trailer
 from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.snapshots import SnapshotWriter
 
@@ -42,19 +42,17 @@ class NCCLSender:
         self._group: Any = None
 
     def prepare(self, weights: Weights, weights_seq_no: int, replicas: dict[str, int]) -> dict[str, Any]:
-        if not weights.specs:
-            raise UpdateError(f"weights {weights_seq_no} have no tensors")
+        info = announcement(weights.specs, weights_seq_no)
         self._weights, self._weights_seq_no = weights, weights_seq_no
         if replicas != self._members:
             self._plan_group(replicas)
         # The streams that gather do not wait for the one on which the optimizer may still be writing.
         torch.cuda.synchronize()
-        of_trailer = TensorSpec((1 + len(weights.specs),), "int64")
         return {
             "kind": "nccl",
             "weights_seq_no": weights_seq_no,
             "num_bytes": sum(spec.num_bytes for spec in weights.specs.values()),
-            "info": describe({**weights.specs, TRAILER: of_trailer}),
+            "info": info,
             "group": self._rendezvous,
         }
 
@@ -84,12 +82,10 @@ class NCCLSender:
     def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The update, on the stream of whoever asks for it: vLLM packs on streams of its own."""
         self._snapshots.begin()
-        sums: list[torch.Tensor] = []
-        for name, tensor in self._weights:
-            sums.append(checksum(tensor))
-            self._snapshots.copy(name, tensor)
+        for name, tensor in with_trailer(self._weights, self._weights_seq_no):
+            if name != TRAILER:
+                self._snapshots.copy(name, tensor)
             yield name, tensor
-        yield TRAILER, trailer(sums, self._weights_seq_no)
 
     def close(self) -> None:
         self._leave_group()

@@ -46,7 +46,7 @@ class Sender(Protocol):
         """Takes ``weights`` to be sent, and returns the update to announce, as the receiver takes it.
 
         ``replicas`` are those that serve now, with their numbers of workers. An update says its ``kind`` and
-        ``weights_seq_no``, in ``info`` what to receive (`serl.serving.transfer.landing.describe`, trailer
+        ``weights_seq_no``, in ``info`` what to receive (`serl.serving.transfer.landing.announcement`, trailer
         included), and in ``num_bytes`` how much the weights are. Raises UpdateError if there are none.
         """
         ...

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from serl.serving.transfer.landing import TensorSpec, UpdateError, describe, with_trailer
+from serl.serving.transfer.landing import TensorSpec, UpdateError, announcement, with_trailer
 from serl.serving.transfer.sender import Weights
 from serl.serving.weights_folder import host_id, join_folder, weights_folder
 
@@ -55,14 +55,15 @@ class SharedMemorySender:
         path = self._folder / f"{weights_seq_no:08d}.safetensors"
         unfinished = path.with_suffix(".unfinished")
         join_folder(self._application)
-        contents = dict(with_trailer(list(tensors.items()), weights_seq_no))
-        save_file(contents, unfinished)
+        specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+        info = announcement(specs, weights_seq_no)
+        save_file(dict(with_trailer(tensors.items(), weights_seq_no)), unfinished)
         os.replace(unfinished, path)
         self._update = {
             "kind": "shared_memory",
             "weights_seq_no": weights_seq_no,
             "num_bytes": sum(tensor.nbytes for tensor in tensors.values()),
-            "info": describe({name: TensorSpec.of(tensor) for name, tensor in contents.items()}),
+            "info": info,
             "path": str(path),
             "file_bytes": path.stat().st_size,
             "host": host_id(),
