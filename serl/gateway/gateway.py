@@ -78,13 +78,11 @@ class PolicyGateway:
             prompt = episode.conversations.chat_prompt(messages, tools)
             asked = _Asked(episode, request, prompt, last_words(messages), tuple(tools))
             completions = await self._sample(asked, request.max_completion_tokens)
-        choices = [self._choice(asked, completion, request.logprobs) for completion in completions]
-        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-        for number, choice in enumerate(choices):
-            place = _keep(asked, answer_id, number, choice.completion)
+        answer = self._answer("chatcmpl", asked, completions, request.logprobs)
+        for number, choice in enumerate(answer.choices):
+            place = _keep(asked, answer.answer_id, number, choice.completion)
             answered = template_message(Message.model_validate(choice.message()))
             episode.conversations.add_chat(place, prompt, choice.completion.token_ids, answered)
-        answer = Answer(answer_id, request.model, len(prompt.token_ids), choices, request.logprobs)
         return answer, request
 
     async def complete(self, episode: Episode, body: bytes) -> tuple[Answer, CompletionRequest]:
@@ -94,13 +92,10 @@ class PolicyGateway:
             prompt = episode.conversations.text_prompt(request.prompt)
             asked = _Asked(episode, request, prompt, prompt.messages[-1]["content"], ())
             completions = await self._sample(asked, None)
-        with_logprobs = request.logprobs is not None
-        choices = [self._choice(asked, completion, with_logprobs) for completion in completions]
-        answer_id = f"cmpl-{uuid.uuid4().hex}"
-        for number, choice in enumerate(choices):
-            place = _keep(asked, answer_id, number, choice.completion)
+        answer = self._answer("cmpl", asked, completions, request.logprobs is not None)
+        for number, choice in enumerate(answer.choices):
+            place = _keep(asked, answer.answer_id, number, choice.completion)
             episode.conversations.add_text(place, prompt, choice.completion.token_ids)
-        answer = Answer(answer_id, request.model, len(prompt.token_ids), choices, with_logprobs)
         return answer, request
 
     async def _sample(self, asked: _Asked, max_completion_tokens: int | None) -> list[Completion]:
@@ -135,6 +130,15 @@ class PolicyGateway:
         finally:
             episode.record.num_open -= 1
             episode.record.generation_seconds += time.perf_counter() - asked_at
+
+    def _answer(
+        self, kind: str, asked: _Asked, completions: Sequence[Completion], with_logprobs: bool
+    ) -> Answer:
+        choices = [self._choice(asked, completion, with_logprobs) for completion in completions]
+        num_prompt_tokens = len(asked.prompt.token_ids)
+        return Answer(
+            f"{kind}-{uuid.uuid4().hex}", asked.request.model, num_prompt_tokens, choices, with_logprobs
+        )
 
     def _choice(self, asked: _Asked, completion: Completion, with_logprobs: bool) -> Choice:
         """The response as the agent sees it: without its calls, and up to a stop that the agent named."""

@@ -20,11 +20,10 @@ from serl.rollout.agent_processes import AgentOutcome, AgentProcessError, AgentP
 from serl.rollout.agent_steps import agent_steps
 from serl.rollout.env_calls import EpisodeFailure
 from serl.rollout.episode import (
-    DROPPED_HISTORY_TURNS,
-    GENERATION_SECONDS,
     EpisodeSettings,
     count_step,
     environment_seed,
+    finished_trajectory,
     trajectory_id,
 )
 from serl.rollout.gateway import (
@@ -36,7 +35,7 @@ from serl.rollout.gateway import (
 )
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import add_seconds
-from serl.types import RolloutRequest, Step, Trajectory
+from serl.types import RolloutRequest, Trajectory
 
 
 class AgentEpisodes:
@@ -79,10 +78,22 @@ class AgentEpisodes:
         for step in steps:
             count_step(counters, step)
         seconds = time.perf_counter() - started
-        add_seconds(counters, "environment_seconds", _own_seconds(seconds, record))
+        # The agent's own: nothing where requests that overlap take longer than the episode.
+        own_seconds = max(0.0, seconds - record.generation_seconds)
+        add_seconds(counters, "environment_seconds", own_seconds)
         add_seconds(counters, "generation_seconds", record.generation_seconds)
         counters["episodes_finished"] += 1
-        return _trajectory(request, steps, report, record, seconds)
+        return finished_trajectory(
+            request,
+            steps,
+            reward=report.episode_reward,
+            success=report.solved,
+            end_reason="success" if report.solved else record.limit or "failure",
+            seconds=seconds,
+            environment_seconds=own_seconds,
+            generation_seconds=record.generation_seconds,
+            metrics=report.metrics,
+        )
 
     async def _run(
         self, request: RolloutRequest, task: AgentTask, settings: EpisodeSettings
@@ -220,30 +231,3 @@ def _last_line(text: str) -> Any:
         return json.loads(lines[-1]) if lines else None
     except ValueError:
         return None
-
-
-def _own_seconds(seconds: float, record: EpisodeRecord) -> float:
-    """What is left for the agent itself: nothing where requests that overlap take longer than the episode."""
-    return max(0.0, seconds - record.generation_seconds)
-
-
-def _trajectory(
-    request: RolloutRequest, steps: list[Step], report: AgentReport, record: EpisodeRecord, seconds: float
-) -> Trajectory:
-    return Trajectory(
-        trajectory_id=trajectory_id(request),
-        group_id=request.group_id,
-        rollout_index=request.rollout_index,
-        task=request.task,
-        steps=steps,
-        reward=report.episode_reward,
-        success=report.solved,
-        end_reason="success" if report.solved else record.limit or "failure",
-        seconds=seconds,
-        environment_seconds=_own_seconds(seconds, record),
-        metrics={
-            **report.metrics,
-            GENERATION_SECONDS: record.generation_seconds,
-            DROPPED_HISTORY_TURNS: 0.0,
-        },
-    )

@@ -53,9 +53,9 @@ class EnvRunnerConfig(Protocol):
     """What an env runner needs of RLlib's config beyond RLlib's own fields.
 
     ``model_dir`` is the policy's local Hugging Face folder, for its tokenizer, ``start_dir`` the folder that
-    relative paths in the environment's arguments begin in. ``make_policy`` makes what
-    answers this runner's requests, in the runner's process (None until the policy is served),
-    ``make_gateway`` what gives its agents access (None without ``serving.gateway``).
+    relative paths in the environment's arguments begin in. ``make_policy`` makes what answers this runner's
+    requests, in the runner's process (None until the policy is served), ``make_gateway`` what gives its
+    agents access (None without ``serving.gateway``).
     """
 
     experiment: ExperimentConfig
@@ -85,9 +85,7 @@ class SERLEnvRunner(EnvRunner):
         try:
             self.provider = make_provider(experiment.env.name, experiment.env.args)
             self.encoder = PromptEncoder.load(self.config.model_dir)
-        except (
-            Exception
-        ):  # of a runner that is not built RLlib says nothing; this one says it when it is asked
+        except Exception:  # RLlib says nothing of a runner that is not built; this one does when it is asked
             self._start_error = traceback.format_exc()
         self._policy: Policy | None = None
         self._agents: AgentEpisodes | None = None

@@ -117,7 +117,18 @@ async def run_episode(
             end_reason = "truncated"
             break
     counters["episodes_finished"] += 1
-    return _trajectory(request, state, record, end_reason, time.perf_counter() - started, env.seconds)
+    return finished_trajectory(
+        request,
+        record.steps,
+        reward=state.reward,
+        success=state.success,
+        end_reason=end_reason,
+        seconds=time.perf_counter() - started,
+        environment_seconds=env.seconds,
+        generation_seconds=record.generation_seconds,
+        metrics=state.info.get("metrics", {}),
+        num_dropped_turns=record.num_dropped_turns,
+    )
 
 
 async def _begin(request: RolloutRequest, env: EnvCalls) -> EpisodeState:
@@ -219,28 +230,34 @@ def count_step(counters: Counter[str], step: Step) -> None:
     counters["response_tokens"] += len(step.response_ids)
 
 
-def _trajectory(
+def finished_trajectory(
     request: RolloutRequest,
-    state: EpisodeState,
-    record: _Record,
+    steps: list[Step],
+    *,
+    reward: float,
+    success: bool,
     end_reason: str,
     seconds: float,
     environment_seconds: float,
+    generation_seconds: float,
+    metrics: dict[str, float],
+    num_dropped_turns: int = 0,
 ) -> Trajectory:
+    """What became of ``request``; ``metrics`` are the environment's own, or the agent's."""
     return Trajectory(
         trajectory_id=trajectory_id(request),
         group_id=request.group_id,
         rollout_index=request.rollout_index,
         task=request.task,
-        steps=record.steps,
-        reward=state.reward,
-        success=state.success,
+        steps=steps,
+        reward=reward,
+        success=success,
         end_reason=end_reason,
         seconds=seconds,
         environment_seconds=environment_seconds,
         metrics={
-            **state.info.get("metrics", {}),
-            GENERATION_SECONDS: record.generation_seconds,
-            DROPPED_HISTORY_TURNS: float(record.num_dropped_turns),
+            **metrics,
+            GENERATION_SECONDS: generation_seconds,
+            DROPPED_HISTORY_TURNS: float(num_dropped_turns),
         },
     )
