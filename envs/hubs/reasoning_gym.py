@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from envs.arguments import parse_arguments
 from envs.base import PromptParts, StepAnswer, Task, TaskSet, TextEnv, manifest_hash
 from envs.hubs.packages import require
-from envs.hubs.seeds import SPLITS
+from envs.hubs.seeds import SPLITS, require_split
 from serl.config.nearest import name_hint
 
 _INSTRUCTION = "Think first if it helps. Give the final answer, and nothing else, as <action>ANSWER</action>."
@@ -96,8 +96,7 @@ class ReasoningGymProvider:
 
     def task_set(self, split: str) -> TaskSet:
         """The questions of ``train`` or ``valid``, which share none. Raises ValueError for another split."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}{name_hint(split, SPLITS)}")
+        require_split(split)
         tasks, prints = zip(*self._manifest[split], strict=True)
         notes = () if not self._num_twice else (f"{self._num_twice} questions came twice and are left out",)
         return TaskSet(

@@ -11,6 +11,12 @@ from serl.config.nearest import name_hint
 SPLITS = ("train", "valid")
 
 
+def require_split(split: str) -> None:
+    """Raises ValueError for another split than `SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}{name_hint(split, SPLITS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class SeedTasks:
     """``num_train`` seeds from ``first`` on, then ``num_valid``, of what ``environment`` names in full."""
@@ -23,8 +29,7 @@ class SeedTasks:
 
     def task_set(self, split: str) -> TaskSet:
         """Raises ValueError for another split than `SPLITS`."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}{name_hint(split, SPLITS)}")
+        require_split(split)
         begin, number = self.first, self.num_train
         if split == "valid":
             begin, number = begin + number, self.num_valid
