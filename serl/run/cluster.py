@@ -95,13 +95,7 @@ def running_algorithm(
     finally:
         stop.expect_end()
         watch.close()
-        with output_to_file(driver_log):
-            trouble = _shut_down(algorithm, own_cluster=address is None)
-            if trouble:
-                stop.kill_descendants()
-        if trouble:
-            stop.shutdown_hangs = True
-            console.note(f"{trouble}: what was left of the cluster is killed; see {driver_log}")
+        _end(algorithm, stop, console, driver_log, own_cluster=address is None)
 
 
 def _find_places(
@@ -118,6 +112,18 @@ def _find_places(
     if unshared:
         console.note(f"logs of actors on {', '.join(unshared.values())} stay there, in {run_dir.logs}")
     return placement
+
+
+def _end(
+    algorithm: SERL | None, stop: StopRequest, console: Console, driver_log: Path, own_cluster: bool
+) -> None:
+    with output_to_file(driver_log):
+        trouble = _shut_down(algorithm, own_cluster)
+        if trouble:
+            stop.kill_descendants()
+    if trouble:
+        stop.shutdown_hangs = True
+        console.note(f"{trouble}: what was left of the cluster is killed; see {driver_log}")
 
 
 def _shut_down(algorithm: SERL | None, own_cluster: bool) -> str:
