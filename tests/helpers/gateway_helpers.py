@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
+import pytest
 import uvicorn
 from byte_tokenizers import byte_level
 from openai import AsyncOpenAI
-from rollout_helpers import SAMPLING
+from rollout_helpers import SAMPLING, ScriptedClient
 from transformers import PreTrainedTokenizerFast
 
 from serl.gateway.app import make_app
@@ -23,6 +24,9 @@ from serl.rollout.episode import Policy
 from serl.rollout.gateway import EpisodeAccess, EpisodeRecord, EpisodeTerms
 from serl.rollout.prompt import PromptEncoder
 
+END = "<|end|>"
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+Agent = Callable[[AsyncOpenAI], Awaitable[None]]
 CHAT = (
     "{% if tools %}[{{ tools | map(attribute='function.name') | join(' ') }}]{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
@@ -100,3 +104,42 @@ def gateway_on_a_port(
     yield GatewayOnAPort(gateway, f"http://127.0.0.1:{port}/v1", loop)
     server.should_exit = True
     thread.join(60.0)
+
+
+@pytest.fixture(scope="module")
+def chats() -> PromptEncoder:
+    return PromptEncoder(chat_tokenizer())
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def saying(encoder: PromptEncoder, *texts: str) -> ScriptedClient:
+    """A policy that says these one after the other."""
+    return ScriptedClient(encoder, lambda session_id, index: texts[index % len(texts)])
+
+
+def played(
+    agent: Agent,
+    policy: ScriptedClient,
+    of_episode: EpisodeTerms | None = None,
+    tool_parser: Any = None,
+) -> EpisodeRecord:
+    """What became of an episode of ``agent``."""
+
+    async def play() -> EpisodeRecord:
+        gateway = PolicyGateway(policy, policy.encoder, tool_parser)
+        key = gateway.open_episode(of_episode or terms())
+        await agent(client_of(gateway, key))
+        return gateway.close_episode(key)
+
+    return asyncio.run(play())
+
+
+async def say(client: AsyncOpenAI, *messages: Any, **options: Any) -> Any:
+    return await client.chat.completions.create(model="policy", messages=list(messages), **options)

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving_helpers import experiment
+from serving_helpers import experiment, make_policy, save_tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from vllm import EngineArgs
@@ -26,14 +27,19 @@ from vllm.model_executor.model_loader import get_model
 
 from serl.serving.engine import EngineThread, LoadReport
 from serl.serving.engine_options import engine_arguments
+from serl.serving.transfer.landing import UpdateError
 from serl.serving.transfer.nccl import worker_init_info
 from serl.serving.transfer.receiver import BACKEND, PolicyWeightReceiver
+from serl.serving.transfer.sender import Weights
+from serl.serving.weights_folder import claim_folder, release_folder
 
 WAIT_S = 60.0
 # Smaller than the embeddings: an update of the tiny policy travels in several buffers.
 BUFFER_BYTES = 2**15
 # vLLM has one model a process: what it notes of layers that are being loaded is not made for threads.
 _LOADING = threading.RLock()
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+Named = list[tuple[str, Tensor]]
 
 
 class QueueGroup:
@@ -232,3 +238,38 @@ def _receiver(config: Any) -> PolicyWeightReceiver:
 
     model.load_weights = load_alone
     return PolicyWeightReceiver(config.weight_transfer_config, config, torch.device("cpu"), model)
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[PolicyWeightReceiver]]:
+    """Receivers of vLLM that tests use again: an update may begin anew whatever became of the last."""
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(0).save_pretrained(folder)
+    save_tokenizer(folder)
+    with receivers(folder, 4) as made:
+        yield made
+
+
+@pytest.fixture
+def application() -> Iterator[str]:
+    name = f"serl-{uuid.uuid4().hex[:8]}"
+    claim_folder(name)
+    yield name
+    release_folder(name)
+
+
+def named(seed: int) -> Named:
+    return [(name, weight.detach()) for name, weight in make_policy(seed).named_parameters()]
+
+
+def weights(seed: int) -> Weights:
+    return Weights.of(named(seed))
+
+
+def assert_dies(replica: Replica, update: dict[str, Any], why: str) -> None:
+    """Loading ``update`` ends the replica, which goes on claiming what it served before."""
+    before = replica.engine.weights_seq_no
+    with pytest.raises(UpdateError, match=why):
+        replica.load(update)
+    assert isinstance(replica.died.result(WAIT_S), UpdateError)
+    assert replica.engine.weights_seq_no == before and replica.versions == [str(before)]

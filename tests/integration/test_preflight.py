@@ -23,7 +23,7 @@ from serl.config.load import load_experiment
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, ready_folder
 from serl.models.shape import ModelShape
 from serl.models.sizes import num_weights
-from serl.run.preflight import Finding, examine, examine_address, examine_inputs, examine_machine
+from serl.run.preflight import Finding, examine_address, examine_inputs, examine_machine
 from serl.run.preflight import memory as memory_module
 from serl.run.preflight.memory import examine_memory
 from serl.run.preflight.memory_plan import saved_bytes_per_token
@@ -391,32 +391,3 @@ def test_a_hub_model_that_is_not_here_is_no_folder_yet(tmp_path: Path, monkeypat
     assert ready_folder("nobody/nothing") is None
     with pytest.raises(ModelPathError, match="no such folder"):
         ready_folder("./nobody/nothing")
-
-
-AGENT = QUICKSTART.with_name("agent_quickstart.yaml")
-THOUGHTS_ARE_LEFT_OUT = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-def of_agent(*overrides: str) -> list[str]:
-    return [f"{f.verdict} {f.subject}: {f.text}" for f in examine(load_experiment(AGENT, overrides))]
-
-
-def test_an_agents_code_its_template_and_its_port_are_looked_at(model: Path):
-    found = of_agent()
-    assert "ok agent: conversations continue the sampled tokens" in found
-    assert any(text.startswith("ok gateway: serving.gateway_host = 127.0.0.1") for text in found)
-    told = of_agent("env.args.run=envs.agent.example:pley")
-    assert any(
-        "wrong agent: env.args.run: 'envs.agent.example:pley' cannot be loaded" in text for text in told
-    )
-    (model / "chat_template.jinja").write_text(THOUGHTS_ARE_LEFT_OUT)
-    told = of_agent(f"model.path={model}")
-    assert any("writes a thought otherwise once it is history" in text for text in told)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        told = of_agent(f"serving.gateway_port={taken.getsockname()[1]}")
-    assert any(text.startswith("missing gateway: ") and "in use" in text for text in told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,54 +9,37 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from serving_helpers import make_policy, save_tokenizer
+from serving_helpers import make_policy
 from torch import Tensor
-from transfer_helpers import WAIT_S, QueueGroup, Rendezvous, Replica, broadcast, receivers, rendezvous
+from transfer_helpers import (
+    K_PROJ,
+    WAIT_S,
+    Named,
+    QueueGroup,
+    Rendezvous,
+    Replica,
+    application,
+    assert_dies,
+    broadcast,
+    named,
+    rendezvous,
+    weights,
+    workers,
+)
 
 from serl.serving.transfer import ipc as ipc_transfer
 from serl.serving.transfer.ipc import IPCSender
-from serl.serving.transfer.landing import TRAILER, UpdateError, checksum, with_trailer
+from serl.serving.transfer.landing import UpdateError, checksum
 from serl.serving.transfer.nccl import NCCLSender
 from serl.serving.transfer.receiver import PolicyWeightReceiver
 from serl.serving.transfer.sender import Weights
 from serl.serving.transfer.shared_memory import SharedMemorySender
 from serl.serving.weights import WeightLoadError
-from serl.serving.weights_folder import claim_folder, release_folder
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "rendezvous")
-__all__ = ["rendezvous"]
+__all__ = ["application", "rendezvous", "workers"]
 
 EXACT = 1e-4
-K_PROJ = "model.layers.1.self_attn.k_proj.weight"
-Named = list[tuple[str, Tensor]]
-
-
-@pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[PolicyWeightReceiver]]:
-    """Receivers of vLLM that tests use again: an update may begin anew whatever became of the last."""
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(0).save_pretrained(folder)
-    save_tokenizer(folder)
-    with receivers(folder, 4) as made:
-        yield made
-
-
-@pytest.fixture
-def application() -> Iterator[str]:
-    name = f"serl-{uuid.uuid4().hex[:8]}"
-    claim_folder(name)
-    yield name
-    release_folder(name)
-
-
-def named(seed: int) -> Named:
-    return [(name, weight.detach()) for name, weight in make_policy(seed).named_parameters()]
-
-
-def weights(seed: int) -> Weights:
-    return Weights.of(named(seed))
 
 
 def counts(*replicas: Replica) -> dict[str, int]:
@@ -69,15 +51,6 @@ def assert_serves(replica: Replica, seed: int, weights_seq_no: int) -> None:
     assert replica.engine.weights_seq_no == weights_seq_no and replica.versions[-1] == str(weights_seq_no)
     assert replica.mismatch(make_policy(seed)) < EXACT
     assert replica.mismatch(make_policy(seed - 1)) > 0.1
-
-
-def assert_dies(replica: Replica, update: dict[str, Any], why: str) -> None:
-    """Loading ``update`` ends the replica, which goes on claiming what it served before."""
-    before = replica.engine.weights_seq_no
-    with pytest.raises(UpdateError, match=why):
-        replica.load(update)
-    assert isinstance(replica.died.result(WAIT_S), UpdateError)
-    assert replica.engine.weights_seq_no == before and replica.versions == [str(before)]
 
 
 def test_every_broadcast_lands_in_every_replica(
@@ -362,56 +335,6 @@ def test_weights_from_shared_memory_land_and_a_failed_read_is_tried_again(
     monkeypatch.setattr(workers[0], "start_weight_update", lambda: next(starts)())
     replica.load(update)
     assert_serves(replica, 2, 2)
-
-
-def rewrite(path: str, change: Callable[[dict[str, Tensor]], None]) -> None:
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-    change(tensors)
-    save_file(tensors, path)
-
-
-def halve(tensors: dict[str, Tensor]) -> None:
-    tensors[K_PROJ] = tensors[K_PROJ][:32].clone()
-
-
-def lower(tensors: dict[str, Tensor]) -> None:
-    tensors[K_PROJ] = tensors[K_PROJ].bfloat16()
-
-
-def put_older_weights(tensors: dict[str, Tensor]) -> None:
-    older = named(0)
-    tensors.update(with_trailer(older, 0))
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda tensors: tensors.pop(K_PROJ), f"{K_PROJ} did not arrive"),
-        (lambda tensors: tensors.pop(TRAILER), f"{TRAILER} did not arrive"),
-        (lambda tensors: tensors.update(extra=torch.zeros(2)), "extra arrived, which was not announced"),
-        (halve, r"announced as float32 \[64, 64\] and arrived as float32 \[32, 64\]"),
-        (lower, r"announced as float32 \[64, 64\] and arrived as bfloat16 \[64, 64\]"),
-        (lambda tensors: tensors[K_PROJ].zero_(), f"{K_PROJ} arrived with other bytes than were sent"),
-        (put_older_weights, "what arrived are weights 0"),
-    ],
-)
-def test_a_file_that_is_not_what_was_announced_ends_the_replica(
-    workers: list[PolicyWeightReceiver], application: str, change: Any, why: str
-) -> None:
-    update = SharedMemorySender(application).prepare(weights(1), 1, {})
-    rewrite(update["path"], change)
-    assert_dies(Replica("replica", workers[:1]), update, f"weights 1 are not loaded: .*{why}")
-
-
-@pytest.mark.parametrize("num_bytes", [0, 4, 3000, -100])
-def test_a_truncated_file_ends_the_replica(
-    workers: list[PolicyWeightReceiver], application: str, num_bytes: int
-) -> None:
-    update = SharedMemorySender(application).prepare(weights(1), 1, {})
-    path = Path(update["path"])
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    assert_dies(Replica("replica", workers[:1]), update, "is not a whole file of weights")
 
 
 def test_a_checksum_adds_the_bytes_eight_at_a_time() -> None:

@@ -6,18 +6,29 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayActorError
+from serving_helpers import make_policy
 
 from serl.heartbeat import HeartbeatMonitor
 from serl.private.ray_core import ends_within
 from serl.serving.custodian import appoint_custodian
-from serl.serving.weight_store import live_actors
-from serl.serving.weights_folder import weights_folder
+from serl.serving.engine import LoadReport
+from serl.serving.names import ServingNames
+from serl.serving.transfer.sender import Weights
+from serl.serving.weight_store import (
+    MODEL_WEIGHTS,
+    Loaded,
+    create_weight_store,
+    find_weight_store,
+    live_actors,
+)
+from serl.serving.weights import WeightLoadError, WeightPublisher
+from serl.serving.weights_folder import release_folder, weights_folder
 
 DEADLINE_S = 120.0
 
@@ -137,3 +148,40 @@ def test_when_a_driver_is_killed_its_custodian_frees_what_is_left_and_ends() -> 
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert not left.exists()
+
+
+def test_a_replica_that_does_not_load_in_time_is_named() -> None:
+    names = ServingNames("serl-silent", "policy", "serl-weights-silent", "serl")
+    store = create_weight_store(names)
+    # The name of an actor that lives and never loads anything: the store itself.
+    ray.get(store.register.remote(names.weight_store, 1, Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))))
+    publisher = WeightPublisher(names, "auto", timeout_s=1.0)
+    try:
+        with pytest.raises(
+            TimeoutError, match="weights 1 were not loaded within 1 s by 1 of 1 replicas: serl"
+        ):
+            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
+    finally:
+        release_folder(names.application)
+    assert find_weight_store(names, 1.0) is not None
+
+
+def test_a_broadcast_ends_when_a_replica_says_that_it_could_not_load_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ServingNames("serl-failing", "policy", "serl-weights-failing", "serl")
+    store = create_weight_store(names)
+    publisher = WeightPublisher(names, "auto", timeout_s=20.0)
+
+    def wait_in_vain(timeout_s: float, check: Callable[[], None]) -> None:
+        check()
+        ray.get(store.report_failure.remote("a replica", "UpdateError: other bytes"))
+        check()
+        raise TimeoutError("the broadcast did not end")
+
+    monkeypatch.setattr(publisher._sender, "transmit", wait_in_vain)
+    try:
+        with pytest.raises(WeightLoadError, match="not all replicas .* weights 1: a replica: UpdateError"):
+            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
+    finally:
+        release_folder(names.application)

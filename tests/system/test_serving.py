@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from serl.gateway.client import GatewayClient
 from serl.gateway.start import start_gateway, wait_until_gateway_ready
 from serl.rollout.gateway import GatewayUnavailable
 from serl.serving.client import PolicyClient
-from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 from serl.serving.start import (
     ServingStartError,
@@ -49,14 +48,10 @@ from serl.serving.start import (
 from serl.serving.transfer import make_sender, shared_memory
 from serl.serving.transfer.sender import Weights
 from serl.serving.weight_store import (
-    MODEL_WEIGHTS,
-    Loaded,
-    create_weight_store,
-    find_weight_store,
     live_actors,
 )
 from serl.serving.weights import WeightLoadError, WeightPublisher
-from serl.serving.weights_folder import release_folder, weights_folder
+from serl.serving.weights_folder import weights_folder
 from serl.types import Completion, RequestRefused
 
 # Threads of torch that wait would take the cores from the replica.
@@ -361,43 +356,6 @@ def test_weights_that_no_replica_can_load_are_reported_and_survived(deployment: 
     )
     assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
     assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
-
-
-def test_a_replica_that_does_not_load_in_time_is_named(ray_cluster: None) -> None:
-    names = ServingNames("serl-silent", "policy", "serl-weights-silent", "serl")
-    store = create_weight_store(names)
-    # The name of an actor that lives and never loads anything: the store itself.
-    ray.get(store.register.remote(names.weight_store, 1, Loaded(MODEL_WEIGHTS, LoadReport(0, 0.0, 0.0))))
-    publisher = WeightPublisher(names, "auto", timeout_s=1.0)
-    try:
-        with pytest.raises(
-            TimeoutError, match="weights 1 were not loaded within 1 s by 1 of 1 replicas: serl"
-        ):
-            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
-    finally:
-        release_folder(names.application)
-    assert find_weight_store(names, 1.0) is not None
-
-
-def test_a_broadcast_ends_when_a_replica_says_that_it_could_not_load_it(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ServingNames("serl-failing", "policy", "serl-weights-failing", "serl")
-    store = create_weight_store(names)
-    publisher = WeightPublisher(names, "auto", timeout_s=20.0)
-
-    def wait_in_vain(timeout_s: float, check: Callable[[], None]) -> None:
-        check()
-        ray.get(store.report_failure.remote("a replica", "UpdateError: other bytes"))
-        check()
-        raise TimeoutError("the broadcast did not end")
-
-    monkeypatch.setattr(publisher._sender, "transmit", wait_in_vain)
-    try:
-        with pytest.raises(WeightLoadError, match="not all replicas .* weights 1: a replica: UpdateError"):
-            publisher.publish(Weights.of(make_policy(0).named_parameters()), 1)
-    finally:
-        release_folder(names.application)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the transfer works here")
