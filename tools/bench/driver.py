@@ -195,7 +195,7 @@ class _StandInLearners(SERLLearnerGroup):
         self._parts = parts
         actor: Any = ray.remote(_StandInLearner).options(num_cpus=0)
         self._actors = [actor.remote() for _ in range(experiment.learner.num_learners)]
-        ray.get([actor.ping.remote() for actor in self._actors], timeout=_START_TIMEOUT_S)
+        ray.get([actor.layout.remote() for actor in self._actors], timeout=_START_TIMEOUT_S)
 
     def __del__(self) -> None:
         """RLlib would shut down what was never started."""
