@@ -145,7 +145,7 @@ class PolicyGateway:
         token_ids, calls = completion.token_ids, []
         text = self._encoder.decode(token_ids)
         if asked.tools and self._tool_parser is not None:
-            said, _ = asked.episode.conversations.said(token_ids)
+            said, _ = self._encoder.said(token_ids)
             left, calls = self._tool_parser.parse(said, asked.tools)
             text = left if calls else text
         of_experiment = asked.episode.terms.sampling.stop

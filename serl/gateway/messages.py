@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serl.gateway.protocol import Message
-
-ChatMessage = dict[str, Any]
+from serl.rollout.conversation import ChatMessage
 
 _ROLES = {"developer": "system"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from envs.base import PromptParts
@@ -58,6 +59,27 @@ class PromptEncoder:
     def ids(self, text: str) -> list[int]:
         """Ids of ``text``, which writes its special tokens itself, however many there are."""
         return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def ids_within(self, text: str) -> list[int]:
+        """Ids of a ``text`` that something comes before: some tokenizers put a space before a first word."""
+        end = self.tokenizer.eos_token
+        if end is None:
+            return self.ids(text)
+        end_ids = self.ids(end)
+        return self.ids(end + text)[len(end_ids) :]
+
+    def said(self, response_ids: list[int]) -> tuple[str, str]:
+        """What a response says, special tokens included, and the token that ends it ("": there is none)."""
+        ended = bool(response_ids) and response_ids[-1] in self._special_ids
+        spoken = response_ids[:-1] if ended else response_ids
+        return self._raw(spoken), self._raw(response_ids[-1:]) if ended else ""
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+    def _raw(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True, slots=True)
