@@ -46,6 +46,9 @@ class ServingSection(Section):
     weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
     """How new weights reach replicas: through memory that their host shares with the learner's process and
     Ray's object store to other hosts, through shared memory alone, from GPU to GPU, or within one GPU."""
+    sleep_during_updates: bool = False
+    """Whether engines give their memory back while the learner updates, on whose GPU they are (``ipc``).
+    Requests under way wait, and go on with the new weights."""
     start_timeout_s: PositiveFloat = 300.0
     """Seconds that replicas may take to be ready."""
     update_timeout_s: PositiveFloat = 120.0

@@ -147,6 +147,9 @@ class SERLLearner(LearnerProcess, TorchLearner):
         grad_norms: list[float] = []
         with report.timed("update"):
             targets = self._targets(plan, weights_seq_no, report)
+        if self._experiment.serving.sleep_during_updates:
+            with report.timed("put_to_sleep"):
+                self._weight_publisher().put_to_sleep()
             for index, minibatch in enumerate(plan.minibatches):
                 with report.timed("forward_backward"):
                     self._backward(plan, minibatch, targets, report, is_first=index == 0)

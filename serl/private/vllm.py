@@ -60,6 +60,21 @@ def resume(engine: LLMEngine) -> None:
     _core(engine).resume_scheduler()
 
 
+def sleep(engine: LLMEngine) -> None:
+    """After `pause`: gives weights and key-value cache back to the GPU; on the CPU nothing is given back."""
+    engine.sleep(level=2, mode="keep")
+
+
+def wake_weights(engine: LLMEngine) -> None:
+    """After `sleep`: memory for the weights, with nothing in it yet."""
+    engine.wake_up(["weights"])
+
+
+def wake_cache(engine: LLMEngine) -> None:
+    """After `wake_weights`: memory for the key-value cache; continues all requests."""
+    engine.wake_up(["kv_cache"])
+
+
 def load_model_class(architecture: str) -> None:
     """Lets vLLM inspect the class of ``architecture`` in this process, if it is one of its own.
 

@@ -35,7 +35,7 @@ from serl.serving.names import (
     ascii_text,
 )
 from serl.serving.streams import ClientStreams
-from serl.serving.weight_store import MODEL_WEIGHTS, Loaded, WeightVersion, find_weight_store
+from serl.serving.weight_store import MODEL_WEIGHTS, SLEEP, Loaded, WeightVersion, find_weight_store
 from serl.serving.weights_folder import join_folder
 from serl.types import Sampling
 
@@ -181,6 +181,8 @@ class PolicyReplica:
 
     def _load(self, version: WeightVersion) -> Loaded:
         update, timeout_s = version.update, self._update_timeout_s
+        if update["kind"] == SLEEP:
+            return Loaded(version.broadcast, self._engine.sleep().result(timeout_s))
         if update["kind"] == "nccl" and update["group"] != self._nccl_group:
             from serl.serving.transfer.nccl import worker_init_info
 

@@ -61,6 +61,7 @@ class EngineThread:
         self._counters: Counter[str] = Counter()
         self.weights_seq_no = 0
         self._step_began: float | None = None
+        self._asleep_since: float | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def wait_until_built(self, timeout_s: float) -> None:
@@ -102,6 +103,10 @@ class EngineThread:
         """
         return self._call(lambda: self._load_weights(update, weights_seq_no))
 
+    def sleep(self) -> Future[LoadReport]:
+        """Between two steps: pauses all requests and gives the memory back until weights are loaded."""
+        return self._call(self._sleep)
+
     def join_transfer_group(self, init_info: dict[str, Any]) -> Future[list[None]]:
         """Makes the workers join the communication group of ``init_info``."""
         return self._call(
@@ -135,7 +140,7 @@ class EngineThread:
         try:
             while True:
                 self._take_inbox()
-                if self._engine.has_unfinished_requests():
+                if self._asleep_since is None and self._engine.has_unfinished_requests():
                     self._counters["engine_steps"] += 1
                     self._step_began = time.monotonic()
                     outputs = self._engine.step()
@@ -146,7 +151,7 @@ class EngineThread:
             self._on_death(error)
 
     def _take_inbox(self) -> None:
-        if not self._engine.has_unfinished_requests():
+        if self._asleep_since is not None or not self._engine.has_unfinished_requests():
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -213,9 +218,20 @@ class EngineThread:
             num_cached_tokens=num_cached_tokens,
         )
 
+    def _sleep(self) -> LoadReport:
+        if self._asleep_since is None:
+            self._asleep_since = time.perf_counter()
+            private_vllm.pause(self._engine, self._deliver)
+            private_vllm.sleep(self._engine)
+        return LoadReport(self.weights_seq_no, 0.0, 0.0)
+
     def _load_weights(self, update: dict[str, Any], weights_seq_no: int) -> LoadReport:
-        paused = time.perf_counter()
-        private_vllm.pause(self._engine, self._deliver)
+        if self._asleep_since is None:
+            paused = time.perf_counter()
+            private_vllm.pause(self._engine, self._deliver)
+        else:
+            paused = self._asleep_since
+            private_vllm.wake_weights(self._engine)
         started = time.perf_counter()
         try:
             self._transfer(update)
@@ -229,7 +245,11 @@ class EngineThread:
         self._engine.set_weight_version(str(weights_seq_no))
         self.weights_seq_no = weights_seq_no
         # Reached only if the load succeeded: generating with half-loaded weights is worse than dying.
-        private_vllm.resume(self._engine)
+        if self._asleep_since is None:
+            private_vllm.resume(self._engine)
+        else:
+            private_vllm.wake_cache(self._engine)
+            self._asleep_since = None
         return LoadReport(weights_seq_no, seconds_load, time.perf_counter() - paused)
 
     def _transfer(self, update: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ DECIDED_ELSEWHERE = {
     "kv_cache_memory_bytes": "serving.kv_cache_gib",
     "gpu_memory_utilization": "serving.gpu_memory_utilization",
     "weight_transfer_config": "serving.weight_transfer",
+    "enable_sleep_mode": "serving.sleep_during_updates",
     "seed": "seed",
     "logprobs_mode": "nothing: learners need the log-probabilities at the sampling temperature",
     "worker_extension_cls": "nothing: weights arrive through it",
@@ -93,6 +94,7 @@ def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) ->
     }
     if runs_on_gpu(serving):
         arguments["gpu_memory_utilization"] = serving.gpu_memory_utilization
+        arguments["enable_sleep_mode"] = serving.sleep_during_updates
         if serving.tensor_parallel_size > 1:
             arguments["distributed_executor_backend"] = "mp"
     else:

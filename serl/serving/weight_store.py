@@ -21,6 +21,8 @@ from serl.serving.engine import LoadReport
 from serl.serving.names import ServingNames
 
 MODEL_WEIGHTS = "the model's own"
+# The kind of an update without weights: whom it is for gives its memory back until the next one.
+SLEEP = "sleep"
 
 _RETRY_INTERVAL_S = 0.1
 

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from serl.serving.names import ServingNames
 from serl.serving.transfer import Transfer, make_sender
 from serl.serving.transfer.sender import Weights
-from serl.serving.weight_store import Loaded, WeightVersion, dead_replicas, find_weight_store
+from serl.serving.weight_store import SLEEP, Loaded, WeightVersion, dead_replicas, find_weight_store
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,18 @@ class WeightPublisher:
         self._writing = self._sender.snapshot()
         self._writing.add_done_callback(functools.partial(self._offer_snapshot, version, self._store))
         return Broadcast(stats, self._snapshot)
+
+    def put_to_sleep(self) -> None:
+        """Returns once every live replica has given its memory back; the next `publish` wakes them.
+
+        Raises TimeoutError, naming the replicas that did not.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        self._store = find_weight_store(self._names, self._timeout_s)
+        replicas = set(self._live_replicas())
+        rest = WeightVersion(self._published or 0, {"kind": SLEEP}, frozenset(replicas))
+        self._ask(self._store.announce.remote(rest))
+        self._wait_until_loaded(rest, replicas, deadline)
 
     def close(self) -> None:
         """Frees what is held for the replicas; nothing can be published afterwards."""
@@ -194,8 +206,11 @@ class WeightPublisher:
             if not behind:
                 return list(loaded.values())
             if remaining_s <= 0:
+                lacking = f"weights {version.weights_seq_no} were not loaded"
+                if version.update["kind"] == SLEEP:
+                    lacking = "memory was not given back"
                 raise TimeoutError(
-                    f"weights {version.weights_seq_no} were not loaded within {self._timeout_s:g} s by "
+                    f"{lacking} within {self._timeout_s:g} s by "
                     f"{len(behind)} of {len(behind | loaded.keys())} replicas: {', '.join(sorted(behind))}"
                 )
             dead = dead_replicas(behind)

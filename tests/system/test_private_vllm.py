@@ -85,7 +85,11 @@ with torch.no_grad():
     private.pack_tied_heads(model)
     found["ratio"] = float((model.compute_logits(hidden) / logits).mean())
 
-private.resume(engine)
+private.sleep(engine)
+private.wake_weights(engine)
+late += engine.step()
+found["in_sleep"] = [output.request_id for output in late if output.finished]
+private.wake_cache(engine)
 outputs = {output.request_id: output for output in finished()}
 found["after_pause"] = {name: len(output.outputs[0].token_ids) for name, output in outputs.items()}
 found["cached_after_pause"] = outputs["added"].num_cached_tokens
@@ -130,6 +134,11 @@ def test_a_pause_keeps_requests_and_forgets_prefixes(found: dict[str, Any]) -> N
     assert (num_running + num_waiting, finished) == (2, []), CONTRACT
     assert found["after_pause"] == {"kept": 12, "added": 12}, CONTRACT
     assert found["cached_before_pause"] == 32 and found["cached_after_pause"] == 0, CONTRACT
+
+
+def test_an_engine_that_slept_goes_on_once_weights_and_cache_are_awake(found: dict[str, Any]) -> None:
+    assert found["in_sleep"] == [], CONTRACT
+    assert found["after_pause"] == {"kept": 12, "added": 12}, CONTRACT
 
 
 def test_a_reload_replaces_weights_and_a_tied_head_must_be_packed_again(found: dict[str, Any]) -> None:

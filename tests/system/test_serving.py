@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,8 +224,11 @@ def test_new_weights_are_served_and_old_ones_fail_the_same_check(deployment: Dep
     assert 0 < stats.seconds_load <= stats.seconds_paused < 60
 
 
-def test_an_update_in_flight_keeps_each_request_and_marks_its_tokens(deployment: Deployment) -> None:
-    old, new = deployment.policy, make_policy(2)
+@pytest.mark.parametrize("asleep", [False, True])
+def test_an_update_in_flight_keeps_each_request_and_marks_its_tokens(
+    deployment: Deployment, asleep: bool
+) -> None:
+    old, new = deployment.policy, make_policy(2 + asleep)
     old_version = deployment.weights_seq_no
     long = dataclasses.replace(FREE, max_tokens=120)
     prompts = [[number, *PROMPT] for number in range(24)]
@@ -236,7 +240,13 @@ def test_an_update_in_flight_keeps_each_request_and_marks_its_tokens(deployment:
     before = deployment.statistics()["generated_tokens"]
     answers = asyncio.run_coroutine_threadsafe(ask(), deployment.loop)
     wait_until(lambda: deployment.statistics()["running_requests"] == 24, 20.0, "all requests to run")
-    deployment.publish(new)
+    if asleep:
+        deployment.publisher.put_to_sleep()
+        steps = deployment.statistics()["engine_steps"]
+        time.sleep(0.3)
+        assert deployment.statistics()["engine_steps"] == steps
+    stats = deployment.publish(new)
+    assert (stats.seconds_paused > 0.3) or not asleep
     completions = answers.result(60.0)
 
     assert deployment.statistics()["generated_tokens"] == before + 24 * 120

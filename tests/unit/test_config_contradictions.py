@@ -106,6 +106,7 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "serving.weight_transfer",
             "serving.num_gpus_per_replica = 1 and learner.num_gpus_per_learner = 1",
         ),
+        (["serving.sleep_during_updates=true"], "serving.sleep_during_updates", "serving.weight_transfer"),
         (
             [*GPU_SHARES, "serving.num_replicas=2", "serving.weight_transfer=ipc"],
             "serving.weight_transfer",

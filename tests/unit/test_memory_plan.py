@@ -188,6 +188,20 @@ def test_a_learner_and_an_engine_of_1_5_b_share_one_large_gpu():
     assert f"{shared}; a GPU of 59.3 GB is the least" in texts
 
 
+def test_engines_that_sleep_leave_the_gpu_to_the_update():
+    config = SEVEN_B | {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
+    config |= {"num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 151936}
+    small = ModelShape.of(config)
+    asleep = ["serving.sleep_during_updates=true", "serving.gpu_memory_utilization=0.5"]
+    one_gpu = load_experiment(EXPERIMENTS / "alfworld_qwen2.5_1.5b_one_gpu.yaml", asleep)
+    shared = next(found.text for found in judge_memory(small, one_gpu, Machine()) if "share" in found.text)
+    sending = memory_plan.learner_plans(small, one_gpu)[-1].total
+    assert shared == (
+        f"GPU that they share: {sending / GB:.1f} GB for the learner and 50% of it for engines, which sleep "
+        f"while it takes 40.5 GB; a GPU of {2 * sending / GB:.1f} GB is the least"
+    )
+
+
 @pytest.mark.parametrize(
     ("shares", "nodes", "fits"),
     [

@@ -47,7 +47,7 @@ CHECKS = (
     Check(
         "engine", "engine", ("CUDA graphs", "asynchronous scheduling", "in-flight update"), is_replica=True
     ),
-    Check("deployment", "ipc", ("ipc",)),
+    Check("deployment", "ipc", ("ipc", "sleep mode")),
     Check("deployment", "nccl", ("nccl",), num_gpus=2, has_stand_in=False),
     Check("runs", "quickstart", ("quickstart", "checkpoint and resume"), deadline_s=420.0),
 )

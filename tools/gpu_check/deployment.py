@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,14 @@ _VERSIONS = (1, 2)
 
 
 def ipc(report: Report, folder: Path, num_gpus: int) -> None:
-    """Learner and replica share one GPU; without one, weights go through shared memory."""
-    _check("ipc", "ipc" if num_gpus else "shared_memory", 0.4 if num_gpus else 0.0, report, folder)
+    """Learner and replica share one GPU; without one, weights go through shared memory.
+
+    The last weights reach an engine that has given its memory back.
+    """
+    transfer = "ipc" if num_gpus else "shared_memory"
+    figures = _check("ipc", transfer, 0.4 if num_gpus else 0.0, report, folder)
+    require(figures.freed_bytes > 0 or not num_gpus, "an engine that sleeps gave no memory back")
+    report.passed("sleep mode", freed_MB=figures.freed_bytes / 1e6, paused_s=figures.stats.seconds_paused)
 
 
 def nccl(report: Report, folder: Path, num_gpus: int) -> None:
@@ -39,10 +46,12 @@ def nccl(report: Report, folder: Path, num_gpus: int) -> None:
     _check("nccl", "nccl", 1.0, report, folder)
 
 
-def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Path) -> None:
+def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Path) -> _Update:
+    """What the last of the updates took."""
     model_dir = save_policy(folder / "policy", 0)
     learner = {"num_learners": 1}
-    experiment = make_experiment(model_dir, num_gpus, serving={"weight_transfer": transfer}, learner=learner)
+    serving = {"weight_transfer": transfer, "sleep_during_updates": transfer == "ipc"}
+    experiment = make_experiment(model_dir, num_gpus, serving=serving, learner=learner)
     start_closed_cluster(include_dashboard=False, logging_level=logging.ERROR)
     # Serve's handles belong to the loop that uses them, and stopping waits for it.
     loop = asyncio.new_event_loop()
@@ -52,13 +61,13 @@ def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Pa
         wait_until_ready(names, _TIMEOUT_S)
         publisher = ray.remote(_Publisher).options(num_cpus=0, num_gpus=num_gpus).remote(names, transfer)
         sampling = asyncio.run_coroutine_threadsafe(_around_updates(names, publisher), loop)
-        completions = sampling.result(_TIMEOUT_S)
+        completions, updates = sampling.result(_TIMEOUT_S)
     finally:
         stop_serving(names)
         ray.shutdown()
     tolerance = TOLERANCE[experiment.model.dtype]
     worst = 0.0
-    for version, (answers, _) in enumerate(completions):
+    for version, answers in enumerate(completions):
         for other in range(len(completions)):
             missed = _worst(answers, other)
             if other == version:
@@ -68,27 +77,36 @@ def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Pa
                 require(
                     missed > CONTRAST * tolerance, f"weights {version} also fit {other}: {missed:.3g} nats"
                 )
-    _, stats = completions[-1]
-    assert stats is not None
+    stats = updates[0].stats
     figures = {"broadcast_s": stats.seconds_transport, "load_s": stats.seconds_load}
     report.passed(part, through=transfer, mismatch=worst, **figures, MB=stats.num_bytes / 1e6)
+    return updates[-1]
 
 
 async def _around_updates(
     names: ServingNames, publisher: Any
-) -> list[tuple[list[Completion], BroadcastStats | None]]:
-    """What was sampled of each version, from that of the files on, with what its broadcast took."""
+) -> tuple[list[list[Completion]], list[_Update]]:
+    """What was sampled of each version, from that of the files on, and what each update took."""
     client = PolicyClient(names)
 
     async def ask() -> list[Completion]:
         calls = [client.generate(prompt, _FREE, str(prompt[0]), _TIMEOUT_S) for prompt in _PROMPTS]
         return await asyncio.gather(*calls)
 
-    found: list[tuple[list[Completion], BroadcastStats | None]] = [(await ask(), None)]
+    completions, updates = [await ask()], []
     for version in _VERSIONS:
-        stats = await asyncio.wait_for(publisher.publish.remote(version), _TIMEOUT_S)
-        found.append((await ask(), stats))
-    return found
+        update = publisher.update.remote(version, version == _VERSIONS[-1])
+        updates.append(await asyncio.wait_for(update, _TIMEOUT_S))
+        completions.append(await ask())
+    return completions, updates
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """``freed_bytes``: what the GPU had more while the engine slept."""
+
+    stats: BroadcastStats
+    freed_bytes: int = 0
 
 
 class _Publisher:
@@ -96,11 +114,24 @@ class _Publisher:
 
     def __init__(self, names: ServingNames, transfer: Any) -> None:
         self._publisher = WeightPublisher(names, transfer, _TIMEOUT_S)
+        self._transfer = transfer
         on_gpu = transfer != "shared_memory"
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._dtype = torch.bfloat16 if on_gpu else torch.float32
 
-    def publish(self, version: int) -> BroadcastStats:
+    def update(self, version: int, is_last: bool) -> _Update:
+        """Publishes ``version``; the last one, unless it goes to another GPU, to engines that sleep."""
+        freed = 0
+        if is_last and self._transfer != "nccl":
+            before = self._free_bytes()
+            self._publisher.put_to_sleep()
+            freed = self._free_bytes() - before
+        return _Update(self._publish(version), freed)
+
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else 0
+
+    def _publish(self, version: int) -> BroadcastStats:
         weights = named_weights(make_policy(version))
         tensors = [(name, weight.to(self._device, self._dtype)) for name, weight in weights.items()]
         return self._publisher.publish(Weights.of(tensors), version).stats

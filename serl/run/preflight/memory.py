@@ -127,16 +127,21 @@ def _replica(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) 
 
 
 def _shared_gpu(shape: ModelShape, experiment: ExperimentConfig, machine: Machine) -> Iterator[Finding]:
-    """Learner and replicas on one GPU; the engines set their memory aside whatever the learner needs."""
+    """Learner and replicas on one GPU; the engines set their memory aside, or sleep while it updates."""
     serving = experiment.serving
     share = serving.most_replicas * serving.gpu_memory_utilization
-    learner = memory_plan.peak(memory_plan.learner_plans(shape, experiment)).total
+    update = memory_plan.peak(memory_plan.learner_plans(shape, experiment)).total
+    learner = memory_plan.awake_beside_engines(shape, experiment)
     text = f"GPU that they share: {_gb(learner)} for the learner and {share:.0%} of it for engines"
+    if serving.sleep_during_updates:
+        update += memory_plan.asleep_bytes(experiment)
+        text += f", which sleep while it takes {_gb(update)}"
     what_to_do = "lower serving.gpu_memory_utilization"
     if share >= 1:
         yield Finding("missing", "memory", f"{text}; {what_to_do}")
     elif machine.gpu is None:
-        yield Finding("ok", "memory", f"{text}; a GPU of {_gb(learner / (1 - share))} is the least")
+        least = max(update, learner / (1 - share))
+        yield Finding("ok", "memory", f"{text}; a GPU of {_gb(least)} is the least")
     else:
         yield _told(text, _lack(learner / (1 - share), machine.gpu, what_to_do))
 

@@ -59,6 +59,18 @@ def learner_plans(shape: ModelShape, experiment: ExperimentConfig) -> list[Plan]
     ]
 
 
+def awake_beside_engines(shape: ModelShape, experiment: ExperimentConfig) -> float:
+    """The most that a learner holds beside engines that are awake: less than its peak if they can sleep."""
+    plans = learner_plans(shape, experiment)
+    return peak(plans[-1:] if experiment.serving.sleep_during_updates else plans).total
+
+
+def asleep_bytes(experiment: ExperimentConfig) -> float:
+    """What engines that sleep keep of the GPU that they share with a learner."""
+    graphs = 0.0 if experiment.serving.engine_args.get("enforce_eager") else _CUDA_GRAPH_BYTES
+    return experiment.serving.most_replicas * (_CUDA_BYTES + graphs)
+
+
 def peak(plans: Iterable[Plan]) -> Plan:
     return max(plans, key=lambda plan: plan.total)
 
