@@ -76,15 +76,15 @@ def gateway(env: EnvSection, serving: ServingSection) -> Iterator[str]:
 def weight_transfer(serving: ServingSection, learner: LearnerSection) -> Iterator[str]:
     """A way for weights that is not there, and engines that have no memory to give."""
     way = f"serving.weight_transfer = {serving.weight_transfer}"
-    if serving.weight_transfer == "auto":
-        return
-    if serving.weight_transfer == "shared_memory":
-        if serving.num_gpus_per_replica > 0:
     if serving.sleep_during_updates and serving.weight_transfer != "ipc":
         yield (
             f"serving.sleep_during_updates = true contradicts {way}: only where learner and replica share a "
             "GPU, and weights stay on it, is there memory to give; use ipc"
         )
+    if serving.weight_transfer == "auto":
+        return
+    if serving.weight_transfer == "shared_memory":
+        if serving.num_gpus_per_replica > 0:
             yield (
                 f"{way} contradicts serving.num_gpus_per_replica = {serving.num_gpus_per_replica:g}: "
                 "shared memory alone feeds replicas on the CPU; use nccl, ipc or auto"
