@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from serl.batch.controls import ProgressJudge
 from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.config import ExperimentConfig
 from serl.hindsight.judge_request import judge_mode
@@ -18,11 +19,15 @@ from serl.types import TrajectoryGroup
 
 
 class GroupFinisher:
-    """One thread of the caller's drives it; ``config`` and the policy's tokenizer decide what follows."""
+    """One thread of the caller's drives it; ``config`` and the policy's tokenizer decide what follows.
+
+    Raises what `ProgressJudge.of` does.
+    """
 
     def __init__(self, config: ExperimentConfig, encoder: PromptEncoder) -> None:
         self._config = config
         self._encoder = encoder
+        self._progress = ProgressJudge.of(config)
         self._is_judged = judge_mode(config.hindsight.sources) is not None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="finisher")
         self._jobs: list[Future[FinishedGroup]] = []
@@ -33,7 +38,7 @@ class GroupFinisher:
         Its evidence is added at once, unless a judge has to speak first or λ will be 0.
         """
         has_evidence = not self._is_judged and teaches(self._config.hindsight, weights_seq_no)
-        self._jobs.append(self._thread.submit(self._finish, group, has_evidence))
+        self._jobs.append(self._thread.submit(self._finish, group, has_evidence, weights_seq_no))
 
     def submit_evidence(self, finished: FinishedGroup, judge_texts: Mapping[str, str | None]) -> None:
         """Adds the evidence of a group that was judged."""
@@ -57,6 +62,8 @@ class GroupFinisher:
         """Gives up what waits; what is being done ends on its own."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _finish(self, group: TrajectoryGroup, has_evidence: bool) -> FinishedGroup:
+    def _finish(self, group: TrajectoryGroup, has_evidence: bool, weights_seq_no: int) -> FinishedGroup:
         finished = finish(group, self._config)
+        if self._progress is not None:
+            return self._progress.weigh(finished, weights_seq_no)
         return add_evidence(finished, self._config, self._encoder, {}) if has_evidence else finished

@@ -126,6 +126,10 @@ class HindsightSection(Section):
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
     """A weight is clipped to between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
 
+    control: Literal["none", "progress"] = "none"
+    """``progress``: a weight is 1 + or - ``weight_clip`` by whether the environment says that the action
+    brought success nearer, and there is no teacher: the most that reweighting can give."""
+
     baseline: Literal["student", "teacher"] = "student"
     """What the log-prob of the teacher with context is compared with: that of the ``student`` (the paper), or
     of the ``teacher`` without context, which leaves the context effect alone."""
@@ -186,11 +190,18 @@ class HindsightSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [*self._problems_of_mode(), *self._problems_of_sources()]
+        problems = [*self._problems_of_control(), *self._problems_of_mode(), *self._problems_of_sources()]
         problems = problems or list(self._problems_of_judging())
         if problems:
             raise validation_error("hindsight", problems)
         return self
+
+    def _problems_of_control(self) -> Iterator[Problem]:
+        if self.control == "progress" and self.enabled and self.objective != "reweight":
+            yield contradiction(
+                f"hindsight.control = progress contradicts hindsight.objective = {self.objective}: it stands "
+                "in for a teacher that weighs advantages, and there is none to distil"
+            )
 
     def _problems_of_mode(self) -> Iterator[Problem]:
         if self.mode is not None and self.mode not in MODES:

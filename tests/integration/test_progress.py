@@ -6,10 +6,15 @@ import random
 from typing import Any
 
 import pytest
+from trajectories import make_step, make_trajectory
 
 from envs.base import DemonstratingProvider, MeasuringProvider
 from envs.registry import make_provider
+from serl.batch.controls import ProgressJudge
+from serl.batch.group import finish
+from serl.config import ExperimentConfig
 from serl.rollout.progress import judged_steps
+from serl.types import Step, Task, TrajectoryGroup
 
 
 @pytest.mark.parametrize(
@@ -44,3 +49,50 @@ def test_every_action_of_the_best_way_is_progress_and_no_other_is(
         last = "progress" if info["success"] else "idle"
         assert kinds == ["idle", "inadmissible", *["progress"] * (len(actions) - 1), last]
     assert num_solved >= 4
+
+
+def test_with_perfect_credit_progress_counts_for_more_in_a_success_and_for_less_in_a_failure() -> None:
+    settings: dict[str, Any] = {
+        "name": "control",
+        "model": {"path": "embedded:tiny_alfworld"},
+        "env": {"args": {"data": "embedded", "max_receptacles": 6}},
+        "advantage": {"args": {"normalize_std": False}},
+        "hindsight": {
+            "control": "progress",
+            "weight_clip": 0.5,
+            "mixing_lambda": 1.0,
+            "lambda_decay_steps": 4,
+        },
+    }
+    experiment = ExperimentConfig.model_validate(settings)
+    provider = make_provider(experiment.env.name, experiment.env.args)
+    assert isinstance(provider, DemonstratingProvider)
+    task = provider.task_set("train").tasks[0]
+    env = provider.make_env()
+    env.reset(options={"task_id": task.task_id})
+    best = provider.demonstrator(env, random.Random(0), 0.0).best_action()
+
+    def step(action: str) -> Step:
+        return make_step(action=action, response_text=f"<action>{action}</action>", next_observation=None)
+
+    success = make_trajectory([step("look"), step(str(best))], 10.0, rollout_index=0, task=Task(task.task_id))
+    failure = make_trajectory([step(str(best)), step("look")], 0.0, rollout_index=1, task=Task(task.task_id))
+    finished = finish(TrajectoryGroup("g", success.task, [success, failure]), experiment)
+    judge = ProgressJudge.of(experiment)
+    assert judge is not None
+    # The group's mean return is 5: ±5 for each step, then times 1 ± 0.5, and with λ = 0.5 times 1 ± 0.25.
+    assert finished.rows.advantages.tolist() == [5.0, 5.0, -5.0, -5.0]
+    assert judge.weigh(finished, 0).rows.advantages.tolist() == [2.5, 7.5, -2.5, -7.5]
+    assert judge.weigh(finished, 2).rows.advantages.tolist() == [3.75, 6.25, -3.75, -6.25]
+    assert judge.weigh(finished, 4) is finished
+
+
+def test_perfect_credit_needs_an_environment_that_can_tell() -> None:
+    settings: dict[str, Any] = {
+        "name": "control",
+        "model": {"path": "embedded:tiny_alfworld"},
+        "env": {"name": "envs.example:make_provider"},
+        "hindsight": {"control": "progress"},
+    }
+    with pytest.raises(TypeError, match="its provider has no `progress`"):
+        ProgressJudge.of(ExperimentConfig.model_validate(settings))
