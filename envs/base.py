@@ -133,6 +133,29 @@ class EnvProvider(Protocol):
 
 
 @runtime_checkable
+class ConversingProvider(EnvProvider, Protocol):
+    """A provider with words of its own for prompts that are whole conversations (``rollout.prompt``)."""
+
+    def turn_messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Chat messages that a turn adds to a conversation, the last one the user's.
+
+        Those of the first turn (``parts.num_past_turns`` is 0) say all that the policy must know before it
+        answers, those of a later one what the environment answered: what was said before stays in sight.
+        ``parts.history`` is empty.
+        """
+        ...
+
+
+def turn_messages(provider: EnvProvider, parts: PromptParts) -> tuple[dict[str, str], ...]:
+    """What a turn adds to a conversation; by default `messages` first, and then each observation alone."""
+    if isinstance(provider, ConversingProvider):
+        return provider.turn_messages(parts)
+    if not parts.num_past_turns:
+        return provider.messages(parts)
+    return ({"role": "user", "content": parts.observation},)
+
+
+@runtime_checkable
 class MeasuringProvider(EnvProvider, Protocol):
     """A provider that can also tell useful actions from idle ones: what `tools.credit` asks for.
 

@@ -80,6 +80,7 @@ class Step:
     that overlap the characters of the action. ``anchor`` is the observation the policy acted on.
     ``feedback`` is the environment's comment on the action (None: it made none), ``reward`` its reward;
     what an invalid action costs is not in it. ``tools``: what the prompt offered beside its messages.
+    ``continues``: the index of the step whose prompt and response the prompt's ids begin with (None: none).
     """
 
     prompt_ids: list[int]
@@ -98,6 +99,7 @@ class Step:
     reward: float = 0.0
     num_cached_tokens: int = 0
     tools: tuple[dict[str, Any], ...] = ()
+    continues: int | None = None
 
     @property
     def prompt_text(self) -> str:
@@ -129,6 +131,18 @@ class Trajectory:
     @property
     def num_tokens(self) -> int:
         return sum(len(step.prompt_ids) + len(step.response_ids) for step in self.steps)
+
+    def continued_step(self, step: Step) -> Step | None:
+        """The step that ``step`` continues with messages of its own; None if it continues none.
+
+        Its messages, the response to them, and then those of its own are the messages of ``step``.
+        """
+        if step.continues is None:
+            return None
+        before = self.steps[step.continues]
+        num_before = len(before.messages)
+        extends = len(step.messages) > num_before + 1 and step.messages[:num_before] == before.messages
+        return before if extends else None
 
     @property
     def weights_seq_no(self) -> int | None:

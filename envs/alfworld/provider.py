@@ -111,6 +111,10 @@ class AlfworldProvider:
         """Chat messages of one step's prompt."""
         return prompt.messages(parts, self.arguments.show_admissible_actions)
 
+    def turn_messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Chat messages that a turn adds to a conversation."""
+        return prompt.turn_messages(parts, self.arguments.show_admissible_actions)
+
     def progress(self, env: TextEnv) -> float:
         """Minus the length of the planner's plan. Raises ValueError for a task of another wording."""
         if not isinstance(env, AlfworldEnv) or not isinstance(env.engine, Engine):

@@ -9,10 +9,11 @@ from envs.base import PromptParts
 from envs.webshop.pages import SEPARATOR
 
 _INTRODUCTION = (
-    "You shop in an online store that is described in text. Every turn shows what to buy, your latest turns "
-    "and the page you are on; you answer with one action. Search for products, open one, choose the options "
-    "asked for, check that it fits, and buy it. What you have chosen on a product's page does not show there."
+    "You shop in an online store that is described in text. Every turn shows {shown}the page you are on; you "
+    "answer with one action. Search for products, open one, choose the options asked for, check that it "
+    "fits, and buy it. What you have chosen on a product's page does not show there."
 )
+_WINDOW, _CONVERSATION = "what to buy, your latest turns and ", ""
 _ACTION_FORMS = (
     "Actions: search[words] looks for products, from any page; click[name] presses a button, opens a product "
     "by its id or chooses an option, by the name on the page."
@@ -28,9 +29,9 @@ _MORE = "…"
 _TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
 
 
-def system_message(show_admissible_actions: bool) -> str:
+def system_message(show_admissible_actions: bool, is_conversation: bool = False) -> str:
     """The static first message."""
-    lines = [_INTRODUCTION, _ACTION_FORMS]
+    lines = [_INTRODUCTION.format(shown=_CONVERSATION if is_conversation else _WINDOW), _ACTION_FORMS]
     if show_admissible_actions:
         lines.append(_ADMISSIBLE)
     return "\n".join([*lines, _ANSWER_FORMAT])
@@ -47,7 +48,12 @@ def user_message(parts: PromptParts, show_admissible_actions: bool, max_observat
     for turn in parts.history:
         seen = trim_observation(turn.observation, max_observation_tokens // _HISTORY_SHARE)
         lines += [f"You saw: {seen}", f"You did: {shorten(turn.action)}"]
-    lines.append(f"You see: {trim_observation(parts.observation, max_observation_tokens)}")
+    return "\n".join([*lines, answer_message(parts, show_admissible_actions, max_observation_tokens)])
+
+
+def answer_message(parts: PromptParts, show_admissible_actions: bool, max_observation_tokens: int) -> str:
+    """What the shop answered to the last action."""
+    lines = [f"You see: {trim_observation(parts.observation, max_observation_tokens)}"]
     if show_admissible_actions:
         listed = trim_actions(parts.admissible_actions, max_observation_tokens)
         lines.append(f"Admissible actions: {', '.join(listed)}")
@@ -60,6 +66,19 @@ def messages(
     """Chat messages; the system message is the same for every step of every task."""
     return (
         {"role": "system", "content": system_message(show_admissible_actions)},
+        {"role": "user", "content": user_message(parts, show_admissible_actions, max_observation_tokens)},
+    )
+
+
+def turn_messages(
+    parts: PromptParts, show_admissible_actions: bool, max_observation_tokens: int
+) -> tuple[dict[str, str], ...]:
+    """What a turn adds to a conversation: the first one the system message and what to buy, too."""
+    if parts.num_past_turns:
+        answer = answer_message(parts, show_admissible_actions, max_observation_tokens)
+        return ({"role": "user", "content": answer},)
+    return (
+        {"role": "system", "content": system_message(show_admissible_actions, is_conversation=True)},
         {"role": "user", "content": user_message(parts, show_admissible_actions, max_observation_tokens)},
     )
 

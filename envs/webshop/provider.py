@@ -141,6 +141,13 @@ class WebshopProvider:
         arguments = self.arguments
         return prompt.messages(parts, arguments.show_admissible_actions, arguments.max_observation_tokens)
 
+    def turn_messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Chat messages that a turn adds to a conversation."""
+        arguments = self.arguments
+        return prompt.turn_messages(
+            parts, arguments.show_admissible_actions, arguments.max_observation_tokens
+        )
+
     def progress(self, env: TextEnv) -> float:
         """Minus the number of actions that lead to the best product, with its options, and buy it."""
         if not isinstance(env, WebshopEnv) or env.engine is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from serl.hindsight.anchors import anchor_size_metrics
 from serl.hindsight.collect import collect_evidence
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import GroupView, StepEvidence
+from serl.rollout.conversation import AnsweredPrompt
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrajectoryGroup
 
@@ -78,7 +79,8 @@ def add_teacher_prompts(
 ) -> tuple[TrainingRows, ContextCounts]:
     """``rows`` of ``group``, one a step, with teacher prompts for those that are ``chosen``, bool [rows].
 
-    A chosen row gets one if it has evidence and an action. ``judge_texts``: what was said, by trajectory id.
+    A chosen row gets one if it has evidence and an action. That of a step which continues another one begins
+    with the same ids as the step's own prompt. ``judge_texts``: what was said, by trajectory id.
     """
     counts = ContextCounts()
     if not chosen.any():
@@ -89,7 +91,8 @@ def add_teacher_prompts(
     prompts: list[list[int]] = [[] for _ in evidence]
     contexts: dict[int, str] = {}
     sources: list[tuple[str, ...]] = [() for _ in evidence]
-    for index, (step, known) in enumerate(zip(group.steps, evidence, strict=True)):
+    befores = [own.continued_step(step) for own in group.trajectories for step in own.steps]
+    for index, (step, before, known) in enumerate(zip(group.steps, befores, evidence, strict=True)):
         if not chosen[index]:
             continue
         counts.num_rows += 1
@@ -97,7 +100,8 @@ def add_teacher_prompts(
         if not any(step.action_mask):
             counts.num_rows_without_action += 1
             continue
-        prompt = _prompt_with_evidence(step, known, encoder, settings.max_context_length, counts)
+        encode = _encode_with(step, before, encoder)
+        prompt = _prompt_with_evidence(known, encode, encoder, settings.max_context_length, counts)
         if prompt is not None:
             prompts[index], contexts[index] = prompt
             sources[index] = known.sources
@@ -107,19 +111,39 @@ def add_teacher_prompts(
     ), counts
 
 
+def _encode_with(step: Step, before: Step | None, encoder: PromptEncoder) -> Callable[[str], list[int]]:
+    """The prompt of ``step``, which may continue the step ``before``, with a context in it."""
+    if before is None:
+        return lambda context: encoder.encode(with_context(step.messages, context), step.tools)
+    answered = AnsweredPrompt.of_step(before, encoder)
+    num_known = len(answered.messages)
+
+    def encode(context: str) -> list[int]:
+        told = with_context(step.messages, context)
+        is_new = told[:num_known] == list(step.messages[:num_known])
+        continued = answered.continued(told[num_known:], step.tools, encoder) if is_new else None
+        return encoder.encode(told, step.tools) if continued is None else continued.token_ids
+
+    return encode
+
+
 def _prompt_with_evidence(
-    step: Step, evidence: StepEvidence, encoder: PromptEncoder, limit: int, counts: ContextCounts
+    evidence: StepEvidence,
+    encode: Callable[[str], list[int]],
+    encoder: PromptEncoder,
+    limit: int,
+    counts: ContextCounts,
 ) -> tuple[list[int], str] | None:
     """Prompt ids, at most ``limit``, and the context in them; None without evidence or if it cannot fit."""
     text, stats = render_context(evidence)
     if text is None:
         return None
-    ids = encoder.encode(with_context(step.messages, text), step.tools)
+    ids = encode(text)
     if len(ids) > limit:
         budget = max(limit - (len(ids) - encoder.num_tokens(text)), 0)
         text, stats = render_context(evidence, encoder.num_tokens, budget)
         assert text is not None
-        ids = encoder.encode(with_context(step.messages, text), step.tools)
+        ids = encode(text)
         if len(ids) > limit:
             counts.num_contexts_too_long += 1
             return None

@@ -59,12 +59,17 @@ def replicas(serving: ServingSection) -> Iterator[str]:
             )
 
 
-def gateway(env: EnvSection, serving: ServingSection) -> Iterator[str]:
-    """An agent without a gateway, and what only a gateway heeds."""
+def gateway(env: EnvSection, rollout: RolloutSection, serving: ServingSection) -> Iterator[str]:
+    """An agent without a gateway, what an agent does not heed, and what only a gateway heeds."""
     if env.name == "agent" and not serving.gateway:
         yield (
             "env.name = agent contradicts serving.gateway = false: an agent asks the policy through the "
             "gateway; set serving.gateway: true"
+        )
+    if env.name == "agent" and rollout.prompt != "window":
+        yield (
+            f"rollout.prompt = {rollout.prompt} contradicts env.name = agent: an agent makes its prompts "
+            "itself; leave it at window"
         )
     if serving.tool_parser is not None and not serving.gateway:
         yield (

@@ -45,7 +45,7 @@ class ExperimentConfig(Section):
         found = [
             *checks.lengths(self.model, self.rollout, self.hindsight),
             *checks.replicas(self.serving),
-            *checks.gateway(self.env, self.serving),
+            *checks.gateway(self.env, self.rollout, self.serving),
             *checks.weight_transfer(self.serving, self.learner),
             *checks.learners(self.model, self.training, self.learner),
             *checks.distillation(self.hindsight, self.training),

@@ -70,3 +70,16 @@ class RolloutSection(Section):
     seeded_requests: bool = False
     """Every request carries its own seed, derived from the experiment's, so that the same weights sample the
     same tokens again (slower)."""
+PromptForm = Literal["window", "conversation"]
+
+
+    prompt: PromptForm = "window"
+    """What a prompt shows: ``window``, the last ``env.history_length`` steps (the paper), or
+    ``conversation``, the whole episode so far, each prompt continuing the tokens of the one before and the
+    response to it."""
+    old_observation_length: int = Field(default=32, ge=0)
+    """Tokens to which a conversation that grew longer than ``max_prompt_length`` shortens its oldest
+    observations, the first aside, before it loses whole steps; 0: it shortens none."""
+    kept_history_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    """What such a conversation keeps: the share of the room between its first and newest messages that its
+    history then fills. The next prompts continue it until there is no room left."""

@@ -104,7 +104,7 @@ class AgentEpisodes:
                 session_id=trajectory_id(request),
                 sampling=settings.sampling,
                 seed=request.seed if settings.seeded_requests else None,
-                max_prompt_length=settings.max_prompt_length,
+                max_prompt_length=settings.prompts.max_prompt_length,
                 max_answers=settings.max_steps,
                 request_timeout_s=settings.request_timeout_s,
                 timeout_s=self._provider.arguments.timeout_s,

@@ -80,4 +80,5 @@ def _step(
         reward=0.0 if said is None else said.reward,
         num_cached_tokens=completion.num_cached_tokens,
         tools=answer.tools,
+        continues=answer.continues,
     )

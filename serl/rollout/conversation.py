@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serl.rollout.prompt import PromptEncoder
+from serl.types import Step
 
 ChatMessage = dict[str, Any]
 
@@ -49,6 +50,12 @@ class AnsweredPrompt:
         said, end = encoder.said(response_ids)
         messages = (*prompt.messages, {"role": "assistant", "content": said})
         return cls(prompt.token_ids + response_ids, prompt.text, said, end, messages)
+
+    @classmethod
+    def of_step(cls, step: Step, encoder: PromptEncoder) -> AnsweredPrompt:
+        """The prompt of ``step`` and its response. Raises whatever the chat template does."""
+        text = encoder.render(step.messages, step.tools)
+        return cls.of(RenderedPrompt(step.prompt_ids, text, step.messages), step.response_ids, encoder)
 
     def continued(
         self,

@@ -38,6 +38,7 @@ from serl.rollout.agent_processes import AgentProcesses
 from serl.rollout.env_calls import EnvCalls, foreign_code
 from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
+from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
@@ -176,7 +177,7 @@ class SERLEnvRunner(EnvRunner):
             return await run_episode(
                 request,
                 env,
-                self.provider.messages,
+                self.provider,
                 self.encoder,
                 self._policy,
                 settings,
@@ -236,8 +237,7 @@ def _episode_settings(experiment: ExperimentConfig) -> tuple[EpisodeSettings, Ep
     env, rollout = experiment.env, experiment.rollout
     training = EpisodeSettings(
         max_steps=env.max_steps,
-        history_length=env.history_length,
-        max_prompt_length=rollout.max_prompt_length,
+        prompts=PromptSettings.of(experiment),
         request_timeout_s=rollout.request_timeout_s,
         sampling=Sampling(
             temperature=rollout.temperature,

@@ -10,15 +10,15 @@ import hashlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from envs.base import PromptParts
+from envs.base import EnvProvider
 from serl.rollout.actions import ResponseAction, action_token_mask
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure, foreign_code
+from serl.rollout.episode_prompts import PromptSettings, episode_prompts
 from serl.rollout.episode_state import EpisodeState
-from serl.rollout.prompt import Prompt, PromptEncoder, fit_prompt
+from serl.rollout.prompt import Prompt, PromptEncoder
 from serl.rollout.report import add_seconds
 from serl.types import Completion, RequestRefused, RolloutRequest, Sampling, Step, Trajectory
 
@@ -40,11 +40,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSettings:
-    """What all episodes of one kind (training or evaluation) have in common; lengths in tokens."""
+    """What all episodes of one kind (training or evaluation) have in common."""
 
     max_steps: int
-    history_length: int
-    max_prompt_length: int
+    prompts: PromptSettings
     request_timeout_s: float
     sampling: Sampling
     seeded_requests: bool
@@ -73,13 +72,13 @@ class _Record:
 async def run_episode(
     request: RolloutRequest,
     env: EnvCalls,
-    render_messages: Callable[[PromptParts], tuple[dict[str, str], ...]],
+    provider: EnvProvider,
     encoder: PromptEncoder,
     policy: Policy,
     settings: EpisodeSettings,
     counters: Counter[str],
 ) -> Trajectory:
-    """Plays ``request`` to its end.
+    """Plays ``request`` to its end, with the prompts of ``provider``.
 
     The trajectory's ``end_reason`` is ``success``, ``failure`` (the environment ended it unsolved),
     ``truncated`` (the environment's own limit), ``max_steps`` or ``prompt_too_long``. Rewards are the
@@ -92,9 +91,10 @@ async def run_episode(
     started = time.perf_counter()
     counters["episodes_started"] += 1
     state, record = await _begin(request, env), _Record()
+    prompts = episode_prompts(provider, encoder, settings.prompts, f"task {request.task.task_id!r}")
     end_reason = "max_steps"
     while len(record.steps) < settings.max_steps:
-        prompt = _prompt(request, state, render_messages, encoder, settings)
+        prompt = prompts.next(state)
         if prompt is None:
             end_reason = "prompt_too_long"
             break
@@ -105,11 +105,14 @@ async def run_episode(
             seconds = time.perf_counter() - asked
             record.generation_seconds += seconds
             add_seconds(counters, "generation_seconds", seconds)
+        prompts.answered(completion.token_ids)
         step = await _act(request, env, encoder, prompt, completion, state)
+        if prompt.origin == "continuation":
+            step.continues = len(record.steps) - 1
         record.steps.append(step)
         record.num_dropped_turns += prompt.num_dropped_turns
         count_step(counters, step)
-        counters["dropped_history_turns"] += prompt.num_dropped_turns
+        _count_prompt(counters, prompt)
         if state.terminated:
             end_reason = "success" if state.success else "failure"
             break
@@ -135,28 +138,6 @@ async def _begin(request: RolloutRequest, env: EnvCalls) -> EpisodeState:
     answer = await env.reset(environment_seed(request.task.task_id))
     with foreign_code("environment_error", f"task {request.task.task_id!r}: what reset returned"):
         return EpisodeState(*answer)
-
-
-def _prompt(
-    request: RolloutRequest,
-    state: EpisodeState,
-    render_messages: Callable[[PromptParts], tuple[dict[str, str], ...]],
-    encoder: PromptEncoder,
-    settings: EpisodeSettings,
-) -> Prompt | None:
-    task = f"task {request.task.task_id!r}"
-    with foreign_code("environment_error", f"{task}: what the environment said"):
-        parts = state.prompt_parts(settings.history_length)
-
-    def render(parts: PromptParts) -> tuple[dict[str, str], ...]:
-        with foreign_code("prompt_error", f"{task}: the environment's messages"):
-            return render_messages(parts)
-
-    def encode(messages: Sequence[dict[str, str]]) -> list[int]:
-        with foreign_code("prompt_error", f"{task}: the model's chat template or tokenizer"):
-            return encoder.encode(messages)
-
-    return fit_prompt(parts, render, encode, settings.max_prompt_length)
 
 
 async def _ask(
@@ -228,6 +209,13 @@ def count_step(counters: Counter[str], step: Step) -> None:
     counters["prompt_tokens"] += len(step.prompt_ids)
     counters["cached_prompt_tokens"] += step.num_cached_tokens
     counters["response_tokens"] += len(step.response_ids)
+
+
+def _count_prompt(counters: Counter[str], prompt: Prompt) -> None:
+    counters["dropped_history_turns"] += prompt.num_dropped_turns
+    counters["shortened_observations"] += prompt.num_shortened_observations
+    counters["cut_prompts"] += prompt.origin == "cut"
+    counters["rewritten_prompts"] += prompt.origin == "rewritten"
 
 
 def finished_trajectory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from envs.base import PromptParts
 from serl.private.transformers import load_tokenizer
@@ -82,13 +82,24 @@ class PromptEncoder:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+# ``continuation``: the ids of the prompt before and the response to it come first. What else a conversation's
+# prompt may be after its first: ``rewritten`` by a chat template that writes history otherwise, or ``cut``.
+PromptOrigin = Literal["rendered", "continuation", "rewritten", "cut"]
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that fits. ``num_dropped_turns`` counts the history turns left out to make it fit."""
+    """A prompt that fits.
+
+    ``num_dropped_turns`` counts the history turns left out to make it fit, ``num_shortened_observations``
+    those of a conversation that were shortened for it; in a conversation both stay so, and count once.
+    """
 
     messages: tuple[dict[str, str], ...]
     token_ids: list[int]
     num_dropped_turns: int
+    num_shortened_observations: int = 0
+    origin: PromptOrigin = "rendered"
 
 
 def fit_prompt(

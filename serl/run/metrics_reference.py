@@ -192,7 +192,12 @@ GROUPS: Mapping[str, MetricGroup] = {
             "prompt_tokens": "Prompt tokens sent to the policy.",
             "cached_prompt_tokens": "Prompt tokens of these that the engine had cached.",
             "response_tokens": "Tokens sampled.",
-            "dropped_history_turns": "Turns of history left out of prompts to make them fit.",
+            "dropped_history_turns": "Turns of history left out of prompts to make them fit; of a "
+            "conversation each once.",
+            "shortened_observations": "Observations of conversations that were shortened for it.",
+            "cut_prompts": "Prompts of conversations that had to be made to fit so, and continue no tokens.",
+            "rewritten_prompts": "Prompts of conversations that continue no tokens because the chat template "
+            "writes responses otherwise once they are history, such as without their thinking.",
             "request_retries": "Requests to the policy that were repeated.",
             "environment_seconds": "Seconds inside environments, added up over episodes that run at the same "
             "time.",

@@ -47,6 +47,9 @@ class Record(BaseModel):
 class StepRecord(Record):
     """One turn. ``messages`` are the prompt as ``{"role", "content"}``; the response follows token by token.
 
+    ``continues``: the step whose messages, and the response to them, come before ``messages`` (null: nothing
+    does); `TrajectoryRecord.messages_of` has all of them.
+
     ``tokens`` has the text that each sampled id adds to the response: together they are ``response``. It is
     "" for the later tokens of a character spread over several, and for tokens without any text, such as the
     end of a turn, which ``special_tokens`` names by their position.
@@ -57,6 +60,7 @@ class StepRecord(Record):
     """
 
     messages: list[dict[str, str]]
+    continues: int | None = None
     response: str
     tokens: list[str]
     token_ids: list[int]
@@ -112,6 +116,22 @@ class TrajectoryRecord(Record):
     def _of_former_versions(cls, values: Any) -> Any:
         return _under_present_names(values)
 
+    @model_validator(mode="after")
+    def _continues_earlier_steps(self) -> TrajectoryRecord:
+        for index, step in enumerate(self.steps):
+            if step.continues is not None and not 0 <= step.continues < index:
+                raise ValueError(f"step {index} continues {step.continues}, which is no earlier step")
+        return self
+
+    def messages_of(self, index: int) -> list[dict[str, str]]:
+        """The whole prompt of a step."""
+        step = self.steps[index]
+        messages = step.messages
+        while step.continues is not None:
+            step = self.steps[step.continues]
+            messages = [*step.messages, {"role": "assistant", "content": step.response}, *messages]
+        return messages
+
 
 def trajectory_record(
     iteration: int, trajectory: Trajectory, teacher_records: TeacherRecords, tokenizer: Any
@@ -130,16 +150,25 @@ def trajectory_record(
         weights_seq_no=trajectory.weights_seq_no,
         seconds=round(trajectory.seconds, 3),
         steps=[
-            _step_record(step, teacher_records.get((trajectory.trajectory_id, index)), tokenizer)
+            _step_record(
+                step,
+                trajectory.continued_step(step),
+                teacher_records.get((trajectory.trajectory_id, index)),
+                tokenizer,
+            )
             for index, step in enumerate(trajectory.steps)
         ],
     )
 
 
-def _step_record(step: Step, teacher: TeacherRecord | None, tokenizer: Any) -> StepRecord:
+def _step_record(
+    step: Step, before: Step | None, teacher: TeacherRecord | None, tokenizer: Any
+) -> StepRecord:
     tokens, special_tokens = _token_texts(step.response_ids, tokenizer)
+    num_before = 0 if before is None else len(before.messages) + 1
     return StepRecord(
-        messages=list(step.messages),
+        messages=list(step.messages[num_before:]),
+        continues=None if before is None else step.continues,
         response=step.response_text,
         tokens=tokens,
         token_ids=step.response_ids,

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from envs.base import EnvProvider, PromptParts, Task, TaskSet, TextEnv
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
+from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Completion, RolloutRequest, Sampling, Trajectory, VersionSpan
 
@@ -141,10 +142,12 @@ class ScriptedClient:
 
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=64, stop=("</action>",), seed=None)
+WINDOWS = PromptSettings(
+    form="window", history_length=2, max_prompt_length=400, old_observation_length=8, kept_history_share=0.5
+)
 SETTINGS = EpisodeSettings(
     max_steps=5,
-    history_length=2,
-    max_prompt_length=400,
+    prompts=WINDOWS,
     request_timeout_s=60.0,
     sampling=SAMPLING,
     seeded_requests=False,
@@ -165,6 +168,4 @@ async def episode(
     env_threads: Executor,
 ) -> Trajectory:
     env = EnvCalls(Corridor(), request.task, env_threads, timeout_s=60.0, counters=counters)
-    return await run_episode(
-        request, env, CorridorProvider().messages, client.encoder, client, settings, counters
-    )
+    return await run_episode(request, env, CorridorProvider(), client.encoder, client, settings, counters)

@@ -10,6 +10,7 @@ import pytest
 from rollout_helpers import (
     FORWARD,
     SETTINGS,
+    WINDOWS,
     Corridor,
     CorridorProvider,
     ScriptedClient,
@@ -139,7 +140,7 @@ def test_a_prompt_over_the_limit_first_loses_history_and_then_ends_the_episode(
     play: Callable, encoder: PromptEncoder
 ):
     client = ScriptedClient(encoder, respond=lambda session_id, index: f"<action>{'fly' * 80}</action>")
-    trajectory, counters = play(client, settings=replace(SETTINGS, max_prompt_length=400, max_steps=4))
+    trajectory, counters = play(client, settings=replace(SETTINGS, max_steps=4))
     assert [len(step.prompt_ids) <= 400 for step in trajectory.steps] == [True] * 4
     assert counters["dropped_history_turns"] == trajectory.metrics["dropped_history_turns"] == 2
     assert trajectory.steps[-1].prompt_text.startswith("Nothing happens. > fly")
@@ -147,7 +148,7 @@ def test_a_prompt_over_the_limit_first_loses_history_and_then_ends_the_episode(
     client = ScriptedClient(encoder, respond=lambda session_id, index: "<action>long</action>")
     trajectory, _ = play(client)
     assert (trajectory.end_reason, len(trajectory.steps)) == ("prompt_too_long", 1)
-    trajectory, _ = play(client, settings=replace(SETTINGS, max_prompt_length=10))
+    trajectory, _ = play(client, settings=replace(SETTINGS, prompts=replace(WINDOWS, max_prompt_length=10)))
     assert (trajectory.end_reason, trajectory.steps, trajectory.reward) == ("prompt_too_long", [], 0.0)
 
 
@@ -176,7 +177,7 @@ def test_the_rollouts_of_a_group_meet_the_same_world(encoder: PromptEncoder, env
         for world, request in zip(worlds, requests, strict=True):
             env = EnvCalls(world, request.task, env_threads, timeout_s=60.0, counters=Counter())
             client = ScriptedClient(encoder)
-            await run_episode(request, env, CorridorProvider().messages, encoder, client, SETTINGS, Counter())
+            await run_episode(request, env, CorridorProvider(), encoder, client, SETTINGS, Counter())
 
     asyncio.run(play_all())
     assert worlds[0].seed == worlds[1].seed != worlds[2].seed

@@ -6,9 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from rollout_helpers import byte_tokenizer
+from rollout_helpers import WINDOWS, byte_tokenizer
 from webshop_helpers import task_with_two_options
 
 from envs.base import Task
@@ -49,8 +50,7 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
     counters: Counter[str] = Counter()
     settings = EpisodeSettings(
         max_steps=15,
-        history_length=2,
-        max_prompt_length=8192,
+        prompts=replace(WINDOWS, max_prompt_length=8192),
         request_timeout_s=5.0,
         sampling=Sampling(max_tokens=512, temperature=1.0, stop=("</action>",), seed=None),
         seeded_requests=False,
@@ -61,7 +61,7 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
             run_episode(
                 RolloutRequest(task, "g", rollout_index, 0),
                 env,
-                provider.messages,
+                provider,
                 encoder,
                 Script(encoder, actions),
                 settings,

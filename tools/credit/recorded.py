@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serl.config import ExperimentConfig
+from serl.rollout.conversation import AnsweredPrompt
 from serl.rollout.prompt import PromptEncoder
 from serl.run.records import TRAJECTORIES, StepRecord, TrajectoryRecord
 from serl.types import Step, Task, TeacherRecords, Trajectory, TrajectoryGroup, VersionSpan
@@ -64,7 +65,7 @@ def _trajectory(record: TrajectoryRecord, encoder: PromptEncoder | None) -> Traj
         group_id=record.group_id,
         rollout_index=record.rollout_index,
         task=Task(record.task_id, record.task_type),
-        steps=[_step(step, encoder) for step in record.steps],
+        steps=_steps(record, encoder),
         reward=record.reward,
         success=record.success,
         end_reason=record.end_reason,
@@ -72,17 +73,37 @@ def _trajectory(record: TrajectoryRecord, encoder: PromptEncoder | None) -> Traj
     )
 
 
-def _step(record: StepRecord, encoder: PromptEncoder | None) -> Step:
+def _steps(trajectory: TrajectoryRecord, encoder: PromptEncoder | None) -> list[Step]:
+    steps: list[Step] = []
+    for index, record in enumerate(trajectory.steps):
+        before = None if record.continues is None else steps[record.continues]
+        messages = trajectory.messages_of(index)
+        ids = [] if encoder is None else _prompt_ids(record, messages, before, encoder)
+        steps.append(_step(record, messages, ids))
+    return steps
+
+
+def _prompt_ids(
+    record: StepRecord, messages: list[dict[str, str]], before: Step | None, encoder: PromptEncoder
+) -> list[int]:
+    if before is not None:
+        continued = AnsweredPrompt.of_step(before, encoder).continued(record.messages, (), encoder)
+        if continued is not None:
+            return continued.token_ids
+    return encoder.encode(messages)
+
+
+def _step(record: StepRecord, messages: list[dict[str, str]], prompt_ids: list[int]) -> Step:
     """The anchor is not recorded: it is what was seen when the episode is played again."""
     assert record.reward is not None
     return Step(
-        prompt_ids=encoder.encode(record.messages) if encoder is not None else [],
+        prompt_ids=prompt_ids,
         response_ids=record.token_ids,
         old_logprobs=[value for value in record.old_logprobs if value is not None],
         action_mask=[bool(in_action) for in_action in record.action_mask],
         version_spans=tuple(VersionSpan(*span) for span in record.version_spans),
         finish_reason=record.finish_reason,
-        messages=tuple(record.messages),
+        messages=tuple(messages),
         response_text=record.response,
         anchor="",
         action=record.action,
@@ -90,4 +111,5 @@ def _step(record: StepRecord, encoder: PromptEncoder | None) -> Step:
         feedback=record.feedback,
         next_observation=record.next_observation,
         reward=record.reward,
+        continues=record.continues,
     )
