@@ -42,6 +42,9 @@ class EnvSection(Section):
     """Seconds that one reset or step may take in an environment that declares itself blocking."""
 
 
+PromptForm = Literal["window", "conversation"]
+
+
 class RolloutSection(Section):
     """Env runners and how they sample."""
 
@@ -53,9 +56,19 @@ class RolloutSection(Section):
     """Episodes that one env runner plays at a time."""
     temperature: PositiveFloat = 1.0
     """Of sampling in training; learners score tokens at the same temperature."""
+    prompt: PromptForm = "window"
+    """What a prompt shows: ``window``, the last ``env.history_length`` steps (the paper), or
+    ``conversation``, the whole episode so far, each prompt continuing the tokens of the one before and the
+    response to it."""
     max_prompt_length: PositiveInt = 2048
     """Tokens that a prompt may have; a longer one loses its oldest steps, and ends the episode if even the
     newest alone is longer."""
+    old_observation_length: int = Field(default=32, ge=0)
+    """Tokens to which a conversation that grew longer than ``max_prompt_length`` shortens its oldest
+    observations, the first aside, before it loses whole steps; 0: it shortens none."""
+    kept_history_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    """What such a conversation keeps: the share of the room between its first and newest messages that its
+    history then fills. The next prompts continue it until there is no room left."""
     max_response_length: PositiveInt = 512
     """Tokens that a response may have."""
     stop: tuple[str, ...] = Field(default=("</action>",), strict=False)
@@ -70,16 +83,3 @@ class RolloutSection(Section):
     seeded_requests: bool = False
     """Every request carries its own seed, derived from the experiment's, so that the same weights sample the
     same tokens again (slower)."""
-PromptForm = Literal["window", "conversation"]
-
-
-    prompt: PromptForm = "window"
-    """What a prompt shows: ``window``, the last ``env.history_length`` steps (the paper), or
-    ``conversation``, the whole episode so far, each prompt continuing the tokens of the one before and the
-    response to it."""
-    old_observation_length: int = Field(default=32, ge=0)
-    """Tokens to which a conversation that grew longer than ``max_prompt_length`` shortens its oldest
-    observations, the first aside, before it loses whole steps; 0: it shortens none."""
-    kept_history_share: float = Field(default=0.5, ge=0.0, le=1.0)
-    """What such a conversation keeps: the share of the room between its first and newest messages that its
-    history then fills. The next prompts continue it until there is no room left."""
