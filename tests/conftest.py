@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in TIERS:
             raise pytest.UsageError(f"{item.path} lies in none of the tiers: {', '.join(TIERS)}.")
         item.add_marker(folder)
+
+
+def pytest_collection_finish() -> None:
+    """What tests import stays; looking for garbage among it again and again takes minutes of the suite."""
+    gc.collect()
+    gc.freeze()
 
 
 # What a fixture needs is imported in it: the unit tier should not wait for Ray.

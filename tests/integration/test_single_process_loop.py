@@ -70,7 +70,7 @@ def trained_side_by_side(of_loop: ExperimentConfig, of_learners: ExperimentConfi
     tasks = make_provider(of_loop.env.name, of_loop.env.args).task_set("train").tasks
     found = []
     for weights_seq_no in range(NUM_UPDATES):
-        groups = loop.play(tasks[3 * weights_seq_no : 3 * weights_seq_no + 3], weights_seq_no)
+        groups = loop.play(tasks[2 * weights_seq_no : 2 * weights_seq_no + 2], weights_seq_no)
         loop.update(groups, weights_seq_no)
         rows, _ = build_rows(groups, of_learners, encoder, weights_seq_no)
         group.poll_update(group.start_update(rows, weights_seq_no), timeout_s=0.0)

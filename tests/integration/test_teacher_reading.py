@@ -107,7 +107,7 @@ def test_the_shipped_policy_raises_a_better_action_when_it_reads_that_it_worked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "readings.json"
-    assert main(["embedded:tiny_alfworld", "--states", "64", "--json", str(file)]) == 0
+    assert main(["embedded:tiny_alfworld", "--states", "24", "--json", str(file)]) == 0
     assert "feedback on the better action" in capsys.readouterr().out
     first = json.loads(file.read_text())[0]
     assert (first["evidence"], first["action"]) == ("feedback on the better action", "better")

@@ -224,6 +224,8 @@ def _check_memory(target: Target, settings: CheckSettings, violations: Violation
     """
     env = target.make_env()
     process = psutil.Process()
+    # Libraries' objects stay: looking for garbage among a million of them takes most of the time.
+    gc.freeze()
     _repeat(env, target, settings)
     sizes = [process.memory_info().rss]
     for _ in range(2):
@@ -237,6 +239,7 @@ def _check_memory(target: Target, settings: CheckSettings, violations: Violation
         objects = tracemalloc.get_traced_memory()[0] - objects
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
     env.close()
     grown = max(objects, min(sizes[1] - sizes[0], sizes[2] - sizes[1])) / settings.num_episodes / 1e6
     if grown > settings.growth_limit_mb:
