@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, Self
 
@@ -53,6 +54,10 @@ class EpisodePrompts(Protocol):
         """Takes in what was sampled after the last prompt."""
         ...
 
+    def copy(self) -> Self:
+        """Others that go their own way from here."""
+        ...
+
 
 def episode_prompts(
     provider: EnvProvider, encoder: PromptEncoder, settings: PromptSettings, about: str
@@ -79,6 +84,9 @@ class WindowPrompts:
 
     def answered(self, response_ids: list[int]) -> None:
         """Nothing: the next prompt quotes the action, not the response."""
+
+    def copy(self) -> Self:
+        return self
 
     def _render(self, parts: PromptParts) -> tuple[ChatMessage, ...]:
         with _environments_messages(self._about):
@@ -141,6 +149,11 @@ class ConversationPrompts:
         self._turns[-1].response_ids = response_ids
         with _template_or_tokenizer(self._about):
             self._answered = AnsweredPrompt.of(self._prompt, response_ids, self._encoder)
+
+    def copy(self) -> Self:
+        other = copy(self)
+        other._turns = [replace(turn) for turn in self._turns]
+        return other
 
     def _whole(self, new: tuple[ChatMessage, ...]) -> tuple[RenderedPrompt, PromptOrigin]:
         if self._answered is None:

@@ -123,6 +123,17 @@ def backward(args: dict[str, Any]) -> Backward:
     return Backward()
 
 
+class Interrupting(GuessProvider):
+    """Adds to a conversation what only the system says."""
+
+    def turn_messages(self, parts):
+        return ({"role": "system", "content": parts.observation},)
+
+
+def interrupting(args: dict[str, Any]) -> Interrupting:
+    return Interrupting()
+
+
 class NotAnEnvironment:
     def __init__(self, args: dict[str, Any]):
         pass
@@ -159,6 +170,7 @@ def test_our_own_environments_keep_their_promises(
         ("meddling", "progress", "the episode goes another way once asked"),
         ("undecided", "progress", "nan is not a number"),
         ("backward", "progress", "0 after a success, but 3 before it"),
+        ("interrupting", "messages", "the last of turn_messages is not the user's"),
     ],
 )
 def test_each_broken_promise_is_named_alone(

@@ -6,12 +6,12 @@ import gc
 import math
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 
-from envs.base import MeasuringProvider, TextEnv
+from envs.base import MeasuringProvider, TextEnv, turn_messages
 from serl.rollout.episode_state import EpisodeState
 from tools.check_env.episodes import Answer, CheckSettings, Record, Target, play_again, play_at_random
 from tools.check_env.progress import progress_problem
@@ -202,18 +202,29 @@ def _check_provider(target: Target, records: list[Record], violations: Violation
 
 
 def _check_messages(target: Target, answer: Answer, where: str, violations: Violations) -> None:
-    assert target.provider is not None
+    """Those of a window and, where the step is the first or not, those that a conversation gains by it."""
+    provider = target.provider
+    assert provider is not None
     parts = EpisodeState(answer.observation, answer.info).prompt_parts(history_length=0)
-    try:
-        messages = target.provider.messages(parts)
-    except Exception as error:  # foreign code may raise anything; the report names it
-        violations.add("messages", f"{where}: messages raised {error!r:.100}")
-        return
-    if not messages or not all(
-        isinstance(message, dict) and {type(message.get("role")), type(message.get("content"))} == {str}
-        for message in messages
-    ):
-        violations.add("messages", f"{where}: {messages!r:.80} are no messages with role and content")
+    in_conversation = replace(parts, num_past_turns=0 if answer.action is None else 1)
+    renderings = {
+        "messages": lambda: provider.messages(parts),
+        "turn_messages": lambda: turn_messages(provider, in_conversation),
+    }
+    for name, render in renderings.items():
+        try:
+            messages = render()
+        except Exception as error:  # foreign code may raise anything; the report names it
+            violations.add("messages", f"{where}: {name} raised {error!r:.100}")
+            continue
+        if not messages or not all(
+            isinstance(message, dict) and {type(message.get("role")), type(message.get("content"))} == {str}
+            for message in messages
+        ):
+            text = f"{where}: {name}: {messages!r:.80} are no messages with role and content"
+            violations.add("messages", text)
+        elif name == "turn_messages" and messages[-1]["role"] != "user":
+            violations.add("messages", f"{where}: the last of {name} is not the user's")
 
 
 def _check_memory(target: Target, settings: CheckSettings, violations: Violations) -> None:

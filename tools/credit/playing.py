@@ -8,8 +8,9 @@ from envs.base import EnvProvider, Task
 from serl.config import ExperimentConfig
 from serl.rollout.actions import ResponseAction, action_token_mask
 from serl.rollout.episode import environment_seed
+from serl.rollout.episode_prompts import PromptSettings, episode_prompts
 from serl.rollout.episode_state import EpisodeState
-from serl.rollout.prompt import Prompt, fit_prompt
+from serl.rollout.prompt import Prompt
 from serl.types import Step, Trajectory, TrajectoryGroup, VersionSpan
 from tools.credit.policy import Policy
 
@@ -29,6 +30,8 @@ class Episode:
             *self.env.reset(seed=environment_seed(task.task_id), options={"task_id": task.task_id})
         )
         self.steps: list[Step] = []
+        about = f"task {task.task_id!r}"
+        self._prompts = episode_prompts(provider, policy.encoder, PromptSettings.of(config), about)
         self._end_reason = ""
 
     @property
@@ -37,12 +40,7 @@ class Episode:
 
     def prompt(self) -> Prompt | None:
         """What the policy is asked next; None, and the episode ends, if it is too long."""
-        prompt = fit_prompt(
-            self.state.prompt_parts(self.config.env.history_length),
-            self._provider.messages,
-            self._policy.encoder.encode,
-            self.config.rollout.max_prompt_length,
-        )
+        prompt = self._prompts.next(self.state)
         if prompt is None:
             self._end("prompt_too_long")
         return prompt
@@ -50,6 +48,7 @@ class Episode:
     def act(self, prompt: Prompt, response_ids: list[int], logprobs: list[float]) -> None:
         """Takes the step that a response states."""
         encoder, seen = self._policy.encoder, self.state.observation
+        self._prompts.answered(response_ids)
         text = encoder.decode(response_ids)
         action = ResponseAction.of(text)
         reward = self.state.advance(action.sent, self.env.step(action.sent))
@@ -69,6 +68,7 @@ class Episode:
                 feedback=self.state.info["feedback"],
                 next_observation=self.state.observation,
                 reward=reward,
+                continues=len(self.steps) - 1 if prompt.origin == "continuation" else None,
             )
         )
         if self.state.success:
@@ -83,7 +83,7 @@ class Episode:
         other = Episode(self._provider, self._policy, self.config, self.task)
         for turn in self.state.turns:
             other.state.advance(turn.action, other.env.step(turn.action))
-        other.steps = list(self.steps)
+        other.steps, other._prompts = list(self.steps), self._prompts.copy()
         return other
 
     def trajectory(self, group_id: str, rollout_index: int) -> Trajectory:
