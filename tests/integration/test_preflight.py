@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -51,6 +52,27 @@ def test_the_prompts_of_a_sample_of_tasks_are_measured():
     (found,) = [f for f in examine_inputs(load_experiment(QUICKSTART)) if f.subject == "prompts"]
     assert found.verdict == "ok"
     assert found.text.startswith("the first prompts of 16 tasks have ")
+
+
+def test_how_long_conversations_grow_is_told_and_what_a_template_rewrites(model: Path):
+    def told(*overrides: str) -> list[str]:
+        experiment = load_experiment(QUICKSTART, ["rollout.prompt=conversation", *overrides])
+        return [found.text for found in examine_inputs(experiment) if found.subject == "conversations"]
+
+    (grown,) = told()
+    assert re.search(
+        r"a turn adds about \d+ tokens and a response of up to 32: with env.max_steps = 15 ", grown
+    )
+    assert re.search(r"= 448; from step [3-9] on they may have to be cut$", grown)
+    (short,) = told("env.max_steps=2")
+    assert short.endswith("of rollout.max_prompt_length = 448")
+    template = model / "chat_template.jinja"
+    thinking_left_out = template.read_text().replace(
+        "message.content }}<|end|>", "message.content[-9:] }}<|end|>"
+    )
+    template.write_text(thinking_left_out)
+    rewritten, _ = told(f"model.path={model}")
+    assert "writes responses otherwise once they are history" in rewritten
 
 
 @pytest.mark.parametrize(

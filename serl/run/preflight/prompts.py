@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from envs.base import Task
+from envs.base import PromptParts, Task, turn_messages
 from serl.config import ExperimentConfig
 from serl.hindsight.context import with_context
 from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.episode import environment_seed
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
+from serl.run.preflight.conversations import Beginning, examine_conversations
 from serl.run.preflight.data import Tasks
 from serl.run.preflight.finding import Finding
 
@@ -25,6 +27,9 @@ Messages = tuple[dict[str, str], ...]
 
 _NUM_TASKS = 16
 _SECONDS = 5.0
+# Of a conversation, whose later turns may be longer than its first ones.
+_NUM_TURNS = 8
+_TURNS_SECONDS = 0.25
 _EVIDENCE = "Hindsight: the attempt ended in success."
 
 
@@ -38,14 +43,18 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """What a task begins with, and an action that its environment admits there."""
+    """What a task begins with, an action that its environment admits there, and the messages after it.
+
+    Those of a conversation are what each of some turns adds.
+    """
 
     messages: Messages
     action: str
+    later: tuple[Messages, ...]
 
 
 def examine_prompts(experiment: ExperimentConfig, tasks: Tasks, model_folder: Path) -> list[Finding]:
-    """Plays a sample of tasks for a step, and renders their prompts for the policy in a folder.
+    """Plays a sample of tasks for a step or some, and renders their prompts for the policy in a folder.
 
     Environments, templates and tokenizers may raise anything, which is then what is found.
     """
@@ -63,11 +72,22 @@ def examine_prompts(experiment: ExperimentConfig, tasks: Tasks, model_folder: Pa
             f"the tokenizer in {model_folder} cannot encode a prompt",
             lambda: [len(encoder.encode(opening.messages)) for opening in openings],
         )
+        conversations = _conversations(experiment, openings, encoder, model_folder)
     except _Unusable as found:
         return [Finding("wrong", found.subject, str(found))]
     unplayable = f"{len(failures)} of {len(failures) + len(openings)} tasks cannot be played: "
     told = [Finding("ok", "environment", unplayable + str(failures[0]))] if failures else []
-    return [*told, _judged(lengths, experiment.rollout.max_prompt_length)]
+    return [*told, _judged(lengths, experiment.rollout.max_prompt_length), *conversations]
+
+
+def _conversations(
+    experiment: ExperimentConfig, openings: Sequence[_Opening], encoder: PromptEncoder, folder: Path
+) -> list[Finding]:
+    if experiment.rollout.prompt == "window":
+        return []
+    beginnings = [Beginning(opening.messages, opening.later) for opening in openings]
+    what = f"the chat template in {folder} cannot render a conversation"
+    return _tried("model", what, lambda: examine_conversations(experiment, beginnings, encoder, folder))
 
 
 def _judged(lengths: Sequence[int], limit: int) -> Finding:
@@ -111,15 +131,28 @@ def _spread(tasks: Sequence[Task]) -> list[Task]:
 def _opening(experiment: ExperimentConfig, tasks: Tasks, task: Task) -> _Opening:
     env = tasks.provider.make_env()
     seed = environment_seed(task.task_id)
+    draw = random.Random(task.task_id)
+    is_conversation = experiment.rollout.prompt == "conversation"
+    history_length = 0 if is_conversation else experiment.env.history_length
+
+    def render(parts: PromptParts) -> Messages:
+        return turn_messages(tasks.provider, parts) if is_conversation else tasks.provider.messages(parts)
+
     try:
         state = EpisodeState(*env.reset(seed=seed, options={"task_id": task.task_id}))
-        action = next(iter(state.info["admissible_actions"]), "look")
-        messages = tasks.provider.messages(state.prompt_parts(experiment.env.history_length))
-        state.advance(action, env.step(action))
-        tasks.provider.messages(state.prompt_parts(experiment.env.history_length))
+        first = action = next(iter(state.info["admissible_actions"]), "look")
+        messages = render(state.prompt_parts(history_length))
+        deadline = time.monotonic() + _TURNS_SECONDS
+        later: list[Messages] = []
+        while not later or (is_conversation and len(later) < _NUM_TURNS and time.monotonic() < deadline):
+            state.advance(action, env.step(action))
+            later.append(render(state.prompt_parts(history_length)))
+            if state.ended:
+                break
+            action = draw.choice(list(state.info["admissible_actions"]) or ["look"])
     finally:
         env.close()
-    return _Opening(messages, action)
+    return _Opening(messages, first, tuple(later))
 
 
 def _tried(subject: str, what: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
