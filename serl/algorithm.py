@@ -42,7 +42,7 @@ from serl.gateway.start import start_gateway, wait_until_gateway_ready
 from serl.iteration import Iteration, Progress, TrainingInterrupted
 from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
-from serl.learner.rl_module import CausalLMModule
+from serl.learner.rl_module import CausalLMModule, module_config
 from serl.manifest import complete_checkpoint, require_free_space
 from serl.models.resolve import resolve_model
 from serl.private.rllib import set_iteration
@@ -103,14 +103,7 @@ class SERLConfig(ExperimentSetters):
             module_class=CausalLMModule,
             observation_space=self.observation_space,
             action_space=self.action_space,
-            model_config={
-                "model_dir": self.model_dir,
-                "attention": self.experiment.model.attention,
-                "temperature": self.experiment.rollout.temperature,
-                "gradient_checkpointing": self.experiment.learner.gradient_checkpointing,
-                "entropy_gradient": self.experiment.loss.entropy_coefficient > 0.0,
-                "empty": self.experiment.learner.num_learners > 1,
-            },
+            model_config=module_config(self.experiment, self.model_dir),
         )
 
     def get_default_learner_class(self) -> type:

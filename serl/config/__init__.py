@@ -5,7 +5,7 @@ from serl.config.experiment import ExperimentConfig
 from serl.config.hindsight import HindsightSection, JudgeSection
 from serl.config.objective import AdvantageSection, Aggregation, KLEstimator, LossSection
 from serl.config.run import CheckpointSection, EvaluationSection, LoggingSection
-from serl.config.sampling import EnvSection, ModelSection, RolloutSection
+from serl.config.sampling import EnvSection, LoRASection, ModelSection, RolloutSection
 from serl.config.serving import ServingSection
 from serl.config.training import LearnerSection, TrainingSection
 
@@ -21,6 +21,7 @@ __all__ = [
     "JudgeSection",
     "KLEstimator",
     "LearnerSection",
+    "LoRASection",
     "LoggingSection",
     "LossSection",
     "ModelSection",

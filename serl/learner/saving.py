@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from serl.config import LoRASection
 from serl.durable_files import FileDigest, digest_of, json_bytes, write_hashed
 from serl.learner.state import (
     LEARNER_FILE,
@@ -32,6 +33,7 @@ from serl.learner.state import (
     first_failure,
 )
 from serl.learner.tensor_files import write_tensor_file
+from serl.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, A, adapter_config
 
 # Files are put together in memory.
 _MAX_FILE_BYTES = 2 * 2**30
@@ -42,6 +44,8 @@ class _Copy:
     parts: dict[str, dict[str, Tensor]]
     record: dict[str, object]
     model_dir: Path
+    lora: LoRASection | None
+    base: str
 
 
 class StateSaver:
@@ -65,7 +69,8 @@ class StateSaver:
         """To be called when no `write` is under way."""
         parts = self._stager.stage(state.parts())
         assert isinstance(parts, dict)
-        self._copy = _Copy(parts, state.record(), state.policy.model_dir)
+        policy = state.policy
+        self._copy = _Copy(parts, state.record(), policy.model_dir, policy.lora, policy.name)
 
     def write(self, directory: Path) -> dict[str, FileDigest]:
         """Writes the last `copy` below ``directory``; returns what each file of this learner's holds.
@@ -82,7 +87,8 @@ class StateSaver:
         digests = {file: digest_of(file) for file in files}
         if self._rank == 0:
             digests[folder / LEARNER_FILE] = write_hashed(folder / LEARNER_FILE, json_bytes(copy.record))
-            digests |= _write_policy(directory / POLICY_FOLDER, copy, folder / WEIGHTS)
+            write = _write_policy if copy.lora is None else _write_adapters
+            digests |= write(directory / POLICY_FOLDER, copy, folder / WEIGHTS)
         return {file.relative_to(directory).as_posix(): digest for file, digest in digests.items()}
 
 
@@ -90,7 +96,7 @@ def saved_bytes(state: LearnerState) -> int:
     """What all learners are about to write, but for descriptions and headers."""
     parts = state.parts()
     as_they_are = sum(_num_bytes(tensor, tensor.dtype) for part in parts.values() for tensor in part.values())
-    own_dtype = _own_dtype(state.policy.model_dir)
+    own_dtype = _own_dtype(state.policy.model_dir) if state.policy.lora is None else torch.float32
     return as_they_are + sum(_num_bytes(tensor, own_dtype) for tensor in parts[WEIGHTS].values())
 
 
@@ -110,7 +116,7 @@ def _write_policy(folder: Path, copy: _Copy, weights_folder: Path) -> dict[Path,
     One file, or several with an index as transformers names them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digests = _copy_description(copy.model_dir, folder)
+    digests = _copy_description(copy.model_dir, folder, left_out=())
     dtype, weights = _own_dtype(copy.model_dir), copy.parts[WEIGHTS]
     pieces = _pieces({name: _num_bytes(weight, dtype) for name, weight in weights.items()})
     index: dict[str, str] = {}
@@ -131,12 +137,28 @@ def _write_policy(folder: Path, copy: _Copy, weights_folder: Path) -> dict[Path,
     return digests
 
 
-def _copy_description(source: Path, target: Path) -> dict[Path, FileDigest]:
+def _write_adapters(folder: Path, copy: _Copy, weights_folder: Path) -> dict[Path, FileDigest]:
+    """From the shards that were written before: what PEFT and vLLM load beside the policy's base."""
+    assert copy.lora is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = _copy_description(copy.model_dir, folder, left_out=("config.json", "generation_config.json"))
+    whole = {name: torch.empty(weight.shape) for name, weight in copy.parts[WEIGHTS].items()}
+    load(whole, storage_reader=HuggingFaceStorageReader(str(weights_folder)), no_dist=True)
+    layers = [name.removesuffix(f".{A}.weight") for name in whole if name.endswith(f".{A}.weight")]
+    described = {PEFT_PREFIX + name: tensor.to("meta") for name, tensor in whole.items()}
+    content = adapter_config(copy.lora, layers, copy.base)
+    file, settings = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
+    digests[file] = write_tensor_file(file, described, iter(whole.values()))
+    digests[settings] = write_hashed(settings, json_bytes(content))
+    return digests
+
+
+def _copy_description(source: Path, target: Path, left_out: tuple[str, ...]) -> dict[Path, FileDigest]:
     """Everything that is no weight: configuration, generation defaults, tokenizer, chat template."""
     digests: dict[Path, FileDigest] = {}
     for file in source.iterdir():
         is_weight = file.suffix in {".safetensors", ".bin", ".gguf"} or file.name.endswith(".index.json")
-        if file.is_file() and not is_weight:
+        if file.is_file() and not is_weight and file.name not in left_out:
             copy = Path(shutil.copyfile(file, target / file.name))
             digests[copy] = digest_of(copy)
     return digests

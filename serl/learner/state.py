@@ -1,9 +1,10 @@
 """A learner's part of a checkpoint, as safetensors and JSON only.
 
     policy/   config.json, model*.safetensors in the policy's own dtype, tokenizer files: `transformers` and
-              vLLM load it as it is
+              vLLM load it as it is. With ``model.lora`` PEFT's adapter_config.json and
+              adapter_model.safetensors in place of the first two
     learner/  weights/, teacher/, exp_avg/, exp_avg_sq/: one folder a part, as they are in the learners;
-              learner.json
+              learner.json. With ``model.lora`` adapters alone
 
 `torch.distributed.checkpoint` writes and reads the parts: each learner its shards, whose places in the whole
 tensors are in the files' headers. So another number of learners can load a checkpoint; all of them must see
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,9 +36,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from serl.config import LoRASection
+from serl.learner.adapters import Scorer
 from serl.learner.optimizer import OptimizerStep
 from serl.learner.rl_module import CausalLMModule
-from serl.models.weights import named_weights
 
 POLICY_FOLDER = "policy"
 LEARNER_FOLDER = "learner"
@@ -57,16 +60,16 @@ class LearnerState:
     """What a learner saves: references, not copies."""
 
     policy: CausalLMModule
-    teacher: CausalLMModule | None
+    teacher: Scorer | None
     optimizer: torch.optim.Optimizer
     optimizer_step: OptimizerStep
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Detached tensors by part and by name; without moments before the first optimizer step."""
-        weights = named_weights(self.policy.model)
+        weights = self.policy.trained_weights()
         parts = {WEIGHTS: weights}
         if self.teacher is not None:
-            parts[TEACHER] = named_weights(self.teacher.model)
+            parts[TEACHER] = self.teacher.trained_weights()
         moments = self._moments(weights)
         for moment in _MOMENTS if moments else ():
             parts[moment] = {name: found[moment] for name, found in moments.items()}
@@ -77,9 +80,10 @@ class LearnerState:
 
     def record(self) -> dict[str, object]:
         """What ``learner.json`` holds."""
-        moments = self._moments(named_weights(self.policy.model))
+        moments = self._moments(self.policy.trained_weights())
         return {
             "is_sharded": True,
+            "lora": self.policy.lora and self.policy.lora.fixed,
             "has_teacher": self.teacher is not None,
             "num_optimizer_steps": max((int(moment["step"]) for moment in moments.values()), default=0),
             "num_consecutive_skipped": self.optimizer_step.num_consecutive_skipped,
@@ -88,7 +92,7 @@ class LearnerState:
     def reset_moments(self, num_steps: int) -> None:
         """Moments of 0 after ``num_steps`` optimizer steps, for the parameters that are trained."""
         trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        for weight in named_weights(self.policy.model).values():
+        for weight in self.policy.trained_weights().values():
             if id(weight) in trained:
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(num_steps), device=weight.device),
@@ -111,6 +115,7 @@ def load_state(directory: Path, state: LearnerState, group: ProcessGroup | None 
         record = json.loads((folder / LEARNER_FILE).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise LearnerStateError(f"{folder} is not a learner's checkpoint: {error}") from error
+    _require_same_adapters(directory, state.policy.lora, record.get("lora"))
     if record["num_optimizer_steps"] > 0:
         state.reset_moments(record["num_optimizer_steps"])
     for part, tensors in state.parts().items():
@@ -124,6 +129,15 @@ def load_state(directory: Path, state: LearnerState, group: ProcessGroup | None 
             read_tensors(_former_reader(directory, part), tensors, group)
     state.optimizer_step.num_consecutive_skipped = record["num_consecutive_skipped"]
     return bool(record["has_teacher"])
+
+
+def _require_same_adapters(directory: Path, lora: LoRASection | None, saved: dict[str, Any] | None) -> None:
+    own = lora and lora.fixed
+    if own != saved:
+        raise LearnerStateError(
+            f"{directory} was saved with model.lora = {json.dumps(saved)}, this run has {json.dumps(own)}: "
+            "only one with the same can resume from it"
+        )
 
 
 def read_tensors(

@@ -26,39 +26,45 @@ from serl.hindsight.teacher_weights import (
     teacher_weights,
     weighted_advantages,
 )
+from serl.learner.adapters import Scorer
 from serl.learner.report import LearnerReport
 from serl.learner.response_tokens import ResponseTokens
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.token_batch import TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
-from serl.models.weights import named_weights
+from serl.models.weights import cast_parameters
 
-Forward = Callable[[CausalLMModule, TokenBatch], TokenScores]
+Forward = Callable[[Scorer, TokenBatch], TokenScores]
 
 
 def copy_policy(policy: CausalLMModule, dtype: torch.dtype) -> CausalLMModule:
     """A frozen copy of a ``policy`` that is not sharded, its weights rounded to ``dtype``."""
-    return copy.deepcopy(policy).requires_grad_(False).to(dtype)
+    copied = copy.deepcopy(policy).requires_grad_(False)
+    cast_parameters(copied, dtype)
+    return copied
 
 
 @torch.no_grad()
-def copy_weights(source: CausalLMModule, target: CausalLMModule) -> None:
-    """Copies all weights; shards stay where they are."""
-    targets = named_weights(target.model)
-    for name, tensor in named_weights(source.model).items():
+def copy_weights(source: Scorer, target: Scorer) -> None:
+    """Copies what training changes; shards stay where they are."""
+    targets = target.trained_weights()
+    for name, tensor in source.trained_weights().items():
         targets[name].copy_(tensor)
 
 
 @torch.no_grad()
 def follow_policy(
-    policy: CausalLMModule, teacher: CausalLMModule, settings: HindsightSection, weights_seq_no: int
+    policy: CausalLMModule, teacher: Scorer, settings: HindsightSection, weights_seq_no: int
 ) -> None:
-    """Brings the ``teacher`` to what it is to be before the update that trains on ``weights_seq_no``."""
+    """Brings the ``teacher`` to what it is to be before the update that trains on ``weights_seq_no``.
+
+    Of adapters a moving average is that of each factor, not of their products.
+    """
     if settings.teacher == "synced" and weights_seq_no % settings.teacher_sync_interval == 0:
         copy_weights(policy, teacher)
     elif settings.teacher == "ema":
-        averages = named_weights(teacher.model)
-        for name, tensor in named_weights(policy.model).items():
+        averages = teacher.trained_weights()
+        for name, tensor in policy.trained_weights().items():
             averages[name].lerp_(tensor, 1.0 - settings.teacher_ema_decay)
 
 
@@ -111,7 +117,7 @@ class WeightedTokens:
 
 @torch.no_grad()
 def score_actions(
-    teacher: CausalLMModule, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward, top_k: int = 0
+    teacher: Scorer, plan: LearnerPlan, tokens: ResponseTokens, forward: Forward, top_k: int = 0
 ) -> tuple[TeacherScores, int]:
     """The scores, and how many tokens the forward passes computed.
 
@@ -154,7 +160,7 @@ def _in_token_order(collected: Sequence[tuple[Tensor, TopTokens]]) -> TopTokens 
 
 
 def _action_batch(
-    teacher: CausalLMModule, rows: TrainingRows, chosen: TeacherMicroBatch, device: torch.device
+    teacher: Scorer, rows: TrainingRows, chosen: TeacherMicroBatch, device: torch.device
 ) -> TokenBatch:
     """Responses up to their last action token; a one-token dummy without ``chosen`` rows."""
     prompts = [rows.teacher_prompt_ids[row] for row in chosen.with_context]

@@ -147,6 +147,11 @@ def _checked(folder: Path, path: str) -> Path:
         )
         if not found
     ]
+    if missing and os.path.isfile(folder / "adapter_config.json"):
+        raise ModelPathError(
+            f"model.path = {path!r}: {folder} holds adapters, no whole policy; python -m tools.merge_lora "
+            "merges them into their base"
+        )
     if missing:
         raise ModelPathError(
             f"model.path = {path!r}: {', '.join(missing)} missing in {folder}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -17,6 +18,12 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             weights[name] = tensor
     return weights
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds ``model``'s parameters; what it computes positions from stays as exact as it is."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def load_model(model_dir: str, attention: str = "sdpa") -> Any:

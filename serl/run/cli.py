@@ -32,7 +32,13 @@ from serl.run.preflight import (
     examine_judge,
     examine_machine,
 )
-from serl.run.resume import check_resumable, checkpoint_to_resume, is_complete, require_run_dir
+from serl.run.resume import (
+    check_evaluable,
+    check_resumable,
+    checkpoint_to_resume,
+    is_complete,
+    require_run_dir,
+)
 from serl.run.run_dir import CONFIG, RunDir, config_yaml
 from serl.run.stop import StopRequest, stop_on_signal
 from serl.run.surroundings import (
@@ -89,6 +95,8 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
             lock = _lock(folder, held)
         checkpoint = checkpoint_to_resume(folder, start=bool(options.resume_or_start))
     experiment = _experiment(options, checkpoint)
+    if options.evaluate:
+        check_evaluable(experiment, options.evaluate)
     if options.check:
         return _check(experiment, options.address)
     if folder is not None and checkpoint is not None and is_complete(experiment, folder, checkpoint):

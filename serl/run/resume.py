@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from serl.run.writer_lock import LOCK, RECORD
 FIXED_KEYS = (
     "seed",
     "model.path",
+    "model.lora.rank",
+    "model.lora.alpha",
+    "model.lora.target_modules",
     "env.name",
     "env.args",
     "env.train_split",
@@ -91,6 +95,21 @@ def check_resumable(recorded: ExperimentConfig, resumed: ExperimentConfig) -> li
     if refused:
         raise ConfigError(refused)
     return [f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}" for key in changed]
+
+
+def check_evaluable(experiment: ExperimentConfig, checkpoint: Path) -> None:
+    """Raises ConfigError if the adapters in ``checkpoint`` are others than the experiment's.
+
+    A copy without its learners' part is taken as it is.
+    """
+    record_file = checkpoint / "learner" / "learner.json"
+    if not record_file.is_file():
+        return
+    saved = json.loads(record_file.read_text(encoding="utf-8")).get("lora")
+    own = experiment.model.lora and experiment.model.lora.fixed
+    if own != saved:
+        text = f"model.lora = {json.dumps(own)} contradicts {checkpoint}, which was saved with "
+        raise ConfigError([text + json.dumps(saved)])
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

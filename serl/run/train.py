@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +16,7 @@ from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.iteration import TrainingInterrupted
 from serl.learner.learner_group import LearnerError
+from serl.models.merge import holds_adapters, write_merged
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import CheckpointWriter, find_checkpoint
@@ -87,12 +91,35 @@ def evaluate_checkpoint(
 ) -> EvaluationResult:
     """Plays the evaluation with the policy of ``checkpoint`` and trains nothing."""
     trained_at = read_algorithm_state(checkpoint)["weights_seq_no"]
-    with running_algorithm(experiment, checkpoint / "policy", run_dir, console, stop, address) as algorithm:
+    with (
+        _whole_policy(experiment, checkpoint / "policy", run_dir) as (experiment, policy),
+        running_algorithm(experiment, policy, run_dir, console, stop, address) as algorithm,
+    ):
         # Served as the start of a run of its own, the policy counts its updates anew.
         result = replace(algorithm.run_evaluation(), weights_seq_no=trained_at)
     console.evaluation(f"checkpoint of iteration {trained_at}", result)
     append_evaluation(run_dir.path, result)
     return result
+
+
+@contextmanager
+def _whole_policy(
+    experiment: ExperimentConfig, policy: Path, run_dir: RunDir
+) -> Iterator[tuple[ExperimentConfig, Path]]:
+    """``policy``, or, where it holds adapters, the folder of a policy that they are merged into, for a while.
+
+    With the experiment that such a policy is served by.
+    """
+    if not holds_adapters(policy):
+        yield experiment, policy
+        return
+    merged = run_dir.path / "merged_policy"
+    try:
+        write_merged(resolve_model(experiment.model.path), policy, merged)
+        model = experiment.model.model_copy(update={"lora": None})
+        yield experiment.model_copy(update={"model": model}), merged
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
 
 
 class _Run:

@@ -329,7 +329,7 @@ def test_learners_send_each_other_the_precision_that_is_published(
         gathered.add(shard.dtype)
         return shard
 
-    monkeypatch.setattr("serl.learner.learner.whole", gather)
+    monkeypatch.setattr("serl.learner.publishing.whole", gather)
     group = learner_group(model_dir, model={"path": str(model_dir), "dtype": "bfloat16"})
     assert len(list(local_learner(group)._published_weights())) == len(weights(group))
     assert gathered == {torch.bfloat16}

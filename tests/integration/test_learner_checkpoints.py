@@ -117,6 +117,7 @@ def test_the_saved_learner_file_is_plain_json(
     record = json.loads((tmp_path / "learner" / "learner.json").read_text())
     assert record == {
         "is_sharded": True,
+        "lora": None,
         "has_teacher": True,
         "num_optimizer_steps": 1,
         "num_consecutive_skipped": 0,

@@ -21,6 +21,7 @@ from ray import cloudpickle
 
 from serl.batch.packing import plan_update
 from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.learner.publishing import published_weights
 from serl.learner.teacher import context_free_rows
 from serl.private.rllib import remote_learners
 from serl.types import TrajectoryGroup
@@ -171,6 +172,52 @@ def test_centring_kl_and_entropy_are_over_the_whole_batch_of_two_learners(
         assert weights_in(results[1]) == pytest.approx(weights_in(results[0]), rel=1e-4)
     finally:
         two.shutdown()
+
+
+def test_two_learners_of_adapters_compute_what_one_does(
+    groups: list[TrajectoryGroup], model_dir: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "model": {"path": str(model_dir), "lora": {"rank": 4, "alpha": 8}},
+        "hindsight": TEACHER,
+        "loss": {"kl_coefficient": 0.1},
+    }
+    one = learner_group(model_dir, **options)
+    # The cluster's CPUs are taken by the learners that other tests share.
+    two = learner_group(model_dir, learner={"num_learners": 2, "num_cpus_per_learner": 0.0}, **options)
+    try:
+        expected = finished(one, started_update(one, groups, 0))
+        metrics = finished(two, started_update(two, groups, 0))
+        for name in ("loss", "grad_norm", "approx_kl", "teacher_weight_mean", "num_trained_tokens"):
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+        assert "policy/adapter_model.safetensors" in two.save(tmp_path, timeout_s=START_S)
+        one.load(tmp_path, timeout_s=START_S)
+        (expected_gradient,) = gradients(one, groups)
+        assert len(expected_gradient) == 2 * 7 * 2
+        for of_learner in gradients(two, groups):
+            assert of_learner.keys() == expected_gradient.keys()
+            for name, tensor in expected_gradient.items():
+                error = float((of_learner[name] - tensor).abs().max())
+                assert error <= 1e-5 * float(tensor.abs().max()), f"{name}: {error}"
+        expected_merged, *others = [
+            dict(weights)
+            for weights in (
+                [published_weights(local_learner(one).policy, torch.float32, as_adapters=False)]
+                + ray.get(
+                    [each.__ray_call__.remote(_merged) for each in remote_learners(two)], timeout=START_S
+                )
+            )
+        ]
+        for merged in others:
+            for name, weight in expected_merged.items():
+                torch.testing.assert_close(merged[name], weight, atol=1e-5, rtol=1e-5)
+    finally:
+        two.shutdown()
+
+
+def _merged(learner: Any) -> dict[str, torch.Tensor]:
+    """Runs in a learner."""
+    return dict(published_weights(learner.policy, torch.float32, as_adapters=False))
 
 
 def updated(group: SERLLearnerGroup, groups: list[TrajectoryGroup], recorded: frozenset[str]) -> UpdateResult:

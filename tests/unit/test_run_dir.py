@@ -17,7 +17,7 @@ from serl.config import ExperimentConfig, ModelSection
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.run.metrics_writer import drop_lines_after
-from serl.run.resume import check_resumable
+from serl.run.resume import check_evaluable, check_resumable
 from serl.run.run_dir import CONFIG, RunDir
 
 # What reads a run directory, or is imported by what does.
@@ -129,6 +129,25 @@ def test_a_resumed_run_may_change_its_length_but_not_its_model(tmp_path: Path):
         check_resumable(before, other)
     assert "model.path = 'q' contradicts the run to be resumed: 'p'" in str(caught.value)
     assert "env.args" in str(caught.value)
+
+
+def test_a_resumed_run_keeps_its_adapters(tmp_path: Path):
+    before = experiment_in(tmp_path)
+    adapted = experiment_in(tmp_path, model={"path": "p", "lora": {"rank": 4}})
+    with pytest.raises(ConfigError, match="model.lora.rank = 4 contradicts the run to be resumed: null"):
+        check_resumable(before, adapted)
+    with pytest.raises(ConfigError, match="model.lora.alpha = null contradicts the run to be resumed: 32"):
+        check_resumable(adapted, before)
+
+
+def test_a_checkpoint_of_other_adapters_is_not_evaluated(tmp_path: Path):
+    (tmp_path / "learner").mkdir()
+    saved = {"rank": 4, "alpha": 8, "target_modules": ["q_proj"]}
+    (tmp_path / "learner" / "learner.json").write_text(json.dumps({"lora": saved}))
+    check_evaluable(experiment_in(tmp_path, model={"path": "p", "lora": saved}), tmp_path)
+    for lora in (None, saved | {"rank": 8}):
+        with pytest.raises(ConfigError, match='which was saved with {"rank": 4, "alpha": 8, "target'):
+            check_evaluable(experiment_in(tmp_path, model={"path": "p", "lora": lora}), tmp_path)
 
 
 def test_a_run_is_read_without_torch_ray_or_vllm(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from serl.config import ExperimentConfig
 from serl.models.description import HUB_SECONDS, model_config
+from serl.models.lora import UnknownTargetError, adapter_shapes
 from serl.models.resolve import (
     ModelPathError,
     check_cache_is_writable,
@@ -56,6 +58,8 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
         yield from unknown
         if folder is not None and not unknown and count_experts(config) > 1:
             yield from _names_of_experts(folder)
+        if folder is not None and not unknown:
+            yield from _adapters(experiment, folder)
 
 
 def _dtype(experiment: ExperimentConfig) -> Iterator[Finding]:
@@ -107,6 +111,20 @@ def _names_of_experts(folder: Path) -> Iterator[Finding]:
             f"{other[0]}: replicas could not load what learners publish; choose a model without experts"
         )
         yield Finding("wrong", "model", text)
+
+
+def _adapters(experiment: ExperimentConfig, folder: Path) -> Iterator[Finding]:
+    lora = experiment.model.lora
+    if lora is None:
+        return
+    try:
+        shapes = adapter_shapes(str(folder), lora)
+    except UnknownTargetError as error:
+        yield Finding("wrong", "model", str(error))
+        return
+    trained = sum(math.prod(shape) for shape in shapes.values())
+    text = f"adapters of rank {lora.rank}, {trained:,} weights in all"
+    yield Finding("ok", "model", text)
 
 
 def examine_engine_args(experiment: ExperimentConfig) -> Iterator[Finding]:
