@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -134,7 +133,7 @@ def prompt_phrases() -> tuple[str, ...]:
     """Stock phrases of prompt, engine, commands and feedback."""
     names = (*_COMMANDS, *_IDLE_COMMANDS)
     return (
-        *(system_message(*form) for form in itertools.product((True, False), (False, True))),
+        *(system_message(show_admissible_actions=shown) for shown in (True, False)),
         *_PROMPT_LABELS,
         *_ENGINE_PHRASES,
         *(form for name in names for form in (name, f" {name}", f", {name}")),

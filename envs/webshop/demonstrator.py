@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,7 +234,7 @@ def prompt_phrases(shop: Shop) -> tuple[str, ...]:
     """Stock phrases of prompt, pages, actions and feedback, and the ids of all products."""
     products = (shop.product(number) for number in range(len(shop.catalogue)))
     return (
-        *(system_message(*form) for form in itertools.product((True, False), (False, True))),
+        *(system_message(show_admissible_actions=shown) for shown in (True, False)),
         *_PHRASES,
         *(product.asin for product in products),
     )
