@@ -86,8 +86,9 @@ function lazyDetails(title, build, className = "") {
 function promptPart(step) {
   const roles = step.messages.map((message) => message.role).join(" + ");
   const cached = step.num_cached_tokens ? `, ${step.num_cached_tokens} of them cached` : "";
+  const before = step.continues === null ? "" : `goes on from step ${step.continues + 1} · `;
   return lazyDetails(
-    `Prompt · ${roles} · ${step.num_prompt_tokens} tokens${cached}`,
+    `Prompt · ${before}${roles} · ${step.num_prompt_tokens} tokens${cached}`,
     () => step.messages.map((message) =>
       element("div", { class: "message" }, element("p", { class: "label" }, message.role), element("pre", {}, message.content))),
     "prompt",
