@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -18,6 +19,8 @@ BUILT_IN = {
     "textarena": "envs.hubs.textarena:make_provider",
     "webshop": "envs.webshop.provider:make_provider",
 }
+# Each stands for many environments, written ``NAME:ID``; the factory gets the ID first.
+HUBS = {"verifiers": "envs.hubs.verifiers:make_provider"}
 
 
 class UnknownEnvironmentError(ValueError):
@@ -26,14 +29,15 @@ class UnknownEnvironmentError(ValueError):
 
 def environment_names() -> list[str]:
     """The names one can write as ``env.name``, besides ``module:factory``."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    hubs = (f"{hub}:ID" for hub in HUBS)
+    return sorted({*BUILT_IN, *hubs, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def make_provider(name: str, args: dict[str, Any]) -> EnvProvider:
     """Builds the provider of environment ``name`` from its own arguments.
 
-    ``name`` is a built-in name, the name of an entry point in the group ``serl.envs``, or
-    ``package.module:factory`` where ``factory(args)`` returns an `EnvProvider`.
+    ``name`` is a built-in name, a hub with an ID of its own, the name of an entry point in the group
+    ``serl.envs``, or ``package.module:factory`` where ``factory(args)`` returns an `EnvProvider`.
     Raises UnknownEnvironmentError, and whatever the factory raises for wrong arguments (ValueError).
     """
     return load_target(name)(args)
@@ -41,6 +45,9 @@ def make_provider(name: str, args: dict[str, Any]) -> EnvProvider:
 
 def load_target(name: str) -> Callable[..., Any]:
     """What ``name`` stands for, without calling it. Raises UnknownEnvironmentError."""
+    hub, _, env_id = name.partition(":")
+    if hub in HUBS and env_id:
+        return functools.partial(load_target(HUBS[hub]), env_id)
     target = BUILT_IN.get(name)
     if target is None:
         for point in entry_points(group=ENTRY_POINT_GROUP):

@@ -10,6 +10,8 @@ from envs.base import PromptParts, Turn
 
 CLIENT = OpenAI(api_key="the one of the episode")
 GAMES: Any = make_provider({"data": "embedded", "max_receptacles": 6})
+# What all games share is read here, once, and not by each of the processes that are forked for episodes.
+GAMES.make_env().reset(options={"task_id": GAMES.task_set("train").tasks[0].task_id})
 
 
 def tasks(split):

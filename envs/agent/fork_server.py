@@ -1,9 +1,10 @@
 """A process that has imported an agent's code, and forks a supervisor for each run of it.
 
-    python -m envs.agent.fork_server FILE MODULE …
+    python -m envs.agent.fork_server FILE PREPARATION …
 
-``FILE`` is the number of an open socket. It says `ready`, or what an import raised; from then on every
-message brings the socket of a run (`envs.agent.supervisor`). It ends when the other end is closed.
+``FILE`` is the number of an open socket. A preparation is a module, which is imported, or
+``module:function TEXT``, which is called with the text. It says `ready`, or what they raised; from then on
+every message brings the socket of a run (`envs.agent.supervisor`). It ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ import traceback
 from envs.agent.supervisor import supervise
 
 MAX_MESSAGE_BYTES = 2**16
+_ANSWER = {
+    "id": "chatcmpl-0",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "policy",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Gone"}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     control = socket.socket(fileno=int(arguments[0]))
     try:
-        for module in arguments[1:]:
-            importlib.import_module(module)
+        for preparation in arguments[1:]:
+            _prepare(preparation)
     except BaseException:  # whatever it raises, the env runner is to be told
         raised = json.dumps({"raised": traceback.format_exc()[-MAX_MESSAGE_BYTES // 2 :]})
         control.sendall(raised.encode() + b"\n")
         return 1
-    _import_what_clients_import_late()
+    _make_what_clients_make_at_their_first_request()
     control.sendall(b'{"ready": true}\n')
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
     while True:
@@ -44,12 +53,31 @@ def main(arguments: list[str]) -> int:
         os.close(files[0])
 
 
-def _import_what_clients_import_late() -> None:
-    """OpenAI's client imports much at its first use: a fifth of a second that each fork would spend again."""
+def _prepare(preparation: str) -> None:
+    name, _, text = preparation.partition(" ")
+    module, _, function = name.partition(":")
+    imported = importlib.import_module(module)
+    if function:
+        getattr(imported, function)(text)
+
+
+def _make_what_clients_make_at_their_first_request() -> None:
+    """OpenAI's client imports and builds much then: a fifth of a second that each fork would spend again."""
     openai = sys.modules.get("openai")
-    if openai is not None:
-        client = openai.OpenAI(api_key="none", base_url="http://localhost")
-        assert client.chat.completions and client.completions
+    if openai is None:
+        return
+    import httpx2  # OpenAI's client brings it
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=_ANSWER)
+
+    client = openai.OpenAI(
+        api_key="none",
+        base_url="http://localhost",
+        http_client=httpx2.Client(transport=httpx2.MockTransport(answer)),
+    )
+    assert client.completions
+    client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "Go"}])
 
 
 def _supervise(file: int) -> None:

@@ -45,11 +45,14 @@ class PlaysByItself(ValueError):
 
 
 class AgentProvider:
-    """Tasks, and how an agent is run on them; nothing is imported until `load`."""
+    """Tasks, and how an agent is run on them; nothing is imported until `load`.
 
-    def __init__(self, arguments: AgentArguments) -> None:
+    ``tasks``: in the place of those that the arguments name.
+    """
+
+    def __init__(self, arguments: AgentArguments, tasks: AgentTasks | None = None) -> None:
         self.arguments = arguments
-        self._tasks = AgentTasks(arguments.tasks)
+        self._tasks = tasks or AgentTasks(arguments.tasks)
 
     def task_set(self, split: str) -> TaskSet:
         """See `EnvProvider`."""
@@ -61,7 +64,7 @@ class AgentProvider:
 
     @property
     def modules(self) -> list[str]:
-        """The modules whose functions are called."""
+        """What is done once, before episodes are forked: see `envs.agent.fork_server`."""
         functions = (self.arguments.run, self.arguments.grader)
         return list(dict.fromkeys(name.partition(":")[0] for name in functions if name))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,19 @@ def load_function(name: str, key: str) -> Any:
 
 
 class AgentTasks:
-    """The tasks of ``source`` by split; each a mapping with an ``id``, the rest is the agent's business."""
+    """The tasks of ``source`` by split; each a mapping with an ``id``, the rest is the agent's business.
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    ``source`` is named as ``env.args.tasks`` names it, or is itself what gives the tasks of a split.
+    """
+
+    def __init__(self, source: str | Callable[[str], Iterable[AgentTask]], name: str = "agent") -> None:
+        self._source, self._name = source, name
         self._splits: dict[str, dict[str, AgentTask]] = {}
 
     def of(self, split: str) -> dict[str, AgentTask]:
         """The tasks of ``split`` by their ids, in order. Raises ValueError, OSError."""
         if split not in self._splits:
-            if OWN_NAME.fullmatch(self._source):
-                function = load_function(self._source, "tasks")
-                with quietly():
-                    given: Iterable[Any] = list(function(split))
-            else:
-                given = _lines(expanded_path(self._source), split)
-            self._splits[split] = _by_id(given, f"{self._source}, split {split!r}")
+            self._splits[split] = _by_id(self._given(split), f"{self._source}, split {split!r}")
         return self._splits[split]
 
     def task_set(self, split: str) -> TaskSet:
@@ -65,11 +62,18 @@ class AgentTasks:
         tasks = self.of(split)
         prints = [hashlib.sha256(_canonical(task)).hexdigest() for task in tasks.values()]
         return TaskSet(
-            name=f"agent/{split}",
+            name=f"{self._name}/{split}",
             tasks=tuple(Task(task_id, str(task.get("type", ""))) for task_id, task in tasks.items()),
             content_hash=manifest_hash(list(zip(tasks, prints, strict=True))),
             fingerprints=tuple(prints),
         )
+
+    def _given(self, split: str) -> Iterable[Any]:
+        if isinstance(self._source, str) and not OWN_NAME.fullmatch(self._source):
+            return _lines(expanded_path(self._source), split)
+        function = load_function(self._source, "tasks") if isinstance(self._source, str) else self._source
+        with quietly():
+            return list(function(split))
 
 
 def _lines(file: Path, split: str) -> list[AgentTask]:

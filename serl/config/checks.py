@@ -61,14 +61,15 @@ def replicas(serving: ServingSection) -> Iterator[str]:
 
 def gateway(env: EnvSection, rollout: RolloutSection, serving: ServingSection) -> Iterator[str]:
     """An agent without a gateway, what an agent does not heed, and what only a gateway heeds."""
-    if env.name == "agent" and not serving.gateway:
+    plays_by_itself = env.name == "agent" or env.name.startswith("verifiers:")
+    if plays_by_itself and not serving.gateway:
         yield (
-            "env.name = agent contradicts serving.gateway = false: an agent asks the policy through the "
+            f"env.name = {env.name} contradicts serving.gateway = false: an agent asks the policy through the "
             "gateway; set serving.gateway: true"
         )
-    if env.name == "agent" and rollout.prompt != "window":
+    if plays_by_itself and rollout.prompt != "window":
         yield (
-            f"rollout.prompt = {rollout.prompt} contradicts env.name = agent: an agent makes its prompts "
+            f"rollout.prompt = {rollout.prompt} contradicts env.name = {env.name}: an agent makes its prompts "
             "itself; leave it at window"
         )
     if serving.tool_parser is not None and not serving.gateway:

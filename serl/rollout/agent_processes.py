@@ -81,10 +81,13 @@ class AgentRun:
 
 
 class AgentProcesses:
-    """Runs functions of ``modules``, which are imported once, and commands; one event loop uses it."""
+    """Runs functions, once ``preparations`` are done (`envs.agent.fork_server`), and commands.
 
-    def __init__(self, modules: Sequence[str], start_timeout_s: float) -> None:
-        self._modules = modules
+    One event loop uses it.
+    """
+
+    def __init__(self, preparations: Sequence[str], start_timeout_s: float) -> None:
+        self._preparations = preparations
         self._start_timeout_s = start_timeout_s
         self._starting = asyncio.Lock()
         self._server: subprocess.Popen[bytes] | None = None
@@ -131,7 +134,7 @@ class AgentProcesses:
         ours, theirs = socket.socketpair()
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "envs.agent.fork_server", str(theirs.fileno()), *self._modules],
+                [sys.executable, "-m", "envs.agent.fork_server", str(theirs.fileno()), *self._preparations],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -147,11 +150,11 @@ class AgentProcesses:
         except TimeoutError as error:
             self._server.kill()
             raise AgentProcessError(
-                f"importing {', '.join(self._modules)} took longer than env.call_timeout_s = "
+                f"importing {', '.join(self._preparations)} took longer than env.call_timeout_s = "
                 f"{self._start_timeout_s:g}"
             ) from error
         raised = json.loads(said).get("raised") if said else "the process ended"
         if raised is not None:
             ours.close()
-            raise AgentProcessError(f"{', '.join(self._modules)} cannot be imported\n{raised}")
+            raise AgentProcessError(f"{', '.join(self._preparations)} cannot be imported\n{raised}")
         self._control = ours

@@ -33,11 +33,16 @@ class JsonCall(ToolCallParser):
 
 def played(folder: Path, agent: str, *said: str) -> Trajectory:
     """One episode of ``agent``, to which the policy says these one after the other."""
-    policy = ScriptedClient(ENCODER, lambda session_id, index: said[index] + "<|end|>")
     args = {"run": f"framework_agents:{agent}", "tasks": "framework_agents:tasks", "timeout_s": 300.0}
-    env = EnvSection(name="agent", args=args, max_steps=4, call_timeout_s=300.0)
+    return played_in(folder, "agent", args, "train sum", *said)
+
+
+def played_in(folder: Path, name: str, args: dict[str, Any], task_id: str, *said: str) -> Trajectory:
+    """One episode of the environment ``name``, which plays by itself."""
+    policy = ScriptedClient(ENCODER, lambda session_id, index: said[index] + "<|end|>")
+    env = EnvSection(name=name, args=args, max_steps=4, call_timeout_s=300.0)
     with running(folder, policy, env, JsonCall()) as runner:
-        report = play(runner, [RolloutRequest(Task("train sum"), "g0", 0, seed=0)])
+        report = play(runner, [RolloutRequest(Task(task_id), "g0", 0, seed=0)])
     assert not report.failures, report.failures[0].message
     return report.trajectories[0]
 
@@ -62,3 +67,17 @@ def test_an_agent_of_smolagents_writes_code_and_goes_on_from_the_sampled_ids(tmp
     assert trajectory.reward == 1.0
     assert "How much is 2 + 3?" in first.anchor
     assert "5" in second.anchor
+
+
+def test_an_environment_of_verifiers_plays_by_itself_and_its_answers_go_on_from_the_sampled_ids(
+    tmp_path: Path,
+):
+    pytest.importorskip("verifiers", reason="needs the extra verifiers")
+    name = "verifiers:verifiers_environments"
+    trajectory = played_in(tmp_path, name, {"num_valid": 2}, "train:3", "1", "3")
+    first, second = trajectory.steps
+    assert (trajectory.reward, trajectory.success, trajectory.metrics["num_turns"]) == (1.0, True, 2.0)
+    assert (first.anchor, first.action, first.feedback) == ("Guess 3.", "1", "higher")
+    assert (second.anchor, second.action, second.feedback, second.reward) == ("higher", "3", "right", 1.0)
+    sampled = first.prompt_ids + first.response_ids
+    assert second.prompt_ids[: len(sampled)] == sampled

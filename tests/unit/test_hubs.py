@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from typing import Any
 
@@ -145,3 +146,49 @@ def test_games_that_cannot_be_played_here_are_told(game: str, told: str, monkeyp
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     with pytest.raises(ValueError, match=told):
         make_provider("textarena", {"game": game})
+
+
+GUESSING = {"options": {"num_tasks": 8}, "num_valid": 3}
+
+
+def test_an_environment_of_verifiers_is_checked_step_by_step_and_no_task_held_out_is_trained_on():
+    pytest.importorskip("verifiers", reason="needs the extra verifiers")
+    assert violations("verifiers:verifiers_environments", GUESSING) == []
+    provider = make_provider("verifiers:verifiers_environments", GUESSING)
+    train, valid = provider.task_set("train"), provider.task_set("valid")
+    assert [task.task_id for task in train.tasks] == [f"train:{index}" for index in range(5)]
+    assert [task.task_id for task in valid.tasks] == ["valid:5", "valid:6", "valid:7"]
+    assert_disjoint(train, valid)
+    env = provider.make_env()
+    seen, info = env.reset(options={"task_id": "train:2"})
+    assert (seen, info["task_description"]) == ("Guess 2.", "Guess 2.")
+    seen, reward, ended, _, info = env.step("1")
+    assert (seen, reward, ended, info["feedback"]) == ("higher", 0.0, False, "higher")
+    seen, reward, ended, _, info = env.step("2")
+    assert (seen, reward, ended, info["success"]) == ("right", 1.0, True, True)
+    assert info["metrics"] == {"guessed": 1.0, "num_turns": 2.0}
+
+
+def test_questions_that_are_trained_on_are_left_out_of_those_that_an_environment_of_verifiers_holds_out():
+    pytest.importorskip("verifiers", reason="needs the extra verifiers")
+    provider = make_provider("verifiers:verifiers_environments", {"options": {"twice": True}})
+    assert [task.task_id for task in provider.task_set("valid").tasks] == ["valid:2"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "told"),
+    [
+        ("nobody", {}, "Could not import 'nobody' environment"),
+        ("verifiers_environments", {"tasks": 3}, "unexpected keyword argument 'tasks'"),
+        ("verifiers_environments", {"download": "hub"}, "would download something, which SERL does not let"),
+        ("verifiers_environments", {"download": "web"}, "would download something, which SERL does not let"),
+    ],
+)
+def test_environments_of_verifiers_that_cannot_be_loaded_here_are_told(
+    env_id: str, options: dict[str, Any], told: str
+):
+    pytest.importorskip("verifiers", reason="needs the extra verifiers")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match=told):
+        make_provider(f"verifiers:{env_id}", {"options": options})
+    assert signal.getsignal(signal.SIGTERM) is handler
