@@ -133,6 +133,15 @@ class GymnasiumProvider:
             {"role": "user", "content": f"{past}{parts.observation}"},
         )
 
+    def turn_messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        """Later turns name the actions only where the environment itself does."""
+        if not parts.num_past_turns:
+            return self.messages(parts)
+        actions = parts.admissible_actions
+        is_known = not actions or actions == self.arguments.actions
+        named = "" if is_known else f"\nOne of: {', '.join(actions)}."
+        return ({"role": "user", "content": f"{parts.observation}{named}"},)
+
     def action(self, text: str) -> Any:
         """What the environment takes for ``text``; None for the name of no action."""
         if self._first is None:

@@ -19,6 +19,7 @@ from envs.hubs.packages import require
 from envs.hubs.seeds import SeedTasks
 from serl.config.nearest import name_hint
 
+_NOTHING_SAID = "Your move."
 _INSTRUCTION = "Give your move as <action>MOVE</action>, MOVE in the form that the game asks for."
 
 
@@ -136,9 +137,14 @@ class TextArenaProvider:
 
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         past = "".join(f"{turn.observation}\n> {turn.action}\n" for turn in parts.history)
-        now = f"{past}{parts.observation}".strip() or "Your move."
+        now = f"{past}{parts.observation}".strip() or _NOTHING_SAID
         rules = f"{parts.task_description.strip()}\n{_INSTRUCTION}"
         return ({"role": "system", "content": rules}, {"role": "user", "content": now})
+
+    def turn_messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
+        if not parts.num_past_turns:
+            return self.messages(parts)
+        return ({"role": "user", "content": parts.observation.strip() or _NOTHING_SAID},)
 
 
 def _refuse_download(what: str, *args: Any, **options: Any) -> bool:

@@ -23,6 +23,7 @@ from rollout_helpers import (
 
 from envs.alfworld.provider import make_provider as make_alfworld
 from envs.base import PromptParts, turn_messages
+from envs.registry import make_provider as make_registered
 from envs.webshop.provider import make_provider as make_webshop
 from serl.batch.group import add_evidence, finish
 from serl.batch.prefix_tree import num_shared
@@ -184,6 +185,18 @@ def test_without_words_of_its_own_an_environment_says_its_observations_alone():
     assert turn_messages(provider, first) == provider.messages(first)
     later = replace(first, num_past_turns=3, observation="You stand at 3.")
     assert turn_messages(provider, later) == ({"role": "user", "content": "You stand at 3."},)
+
+
+def test_actions_that_an_environment_of_gymnasium_changes_are_named_again():
+    args = {"id": "counting_env:Counting-v0", "description": "Count.", "actions": ["up", "down"]}
+    provider = make_registered("gymnasium", args)
+    first = PromptParts("Count.", (), 0, "0 of 2", ("up", "down"))
+    assert turn_messages(provider, first) == provider.messages(first)
+    said = [
+        turn_messages(provider, replace(first, num_past_turns=1, admissible_actions=actions))[0]["content"]
+        for actions in (("up", "down"), (), ("down",))
+    ]
+    assert said == ["0 of 2", "0 of 2", "0 of 2\nOne of: down."]
 
 
 @pytest.mark.parametrize("make_provider", [make_alfworld, make_webshop])
