@@ -53,6 +53,7 @@ from serl.rollout.episode import Policy
 from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
+from serl.rollout.scaling import PoolScaler
 from serl.run_folder import CONFIG, config_yaml, create_run_folder
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
@@ -124,11 +125,10 @@ class SERLConfig(ExperimentSetters):
 class SERL(RLlibInterface):
     """Asynchronous group-relative policy optimisation with selective hindsight distillation.
 
-    Before the first `train()` a caller may set ``should_stop``
-    (polled inside waits; `TrainingInterrupted` follows) and ``on_progress``. After it, ``last_recorded`` are
-    the trajectories to be looked at and ``last_teacher_records`` what the learner made of their steps.
-    While it ``is_updating``, from an update's start until its weights are published, learners are ahead of
-    the counters, and a checkpoint would not fit together.
+    Before the first `train()` a caller may set ``should_stop`` (polled inside waits; `TrainingInterrupted`
+    follows) and ``on_progress``. After it, ``last_recorded`` are the trajectories to be looked at and
+    ``last_teacher_records`` what the learner made of their steps. While it ``is_updating``, from an update's
+    start until its weights are published, learners are ahead of the counters: no checkpoint would fit.
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -173,7 +173,8 @@ class SERL(RLlibInterface):
         encoder = PromptEncoder.load(config.model_dir)
         self._collector = BatchCollector(experiment, self.train_tasks, encoder, Path(config.run_dir))
         self._actors = WatchedActors(experiment, names)
-        self._actors.watch_env_runners(self.env_runner_group)
+        self._actors.watch_env_runners(self._pool)
+        self._scaler = PoolScaler(experiment.rollout, self._pool)
         self._actors.watch_learners(self._learners)
         self.failures = self._collector.failures
         self._totals: Counter[str] = Counter()
@@ -248,7 +249,7 @@ class SERL(RLlibInterface):
         trajectories = [trajectory for group in batch for trajectory in group.group.trajectories]
         metrics = batch_metrics([group.sums for group in batch], trajectories, self._weights_seq_no - 1)
         metrics |= {f"learner/{name}": value for name, value in result.metrics.items()}
-        metrics |= self._collector.metrics()
+        metrics |= self._collector.metrics() | self._pool.metrics()
         metrics |= {f"broadcast/{name}": float(value) for name, value in asdict(broadcast).items()}
         metrics |= {f"total/{name}": float(value) for name, value in self._totals.items()}
         metrics |= iteration.metrics() | self._actors.metrics() | {"weights_seq_no": self._weights_seq_no}
@@ -270,7 +271,7 @@ class SERL(RLlibInterface):
             waiting_for = f"{episodes.num_pending} of {len(requests)} evaluation episodes"
             self._check_not_stopped(waiting_for)
             iteration.check_deadline(waiting_for, self._pool, self._collector)
-            report = self._poll_runners(iteration)
+            report = self._poll_runners(iteration, learners_wait=True)
             self._pool.submit(episodes.take(report.trajectories, report.failures), urgent=True)
             self._show_progress(iteration, "evaluation", len(episodes.finished), len(requests))
         self._pool.submit(waiting)
@@ -354,7 +355,7 @@ class SERL(RLlibInterface):
         """Once round the loop: new groups in, episodes out."""
         iteration.check_deadline(waiting_for, self._pool, self._collector)
         self._pool.submit(self._collector.admit(self._weights_seq_no))
-        self._poll_runners(iteration)
+        self._poll_runners(iteration, learners_wait=phase == "rollout")
         training = self.experiment.training
         wanted = training.groups_per_batch * training.group_size
         self._show_progress(iteration, phase, iteration.counters["episodes_finished"], wanted)
@@ -367,8 +368,9 @@ class SERL(RLlibInterface):
                 return found
             self._turn(iteration, waiting_for, "update")
 
-    def _poll_runners(self, iteration: Iteration) -> PoolReport:
+    def _poll_runners(self, iteration: Iteration, learners_wait: bool) -> PoolReport:
         self._actors.require_serving()
+        self._scaler.look(learners_wait, self._collector.batch_waits, self._actors.num_serving)
         iteration.not_polling_s += time.monotonic() - iteration.last_polled
         report = self._pool.poll(_POLL_S)
         iteration.last_polled = time.monotonic()

@@ -17,13 +17,14 @@ from collections import Counter
 from functools import partial
 
 import ray
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.actor import ActorHandle
 
 from serl.config import ExperimentConfig
 from serl.heartbeat import HeartbeatMonitor
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.private.ray_serve import serve_controller
-from serl.private.rllib import remote_learners, worker_manager
+from serl.private.rllib import remote_learners
+from serl.rollout.runner_pool import EnvRunnerPool
 from serl.serving.names import ServingNames
 from serl.serving.start import replace_weight_store, weight_store_of
 from serl.serving.weight_store import WeightVersion, live_actors
@@ -79,10 +80,17 @@ class WatchedActors:
         missing = max(self._num_wanted - self._num_serving, 0)
         return {"serving/replicas": float(self._num_serving), "serving/missing_replicas": float(missing)}
 
-    def watch_env_runners(self, group: EnvRunnerGroup) -> None:
-        for index, runner in worker_manager(group).actors().items():
-            end = partial(ray.kill, runner, no_restart=False)
-            self._monitor.watch("env_runners", f"env runner {index}", ping=runner.ping.remote, end=end)
+    @property
+    def num_serving(self) -> int:
+        """How many policy replicas serve."""
+        return self._num_serving
+
+    def watch_env_runners(self, pool: EnvRunnerPool) -> None:
+        """Those of ``pool`` that play, and whoever will."""
+        pool.on_ready = self._watch_env_runner
+        pool.on_end = lambda index: self._monitor.forget(f"env runner {index}")
+        for index, runner in pool.playing().items():
+            self._watch_env_runner(index, runner)
 
     def watch_learners(self, group: SERLLearnerGroup) -> None:
         """Those of ``group`` as it is now, in the place of its former ones."""
@@ -105,6 +113,10 @@ class WatchedActors:
 
     def close(self) -> None:
         self._monitor.close()
+
+    def _watch_env_runner(self, index: int, runner: ActorHandle) -> None:
+        end = partial(ray.kill, runner, no_restart=False)
+        self._monitor.watch("env_runners", f"env runner {index}", ping=runner.ping.remote, end=end)
 
     def _look_for_replicas(self, registered: dict[str, int]) -> None:
         self._num_serving = len(live_actors() & registered.keys())

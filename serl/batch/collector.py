@@ -55,6 +55,11 @@ class BatchCollector:
         self.judge.on_failure = self.failures.failed
         self._last_taken_at: int | None = None
 
+    @property
+    def batch_waits(self) -> bool:
+        """Whether as many finished groups wait as the learners take at once."""
+        return self._buffer.batch_waits
+
     def admit(self, weights_seq_no: int) -> list[RolloutRequest]:
         """The requests of as many new groups as may be in flight."""
         requests: list[RolloutRequest] = []

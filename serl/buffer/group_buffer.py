@@ -103,6 +103,11 @@ class GroupBuffer(Generic[FinishedT]):
         self._num_admitted = 0
         self._num_discarded = 0
 
+    @property
+    def batch_waits(self) -> bool:
+        """Whether as many groups are ready as make a batch."""
+        return len(self._ready_groups()) >= self._groups_per_batch
+
     def num_admissible(self, weights_seq_no: int) -> int:
         """How many groups may be admitted now that ``weights_seq_no`` is served."""
         self._advance(weights_seq_no)

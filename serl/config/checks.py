@@ -27,6 +27,30 @@ def lengths(model: ModelSection, rollout: RolloutSection, hindsight: HindsightSe
         )
 
 
+def env_runners(rollout: RolloutSection, serving: ServingSection) -> Iterator[str]:
+    """What their number cannot be."""
+    scaling = rollout.autoscaling
+    if scaling is None:
+        return
+    if rollout.num_env_runners != 1:
+        yield (
+            f"rollout.num_env_runners = {rollout.num_env_runners} contradicts rollout.autoscaling: "
+            "give a fixed number or min_env_runners and max_env_runners, not both"
+        )
+    if scaling.min_env_runners > scaling.max_env_runners:
+        yield (
+            f"rollout.autoscaling.min_env_runners = {scaling.min_env_runners} contradicts "
+            f"rollout.autoscaling.max_env_runners = {scaling.max_env_runners}"
+        )
+    replicas = serving.autoscaling
+    if replicas is not None and scaling.max_episodes_per_replica <= replicas.target_ongoing_requests:
+        yield (
+            f"rollout.autoscaling.max_episodes_per_replica = {scaling.max_episodes_per_replica} contradicts "
+            f"serving.autoscaling.target_ongoing_requests = {replicas.target_ongoing_requests:g}: so few "
+            "episodes never have the requests for which another replica is started"
+        )
+
+
 def replicas(serving: ServingSection) -> Iterator[str]:
     """What an engine, or their number, cannot be."""
     scaling = serving.autoscaling

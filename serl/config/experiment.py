@@ -44,6 +44,7 @@ class ExperimentConfig(Section):
     def _no_key_contradicts_another(self) -> Self:
         found = [
             *checks.lengths(self.model, self.rollout, self.hindsight),
+            *checks.env_runners(self.rollout, self.serving),
             *checks.replicas(self.serving),
             *checks.gateway(self.env, self.rollout, self.serving),
             *checks.weight_transfer(self.serving, self.learner),

@@ -88,11 +88,31 @@ class EnvSection(Section):
 PromptForm = Literal["window", "conversation"]
 
 
+class RunnerAutoscalingSection(Section):
+    """Env runners that come and go with what the loop lacks, in place of a fixed ``num_env_runners``."""
+
+    min_env_runners: PositiveInt = 1
+    """Env runners that always run; a run starts with them."""
+    max_env_runners: PositiveInt = 1
+    """Env runners that run while learners wait for episodes."""
+    max_episodes_per_replica: PositiveInt = 256
+    """Episodes in flight for each policy replica that serves; more of them wait for the next replica."""
+    upscale_delay_s: float = Field(default=30.0, ge=0.0)
+    """Seconds that learners must have waited while episodes waited for a place; then env runners with places
+    for all of these are started."""
+    downscale_delay_s: float = Field(default=600.0, ge=0.0)
+    """Seconds that a whole batch must have waited for the learners while the places of an env runner were
+    empty; then one ends, after its episodes."""
+
+
 class RolloutSection(Section):
     """Env runners and how they sample."""
 
     num_env_runners: PositiveInt = 1
-    """Processes that play episodes; the games of each share one Python interpreter."""
+    """Processes that play episodes, if their number is fixed; the games of each share one Python
+    interpreter."""
+    autoscaling: RunnerAutoscalingSection | None = None
+    """Null: a fixed number."""
     num_cpus_per_env_runner: float = Field(default=1.0, ge=0.0)
     """What Ray sets aside for each of them."""
     max_concurrent_episodes: PositiveInt = 64
@@ -126,3 +146,8 @@ class RolloutSection(Section):
     seeded_requests: bool = False
     """Every request carries its own seed, derived from the experiment's, so that the same weights sample the
     same tokens again (slower)."""
+
+    @property
+    def fewest_env_runners(self) -> int:
+        """Those that a run starts with."""
+        return self.num_env_runners if self.autoscaling is None else self.autoscaling.min_env_runners

@@ -17,7 +17,14 @@ class AutoscalingSection(Section):
     max_replicas: PositiveInt = 1
     """Replicas that run under load."""
     target_ongoing_requests: PositiveFloat = 64.0
-    """Requests under way per replica that autoscaling aims at."""
+    """Requests that run or wait in a replica's engine that autoscaling aims at, as the mean of the last
+    30 s."""
+    upscale_delay_s: float = Field(default=30.0, ge=0.0)
+    """Seconds that this mean must have asked for more replicas before they are started."""
+    downscale_delay_s: float = Field(default=600.0, ge=0.0)
+    """Seconds that it must have asked for fewer before replicas end; longer than an update, in which rollouts
+    may stand still. One that ends gets no more requests; what it has not answered 5 s later is sent to
+    another one again."""
 
 
 class ServingSection(Section):

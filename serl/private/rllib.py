@@ -28,6 +28,30 @@ def worker_manager(group: EnvRunnerGroup) -> FaultTolerantActorManager:
     return group._worker_manager
 
 
+def add_env_runner(group: EnvRunnerGroup) -> int:
+    """Starts another env runner and returns the number that ``group`` knows it by; it does not wait for it.
+
+    `EnvRunnerGroup.add_workers` counts a runner as healthy before it has a place, numbers two alike after one
+    was removed, and inside a trial of Tune looks for a place in a bundle that is not there.
+    """
+    import ray
+
+    manager = group._worker_manager
+    index = manager._next_id
+    runner_class: Any = group.env_runner_cls
+    options: dict[str, Any] = group._remote_args | {"scheduling_strategy": "DEFAULT"}
+    runner = ray.remote(**options)(runner_class).remote(
+        config=group._remote_config_obj_ref,
+        worker_index=index,
+        num_workers=index,
+        tune_trial_id=group._tune_trial_id,
+        log_dir=group._logdir,
+    )
+    manager.add_actors([runner])
+    manager.set_actor_state(index, healthy=False)
+    return index
+
+
 def turn_env_runner_state_sync_off(config: AlgorithmConfig) -> None:
     """Lets `Algorithm.training_step` alone decide what env runners are sent.
 

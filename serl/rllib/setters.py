@@ -224,6 +224,7 @@ class ExperimentSetters(AlgorithmConfig):
         for name in SHARED:
             section, _, key = KEYS[name].partition(".")
             setattr(self, name, getattr(getattr(experiment, section), key))
+        self.num_env_runners = experiment.rollout.fewest_env_runners
         self._derived = True
 
     def python_environment(self, **arguments: Any) -> Self:

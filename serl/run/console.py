@@ -39,6 +39,7 @@ class Console:
         self._bar: tqdm | None = None
         self._phase = ""
         self._missing_replicas = 0.0
+        self._env_runners = (0.0, 0.0)
 
     def begin(self, run_dir: Path) -> None:
         """Says where everything goes."""
@@ -58,6 +59,13 @@ class Console:
             hint = f": see the newest {logs}/serving-*.log" if num_missing else ""
             self.note(f"{num_serving:g} of {num_serving + num_missing:g} replicas serve{hint}")
         self._missing_replicas = num_missing
+
+    def env_runners(self, num_playing: float, num_missing: float) -> None:
+        """A line when another number than before plays, or is wanted."""
+        numbers = num_playing, num_playing + num_missing
+        if numbers != self._env_runners and (num_missing or any(self._env_runners)):
+            self.note("{:g} of {:g} env runners play".format(*numbers))
+        self._env_runners = numbers
 
     def progress(self, progress: Progress) -> None:
         """Redraws the bar: episodes so far, steps and tokens a second, staleness."""

@@ -117,6 +117,19 @@ GROUPS: Mapping[str, MetricGroup] = {
             "`serving.autoscaling.min_replicas`; the console says so when the number changes.",
         },
     ),
+    "pool": MetricGroup(
+        "the env runners, at the end of the iteration",
+        {
+            "env_runners": "Env runners that play.",
+            "missing_env_runners": "How many more are wanted: they start, or wait for a place in the "
+            "cluster; the console says so when the number changes.",
+            "places": "Episodes that may run at a time: `rollout.max_concurrent_episodes` for each env "
+            "runner, and with `rollout.autoscaling` no more than `max_episodes_per_replica` for each replica "
+            "that serves.",
+            "episodes_running": "Episodes that run.",
+            "episodes_waiting": "Episodes that wait for a place.",
+        },
+    ),
     "env_runners": MetricGroup(
         "what was played, under RLlib's names",
         {
@@ -203,6 +216,8 @@ GROUPS: Mapping[str, MetricGroup] = {
             "time.",
             "generation_seconds": "Seconds waiting for the policy, added up in the same way.",
             "env_runners_died": "Env runners that died.",
+            "env_runners_added": "Env runners that `rollout.autoscaling` asked for.",
+            "env_runners_removed": "Env runners that it let end.",
             "environment_close_errors": "Environments whose `close` raised; their episodes count all the "
             "same.",
             "agent_branches": "Requests of agents that continue no answer, or one that is continued already: "

@@ -202,6 +202,7 @@ class _Run:
         self.console.replicas(
             metrics["serving/replicas"], metrics["serving/missing_replicas"], self.run_dir.logs
         )
+        self.console.env_runners(metrics["pool/env_runners"], metrics["pool/missing_env_runners"])
 
     def record(self) -> dict[str, float]:
         """Writes the trajectories of this iteration that are to be looked at, and says if no more fit."""

@@ -229,6 +229,8 @@ def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
                 min_replicas=serving.autoscaling.min_replicas,
                 max_replicas=serving.autoscaling.max_replicas,
                 target_ongoing_requests=serving.autoscaling.target_ongoing_requests,
+                upscale_delay_s=serving.autoscaling.upscale_delay_s,
+                downscale_delay_s=serving.autoscaling.downscale_delay_s,
                 policy=AutoscalingPolicy(policy_function=replicas_for_open_requests),
             )
         }

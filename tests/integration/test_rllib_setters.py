@@ -206,6 +206,10 @@ def test_a_trial_asks_for_its_processes() -> None:
     request = SERL.default_resource_request(config.to_dict())
     assert isinstance(request, PlacementGroupFactory)
     assert request.bundles == [{"CPU": 1}, {"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 1.0}]
+    growing = complete().sections(rollout={"autoscaling": {"min_env_runners": 3, "max_env_runners": 9}})
+    request = SERL.default_resource_request(growing.to_dict())
+    assert isinstance(request, PlacementGroupFactory)
+    assert request.bundles[1:] == [{"CPU": 1.0}] * 3
 
 
 def test_callbacks_that_nothing_would_call_are_refused() -> None:

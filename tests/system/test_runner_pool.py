@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,16 @@ def poll_until(pool: EnvRunnerPool, num_ended: int, timeout_s: float = 120.0) ->
     return total
 
 
+def wait_until(pool: EnvRunnerPool, condition: Callable[[], bool], what: str) -> Counter[str]:
+    """Polls; returns what was counted meanwhile."""
+    counters: Counter[str] = Counter()
+    deadline = time.monotonic() + 120.0
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}; {pool.describe()}"
+        counters += pool.poll(0.05).counters
+    return counters
+
+
 def corridors(*rollout_indices: int) -> list[RolloutRequest]:
     return [rollout_request("corridor 2", rollout_index=index) for index in rollout_indices]
 
@@ -89,6 +101,49 @@ def test_the_episodes_of_a_runner_that_dies_come_back_as_failed_and_it_is_replac
     assert report.failures[0].message.startswith(f"env runner {victim} died with 1 episodes (death 1): ")
     pool.submit(corridors(2, 3, 4))
     assert len(poll_until(pool, 3).trajectories) == 3
+
+
+def test_a_runner_without_a_place_keeps_nobody_waiting_and_one_not_wanted_ends_after_its_episodes(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    config = runner_config(tmp_path)
+    config.make_policy = functools.partial(scripted_policy, str(tmp_path))
+    config.env_runners(num_env_runners=1, num_cpus_per_env_runner=2)  # of the cluster's four
+    group = EnvRunnerGroup(config=config, local_env_runner=False)
+    pool = EnvRunnerPool(group, max_concurrent_episodes=4, exchange_wait_s=0.2)
+    ready: list[int] = []
+    ended: list[int] = []
+    pool.on_ready, pool.on_end = lambda index, runner: ready.append(index), ended.append
+    try:
+        pool.resize(3)
+        pool.submit(corridors(0, 1, 2, 3, 4))
+        counters = poll_until(pool, 5).counters
+        wait_until(pool, lambda: bool(ready), "the runner for which there is room")
+        assert pool.metrics()["pool/missing_env_runners"] == 1
+        assert pool.num_places == 8
+
+        pool.resize(2)
+        counters += wait_until(pool, lambda: bool(ended), "the runner that has no place")
+        assert ended == [5 - ready[0]]  # of 2 and 3
+        pool.max_episodes = 2
+        slow = corridors(7)
+        pool.submit([*slow, *[replace(request, group_id="another") for request in slow], *corridors(0)])
+        counters += pool.poll(0.0).counters
+        assert (pool.num_running, pool.num_queued) == (2, 1)
+
+        pool.max_episodes = None
+        pool.resize(1)
+        assert (pool.num_wanted, pool.num_running) == (1, 2)
+        (leaving,) = worker_manager(group).actors().keys() - pool.playing().keys()
+        report = poll_until(pool, 3)
+        assert sorted(t.rollout_index for t in report.trajectories) == [0, 7, 7]
+        counters += report.counters
+        counters += wait_until(pool, lambda: len(ended) == 2, "the runner that is not wanted")
+        assert ended[1] == leaving and list(pool.playing()) == worker_manager(group).actor_ids()
+        assert (counters["env_runners_added"], counters["env_runners_removed"]) == (2, 2)
+        assert counters["env_runners_died"] == 0
+    finally:
+        group.stop()
 
 
 def test_an_error_that_is_no_failure_of_an_episode_ends_the_run_with_its_traceback(

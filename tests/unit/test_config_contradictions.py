@@ -79,6 +79,21 @@ def test_a_source_of_ones_own_is_imported_by_its_module(tmp_path: Path, monkeypa
             "serving.autoscaling",
         ),
         (
+            ["rollout.autoscaling.max_env_runners=2", "rollout.num_env_runners=2"],
+            "rollout.num_env_runners",
+            "rollout.autoscaling",
+        ),
+        (
+            ["rollout.autoscaling.min_env_runners=3", "rollout.autoscaling.max_env_runners=2"],
+            "rollout.autoscaling.min_env_runners",
+            "rollout.autoscaling.max_env_runners",
+        ),
+        (
+            ["rollout.autoscaling.max_episodes_per_replica=64", "serving.autoscaling.max_replicas=2"],
+            "rollout.autoscaling.max_episodes_per_replica",
+            "serving.autoscaling.target_ongoing_requests",
+        ),
+        (
             ["serving.autoscaling.min_replicas=3", "serving.autoscaling.max_replicas=2"],
             "serving.autoscaling.min_replicas",
             "serving.autoscaling.max_replicas",

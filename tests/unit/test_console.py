@@ -140,3 +140,16 @@ def test_missing_replicas_are_told_once_and_when_their_number_changes():
         "0 of 2 replicas serve: see the newest run/logs/serving-*.log",
         "2 of 2 replicas serve",
     ]
+
+
+def test_env_runners_that_come_and_go_are_told_when_their_number_changes():
+    terminal = io.StringIO()
+    console = Console(progress_bar=False, stream=terminal)
+    for playing, missing in ((2, 0), (2, 0), (2, 3), (5, 0), (4, 1), (4, 0)):
+        console.env_runners(float(playing), float(missing))
+    assert terminal.getvalue().splitlines() == [
+        "2 of 5 env runners play",
+        "5 of 5 env runners play",
+        "4 of 5 env runners play",
+        "4 of 4 env runners play",
+    ]

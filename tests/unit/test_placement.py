@@ -18,7 +18,7 @@ REPLICAS = Role("replicas", 3, {"GPU": 2.0})
 RUNNERS = Role("env runners", 4, {"CPU": 0.5})
 
 
-def test_a_run_needs_its_learners_its_fewest_replicas_and_its_env_runners() -> None:
+def test_a_run_needs_its_learners_its_fewest_replicas_and_its_fewest_env_runners() -> None:
     experiment = load_experiment(
         QUICKSTART,
         [
@@ -26,7 +26,7 @@ def test_a_run_needs_its_learners_its_fewest_replicas_and_its_env_runners() -> N
             "learner.num_cpus_per_learner=1.5",
             "serving.autoscaling={min_replicas: 3, max_replicas: 9}",
             "serving.num_cpus_per_replica=0",
-            "rollout.num_env_runners=4",
+            "rollout.autoscaling={min_env_runners: 4, max_env_runners: 9}",
             "rollout.num_cpus_per_env_runner=0.5",
         ],
     )

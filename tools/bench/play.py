@@ -104,7 +104,7 @@ class Player:
     ) -> None:
         config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
         config.make_policy = functools.partial(PolicyClient, names)
-        self.capacity = experiment.rollout.num_env_runners * experiment.rollout.max_concurrent_episodes
+        self.capacity = experiment.rollout.fewest_env_runners * experiment.rollout.max_concurrent_episodes
         self._runners = EnvRunnerGroup(config=config, local_env_runner=False)
         self._pool = EnvRunnerPool(self._runners, experiment.rollout.max_concurrent_episodes)
         provider = make_provider(experiment.env.name, experiment.env.args)

@@ -296,6 +296,12 @@ _FAILURES = Row(
             _NUMBER,
             (_of("serving_replicas", "serve"), _of("serving_missing_replicas", "missing")),
         ),
+        Panel(
+            "Env runners",
+            "That play, and that are missing: they start, or wait for a place in the cluster.",
+            _NUMBER,
+            (_of("pool_env_runners", "play"), _of("pool_missing_env_runners", "missing")),
+        ),
     ),
 )
 

@@ -151,12 +151,12 @@ class Role:
 
 
 def roles(experiment: ExperimentConfig) -> list[Role]:
-    """What a run cannot do without, the learners first; the fewest replicas."""
+    """What a run cannot do without, the learners first; the fewest replicas and env runners."""
     learner, serving, rollout = experiment.learner, experiment.serving, experiment.rollout
     wanted = [
         ("learners", learner.num_learners, learner.num_cpus_per_learner, learner.num_gpus_per_learner),
         ("replicas", serving.fewest_replicas, serving.num_cpus_per_replica, serving.num_gpus_per_replica),
-        ("env runners", rollout.num_env_runners, rollout.num_cpus_per_env_runner, 0.0),
+        ("env runners", rollout.fewest_env_runners, rollout.num_cpus_per_env_runner, 0.0),
     ]
     found = [
         Role(name, number, {what: much for what, much in (("CPU", cpus), ("GPU", gpus)) if much})
@@ -166,7 +166,7 @@ def roles(experiment: ExperimentConfig) -> list[Role]:
 
 
 def needed_cpus(experiment: ExperimentConfig) -> float:
-    """Logical CPUs that Ray must find: env runners, the fewest replicas, remote learners."""
+    """Logical CPUs that Ray must find: the fewest env runners and replicas, remote learners."""
     return sum(role.number * role.bundle.get("CPU", 0.0) for role in roles(experiment))
 
 
