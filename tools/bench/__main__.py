@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         response_tokens=(15, "tokens of a response"),
         evidence_tokens=(30, "tokens of evidence"),
     )
+    _add(benchmarks, "prompts", "conversations", 3, "conversations played against windows")
     _add(benchmarks, "startup", "training", 3, "from the command to the first finished episode")
     asynchrony = _add(benchmarks, "asynchrony", "training", 2, "max_staleness 1 against 0")
     _add_sizes(asynchrony, iterations=(5, "measured iterations of one run"))

@@ -1,4 +1,4 @@
-"""Dialogues of many steps, made up: trained as trees, row by row, and as windows of their last turns."""
+"""Conversations against windows: made up and trained in several ways, and played on one deployment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
@@ -17,12 +18,22 @@ from serl.learner.learner_group import SERLLearnerGroup
 from serl.private.rllib import local_learner
 from serl.types import TrainingRow
 from tools.bench.figures import Figures
-from tools.bench.play import with_settings
+from tools.bench.play import (
+    ENV_RUNNER,
+    REPLICA,
+    Played,
+    Player,
+    local_cluster,
+    player_on_deployment,
+    with_settings,
+)
 
 # What a chat template writes between an observation and the answer to it.
 _TURN_TOKENS = 4
 _WINDOW_TURNS = 2
 _VOCABULARY = 500
+# Played episodes for every one that runs at the same time: as many ramp up unmeasured.
+_MEASURED_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,55 @@ def conversations(
     figures.add_ratio(seconds, "windows, training", at_most=0.5)
     figures.add_ratio("teacher, tokens computed", tokens)
     figures.add_ratio("teacher", seconds, at_most=0.2)
+
+
+def prompts(
+    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
+) -> None:
+    """Env runners with either form of prompts take turns on one deployment."""
+    windows, conversations = (
+        with_settings(experiment, rollout={"prompt": form}) for form in ("window", "conversation")
+    )
+    played: dict[str, list[Played]] = {"window": [], "conversation": []}
+    with (
+        local_cluster() as run_dir,
+        player_on_deployment(windows, model_dir, run_dir) as (player, names),
+    ):
+        other = Player(conversations, model_dir, run_dir, names)
+        try:
+            for _ in range(options.repetitions):
+                for form, own in (("window", player), ("conversation", other)):
+                    own.play_steadily(own.capacity)
+                    played[form].append(own.play_steadily(_MEASURED_ROUNDS * own.capacity))
+                    own.finish()
+        finally:
+            other.stop()
+    figures.note(
+        f"{experiment.model.path}: {player.capacity} episodes at a time of up to {experiment.env.max_steps} "
+        f"steps, prompts of up to {experiment.rollout.max_prompt_length} tokens, {options.repetitions} "
+        f"repetitions of {_MEASURED_ROUNDS * player.capacity} measured episodes"
+    )
+    for form, own in played.items():
+        _report_played(form, own, figures)
+    figures.add_ratio("conversation, env steps", "window, env steps")
+
+
+def _report_played(form: str, played: Sequence[Played], figures: Figures) -> None:
+    lengths = [[len(trajectory.steps) for trajectory in one.trajectories] for one in played]
+    figures.add(f"{form}, steps of an episode", map(mean, lengths), "")
+    for counter, what in (
+        ("prompt_tokens", "prompt tokens"),
+        ("response_tokens", "response tokens"),
+        ("cut_prompts", "cut prompts"),
+    ):
+        of_a_step = (one.counters[counter] / one.counters["env_steps"] for one in played)
+        figures.add(f"{form}, {what}", of_a_step, "/step")
+    goal = {"at_least": 0.8} if form == "conversation" else {}
+    figures.add(f"{form}, prompt tokens cached", (one.cached_share for one in played), "of all", **goal)
+    for kind in (REPLICA, ENV_RUNNER):
+        milliseconds = (one.processor_ms_per_step(kind) for one in played)
+        figures.add(f"{form}, processor time, {kind}", milliseconds, "ms/step")
+    figures.add(f"{form}, env steps", (one.per_s("env_steps") for one in played), "steps/s")
 
 
 def _episodes(options: argparse.Namespace) -> Iterator[_Episode]:
