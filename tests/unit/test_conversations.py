@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,9 +34,10 @@ from serl.learner.token_tree import TokenTree
 from serl.rollout.episode_prompts import ConversationPrompts
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
-from serl.run.records import TrajectoryRecord, trajectory_record
+from serl.run.records import TRAJECTORIES, TrajectoryRecord, trajectory_record
 from serl.types import Trajectory, TrajectoryGroup
-from tools.credit.recorded import _trajectory as from_record
+from tools.credit.recorded import read_groups
+from tools.inspect.reading import Problems
 
 WHOLE = replace(WINDOWS, form="conversation")
 
@@ -166,14 +168,21 @@ def test_rows_of_a_conversation_are_one_path_and_the_teachers_part_from_it_at_th
     assert len(TokenTree.of(paths).ids) == len(paths[-1])
 
 
-def test_a_record_says_what_a_step_adds_and_the_whole_prompt_can_be_read_from_it(group: TrajectoryGroup):
+def test_a_record_says_what_a_step_adds_and_the_whole_prompt_can_be_read_from_it(
+    group: TrajectoryGroup, tmp_path: Path
+):
     encoder, trajectory = encoder_of(), group.trajectories[0]
-    record = trajectory_record(1, trajectory, {}, encoder.tokenizer)
+    records = [trajectory_record(1, own, {}, encoder.tokenizer) for own in group.trajectories]
+    record = records[0]
     assert [step.continues for step in record.steps] == [None, 0, 1]
     assert [len(step.messages) for step in record.steps] == [2, 1, 1]
     assert record.messages_of(2) == list(trajectory.steps[2].messages)
-    again = from_record(TrajectoryRecord.model_validate_json(record.model_dump_json()), encoder)
-    assert [step.prompt_ids for step in again.steps] == [step.prompt_ids for step in trajectory.steps]
+    (tmp_path / TRAJECTORIES).write_text("\n".join(own.model_dump_json() for own in records))
+    experiment = ExperimentConfig.model_validate(
+        {"name": "e", "model": {"path": "p"}, "training": {"group_size": 2}}
+    )
+    (again,) = read_groups(tmp_path, experiment, encoder, Problems()).groups
+    assert [step.prompt_ids for step in again.steps] == [step.prompt_ids for step in group.steps]
     with pytest.raises(ValueError, match="step 0 continues 0"):
         step = record.steps[0].model_copy(update={"continues": 0})
         TrajectoryRecord.model_validate(record.model_dump() | {"steps": [step.model_dump()]})
