@@ -40,6 +40,10 @@ class PromptSettings:
         )
 
 
+# What decoding writes for a character of which a part is missing.
+_CUT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+
 class EpisodePrompts(Protocol):
     """Asked for a prompt and told the response to it, in turns."""
 
@@ -206,17 +210,17 @@ class ConversationPrompts:
             before = self._num_tokens(turn.messages)
             turn.messages = tuple(self._shortened(message, length) for message in turn.messages)
             turn.is_shortened = True
-            excess -= before - self._num_tokens(turn.messages)
-            num_shortened += before > length
+            num_saved = before - self._num_tokens(turn.messages)
+            excess -= num_saved
+            num_shortened += num_saved > 0
         return num_shortened
 
     def _shortened(self, message: ChatMessage, length: int) -> ChatMessage:
         ids = self._encoder.ids(message["content"])
         if len(ids) <= length:
             return message
-        # A character may be cut in two.
-        kept = self._encoder.decode(ids[:length]).rstrip("\N{REPLACEMENT CHARACTER}")
-        return {**message, "content": f"{kept}…"}
+        kept = f"{self._encoder.decode(ids[:length]).rstrip(_CUT_CHARACTER)}…"
+        return {**message, "content": kept} if self._encoder.num_tokens(kept) < len(ids) else message
 
     def _num_to_drop(self, excess: int) -> int:
         """How many turns at least hold ``excess`` tokens, the opening aside."""
