@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from serl.batch.controls import ProgressJudge
 from serl.batch.group import FinishedGroup, add_evidence, finish
+from serl.batch.teacher_prompts import evidence_of_steps
 from serl.config import ExperimentConfig
+from serl.hindsight.evidence import StepEvidence
 from serl.hindsight.judge_request import judge_mode
 from serl.hindsight.schedules import teaches
 from serl.rollout.prompt import PromptEncoder
@@ -30,6 +32,7 @@ class GroupFinisher:
         self._progress = ProgressJudge.of(config)
         self._is_judged = judge_mode(config.hindsight.sources) is not None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="finisher")
+        self._lent: list[StepEvidence] = []
         self._jobs: list[Future[FinishedGroup]] = []
 
     def submit(self, group: TrajectoryGroup, weights_seq_no: int) -> None:
@@ -42,7 +45,7 @@ class GroupFinisher:
 
     def submit_evidence(self, finished: FinishedGroup, judge_texts: Mapping[str, str | None]) -> None:
         """Adds the evidence of a group that was judged."""
-        job = self._thread.submit(add_evidence, finished, self._config, self._encoder, judge_texts)
+        job = self._thread.submit(self._add_evidence, finished, judge_texts)
         self._jobs.append(job)
 
     def take_finished(self) -> list[FinishedGroup]:
@@ -66,4 +69,11 @@ class GroupFinisher:
         finished = finish(group, self._config)
         if self._progress is not None:
             return self._progress.weigh(finished, weights_seq_no)
-        return add_evidence(finished, self._config, self._encoder, {}) if has_evidence else finished
+        return self._add_evidence(finished, {}) if has_evidence else finished
+
+    def _add_evidence(self, finished: FinishedGroup, judge_texts: Mapping[str, str | None]) -> FinishedGroup:
+        if self._config.hindsight.control != "other_group":
+            return add_evidence(finished, self._config, self._encoder, judge_texts)
+        lent = self._lent
+        self._lent = evidence_of_steps(finished.group, self._config.hindsight, judge_texts)
+        return add_evidence(finished, self._config, self._encoder, judge_texts, lent)

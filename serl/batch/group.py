@@ -20,6 +20,7 @@ from serl.batch.rewards import has_variance, rewarded_rows
 from serl.batch.rows import Array, TrainingRows
 from serl.batch.teacher_prompts import ContextCounts, add_teacher_prompts
 from serl.config import ExperimentConfig, HindsightSection
+from serl.hindsight.evidence import StepEvidence
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Step, TrainingRow, Trajectory, TrajectoryGroup
 
@@ -77,13 +78,17 @@ def add_evidence(
     config: ExperimentConfig,
     encoder: PromptEncoder,
     judge_texts: Mapping[str, str | None],
+    lent: Sequence[StepEvidence] | None = None,
 ) -> FinishedGroup:
-    """The second half: teacher prompts for rows that are taught, or have a chance of it in the batch."""
+    """The second half: teacher prompts for rows that are taught, or have a chance of it in the batch.
+
+    ``lent`` as in `add_teacher_prompts`.
+    """
     chosen = is_taught(finished.rows)
     if needs_batch(config.advantage):
         chosen[:] = True
     rows, counts = add_teacher_prompts(
-        finished.rows, finished.group, chosen, config.hindsight, encoder, judge_texts
+        finished.rows, finished.group, chosen, config.hindsight, encoder, judge_texts, lent
     )
     return replace(finished, rows=rows, context_counts=counts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,17 +77,20 @@ def add_teacher_prompts(
     settings: HindsightSection,
     encoder: PromptEncoder,
     judge_texts: Mapping[str, str | None],
+    lent: Sequence[StepEvidence] | None = None,
 ) -> tuple[TrainingRows, ContextCounts]:
     """``rows`` of ``group``, one a step, with teacher prompts for those that are ``chosen``, bool [rows].
 
     A chosen row gets one if it has evidence and an action. That of a step which continues another one begins
     with the same ids as the step's own prompt. ``judge_texts``: what was said, by trajectory id.
+    ``lent`` is read in place of the rows' own evidence, for the control ``other_group``.
     """
     counts = ContextCounts()
     if not chosen.any():
         return rows, counts
-    view = GroupView(group.trajectories, settings, judge_texts)
-    evidence = [known for of_trajectory in collect_evidence(view, settings) for known in of_trajectory]
+    evidence = evidence_of_steps(group, settings, judge_texts)
+    if lent is not None:
+        evidence = lend(evidence, lent)
     counts.anchor_sizes += [known.anchor_size for known in evidence if known.anchor_size]
     prompts: list[list[int]] = [[] for _ in evidence]
     contexts: dict[int, str] = {}
@@ -103,12 +107,27 @@ def add_teacher_prompts(
         encode = _encode_with(step, before, encoder)
         prompt = _prompt_with_evidence(known, encode, encoder, settings.max_context_length, counts)
         if prompt is not None:
-            prompts[index], contexts[index] = prompt
+            is_bare = settings.control == "no_evidence"
+            prompts[index], contexts[index] = (list(step.prompt_ids), "") if is_bare else prompt
             sources[index] = known.sources
     teacher_prompt_ids = Ragged.of(prompts, np.int32)
     return replace(
         rows, teacher_prompt_ids=teacher_prompt_ids, contexts=contexts, evidence_sources=sources
     ), counts
+
+
+def evidence_of_steps(
+    group: TrajectoryGroup, settings: HindsightSection, judge_texts: Mapping[str, str | None]
+) -> list[StepEvidence]:
+    """What is known of each step of ``group``, trajectory by trajectory."""
+    view = GroupView(group.trajectories, settings, judge_texts)
+    return [known for of_trajectory in collect_evidence(view, settings) for known in of_trajectory]
+
+
+def lend(evidence: Sequence[StepEvidence], lent: Sequence[StepEvidence]) -> list[StepEvidence]:
+    """Each of ``evidence`` that says something becomes the next of ``lent`` that does, again and again."""
+    known = itertools.cycle(other for other in lent if other)
+    return [next(known, StepEvidence()) if own else own for own in evidence]
 
 
 def _encode_with(step: Step, before: Step | None, encoder: PromptEncoder) -> Callable[[str], list[int]]:

@@ -126,9 +126,10 @@ class HindsightSection(Section):
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
     """A weight is clipped to between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
 
-    control: Literal["none", "progress"] = "none"
+    control: Literal["none", "progress", "other_group", "no_evidence"] = "none"
     """``progress``: a weight is 1 + or - ``weight_clip`` by whether the environment says that the action
-    brought success nearer, and there is no teacher: the most that reweighting can give."""
+    brought success nearer, and there is no teacher: the most that reweighting can give. ``other_group``: the
+    teacher reads evidence of the group finished before. ``no_evidence``: it reads none, where it would."""
 
     baseline: Literal["student", "teacher"] = "student"
     """What the log-prob of the teacher with context is compared with: that of the ``student`` (the paper), or

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from serl.batch.assemble import (
     require_rows,
     trajectories_to_record,
 )
-from serl.batch.group import add_evidence, finish
+from serl.batch.finisher import GroupFinisher
+from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.batch.rewards import has_variance
 from serl.config import LoggingSection
 from serl.hindsight.context import with_context
@@ -248,6 +250,31 @@ def test_a_teacher_prompt_of_a_row_is_dropped_where_its_group_is_trained_at_lamb
     rows, metrics = assemble(finished, config, 10)
     assert not rows.has_teacher_prompt.any() and rows.row(0).evidence_sources == ()
     assert "num_teacher_prompts" not in metrics
+
+
+def test_controls_read_the_evidence_of_another_group_or_none(model_dir: Path) -> None:
+    groups = sampled_groups(model_dir, [[10.0, 0.0], [0.0, 10.0]])
+    for index, group in enumerate(groups):
+        for number, step in enumerate(group.steps):
+            step.feedback = f"answer {number} of group {index}"
+    config = experiment(model_dir, hindsight=TEACHER_ON | {"control": "other_group"})
+    finisher = GroupFinisher(config, ENCODER)
+    finished: list[FinishedGroup] = []
+    for group in groups:
+        finisher.submit(group, 0)
+    deadline = time.monotonic() + 60.0
+    while len(finished) < 2:
+        assert time.monotonic() < deadline
+        finished += finisher.take_finished()
+        time.sleep(0.01)
+    finisher.close()
+    first, second = (one.rows for one in finished)
+    assert not first.has_teacher_prompt.any()
+    assert [f"answer {row} of group 0" in second.contexts[row] for row in range(4)] == [True] * 4
+
+    config = experiment(model_dir, hindsight=TEACHER_ON | {"control": "no_evidence"})
+    rows = add_evidence(finish(groups[0], config), config, ENCODER, {}).rows
+    assert [row.teacher_prompt_ids for row in rows] == [row.prompt_ids for row in rows]
 
 
 def test_only_recorded_rows_keep_the_text_of_their_context(model_dir: Path) -> None:
