@@ -17,6 +17,7 @@ from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
 from tools.report.statistics import (
     compare,
+    compare_means,
     holm,
     mean_interval,
     sign_flip_p_value,
@@ -185,6 +186,38 @@ def test_arms_are_compared_game_by_game_on_the_seeds_of_both(sweep: Path):
     # |±1 ± 1 ± 2| ≥ 2 in 6 of 8 sign choices: sums 4, 2, 2, 0 and their negatives
     assert comparison.p_value == 0.75
     assert compare(read.of("serl"), []) is None
+
+
+def test_arms_are_compared_by_the_mean_of_their_evaluations_seed_by_seed(tmp_path: Path):
+    write_run(tmp_path, "grpo", 0, [0, 0, 0, 0], [1, 0, 0, 0])
+    write_run(tmp_path, "grpo", 1, [1, 1, 1, 1], [1, 0, 0, 0])
+    write_run(tmp_path, "serl", 0, [1, 0, 0, 0], [1, 1, 1, 0])
+    write_run(tmp_path, "serl", 1, [1, 0, 0, 0], [0, 1, 1, 0])
+    (comparison,) = compare_means(read_sweep(tmp_path))
+    # After updates 0.25 − 0.75 and 0.25 − 0.5: mean −0.375, standard error 0.125, t = −3 with 1 degree.
+    assert (comparison.left, comparison.right) == ("grpo", "serl")
+    assert comparison.difference.mean == -0.375
+    assert comparison.difference.half_width == pytest.approx(12.7062 * 0.125, rel=1e-5)
+    assert comparison.p_value == pytest.approx(1 - 2 * math.atan(3) / math.pi)
+    assert comparison.adjusted == comparison.p_value and comparison.time_ratio == 1.0
+
+
+def test_credit_is_drawn_beside_success_and_perfect_credit_is_told(tmp_path: Path):
+    for arm, control in (("grpo", ""), ("serl", ""), ("oracle", ", control: progress")):
+        run = write_run(tmp_path, arm, 0, [0, 0], [1, 0])
+        metrics = run / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        if arm == "serl":
+            rows = [row | {"credit/auc_idle_positive": 0.75} for row in rows]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("enabled: true", f"enabled: true{control}"))
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| oracle | reweight | immediate_feedback | progress |" in page and "| grpo |  |  |  |" in page
+    assert "| serl |  | 0.75 |" in page
+    assert "AUC of the teacher's credit" in (tmp_path / "report" / "credit.svg").read_text()
+    assert "stroke-dasharray" in (tmp_path / "report" / "success.svg").read_text()
 
 
 def test_an_evaluation_without_outcomes_is_not_compared(sweep: Path):

@@ -43,7 +43,8 @@ def draw_success(sweep: Sweep, picture: Path) -> bool:
         success = [mean_interval([at.success for at in point]) for point in points]
         for axes, (_, measure) in zip(all_axes, _AXES, strict=True):
             places = [mean_interval([measure(at) for at in point]).mean for point in points]
-            _line_with_band(axes, places, success, color, f"{arm} ({len(sweep.of(arm))})")
+            label = f"{arm} ({len(sweep.of(arm))})"
+            _line_with_band(axes, places, success, color, label, _is_bound(sweep.of(arm)))
     for axes, (label, _) in zip(all_axes, _AXES, strict=True):
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
@@ -60,6 +61,29 @@ def draw_training(sweep: Sweep, picture: Path) -> bool:
 def draw_hindsight(sweep: Sweep, picture: Path) -> bool:
     """Teacher weights and log-ratios by update, of the arms that have a teacher."""
     return _draw_metrics(sweep, _HINDSIGHT, picture)
+
+
+def draw_credit(sweep: Sweep, picture: Path) -> bool:
+    """The AUC of the teacher's credit by update, where runs logged it, beside held-out success."""
+    if not any(run.values("credit/auc_idle_positive") for run in sweep.runs):
+        return False
+    pyplot = _pyplot()
+    figure, (credit_axes, success_axes) = pyplot.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
+    labels: dict[str, Any] = {}
+    for color, arm in zip(_colors(sweep), sweep.arms, strict=True):
+        runs = sweep.of(arm)
+        points = _evaluation_points(runs)
+        success = [mean_interval([at.success for at in point]) for point in points]
+        places = [mean_interval([at.iteration for at in point]).mean for point in points]
+        labels[arm] = _line_with_band(success_axes, places, success, color, arm, _is_bound(runs))
+        _metric_line(credit_axes, runs, "credit/auc_idle_positive", color, arm)
+    credit_axes.axhline(0.5, color="#999999", linewidth=0.8)
+    credit_axes.set(xlabel="learner updates", ylabel="AUC of the teacher's credit, A > 0")
+    success_axes.set(xlabel="learner updates", ylabel="held-out success")
+    for axes in (credit_axes, success_axes):
+        axes.grid(alpha=0.3)
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=3, fontsize=8)
+    return _saved(figure, picture, True)
 
 
 def draw_time(names: Sequence[str], seconds: dict[str, list[float]], picture: Path) -> bool:
@@ -127,21 +151,40 @@ def _draw_metrics(sweep: Sweep, metrics: Sequence[tuple[str, str]], picture: Pat
             axes.set(title=title, xlabel="learner updates")
             axes.title.set_fontsize(9)
             axes.grid(alpha=0.3)
-            tracks = [dict(run.values(name)) for run in sweep.of(arm)]
-            common = sorted(set.intersection(*(set(track) for track in tracks))) if tracks else []
-            if common:
-                estimates = [mean_interval([track[at] for track in tracks]) for at in common]
-                labels[arm] = _line_with_band(axes, common, estimates, color, arm)
+            line = _metric_line(axes, sweep.of(arm), name, color, arm)
+            if line is not None:
+                labels[arm] = line
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=3, fontsize=8)
     return _saved(figure, picture, bool(labels))
 
 
+def _metric_line(axes: Any, runs: Sequence[Run], name: str, color: str, label: str) -> Any:
+    """The metric's mean over ``runs`` by update, where all have it; None where none do."""
+    tracks = [dict(run.values(name)) for run in runs]
+    common = sorted(set.intersection(*(set(track) for track in tracks))) if tracks else []
+    if not common:
+        return None
+    estimates = [mean_interval([track[at] for track in tracks]) for at in common]
+    return _line_with_band(axes, common, estimates, color, label, _is_bound(runs))
+
+
+def _is_bound(runs: Sequence[Run]) -> bool:
+    """Whether they had perfect credit."""
+    return runs[0].experiment.hindsight.control == "progress"
+
+
 def _line_with_band(
-    axes: Any, places: Sequence[float], estimates: Sequence[Estimate], color: str, label: str
+    axes: Any,
+    places: Sequence[float],
+    estimates: Sequence[Estimate],
+    color: str,
+    label: str,
+    is_dashed: bool = False,
 ) -> Any:
     means = [estimate.mean for estimate in estimates]
     halves = [0.0 if math.isnan(estimate.half_width) else estimate.half_width for estimate in estimates]
-    (line,) = axes.plot(places, means, color=color, label=label, marker="." if len(places) < 12 else None)
+    marker, style = "." if len(places) < 12 else None, "--" if is_dashed else "-"
+    (line,) = axes.plot(places, means, color=color, label=label, marker=marker, linestyle=style)
     low = [mean - half for mean, half in zip(means, halves, strict=True)]
     high = [mean + half for mean, half in zip(means, halves, strict=True)]
     axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tools.report import figures
+from tools.report.markdown import shown, table
 from tools.report.reading import Run, Sweep, progress
-from tools.report.statistics import NUM_PERMUTATIONS, Comparison, Estimate, compare_all, mean_interval
+from tools.report.statistics import (
+    NUM_PERMUTATIONS,
+    Comparison,
+    MeanComparison,
+    compare_all,
+    compare_means,
+    mean_interval,
+)
 from tools.report.timing import (
     PART_NAMES,
     episode_shares,
@@ -28,6 +35,12 @@ _HINDSIGHT = {
     "weight, A > 0": "learner/teacher_positive_weight_mean",
     "weight, A < 0": "learner/teacher_negative_weight_mean",
     "clipped": "learner/teacher_clipped_fraction",
+}
+_CREDIT = {
+    "AUC": "credit/auc_idle",
+    "AUC, A > 0": "credit/auc_idle_positive",
+    "AUC, inadmissible too": "credit/auc_rest",
+    "AUC of the student's own log-prob": "credit/student_auc_idle",
 }
 _STALENESS = {
     "staleness, mean": "staleness/mean",
@@ -57,6 +70,11 @@ games that differ, else {num_draws:,} draws). It asks whether *these* policies d
 other seeds would show the same is what the interval over seeds says. Holm's adjustment is over all
 {num_pairs} pairs of this table.
 """
+_ABOUT_MEANS = """
+Each seed has one number an arm: the mean success of the evaluations after updates that both runs played.
+Differences are paired by seed, with Student's 95 % interval; p of the paired t-test, Holm's adjustment over
+all pairs of this table. It asks what the next section does not: whether other seeds would show the same.
+"""
 _ABOUT_TIME = """\
 Seconds an iteration as the driver sees them: waiting for a batch of complete groups
 (`time/wait_for_batch_s`: generation and environments, as far as they do not overlap with an update),
@@ -65,6 +83,12 @@ broadcast (`broadcast/seconds_transport` + `seconds_fetch` + `seconds_load`), an
 `time/iteration_s`. Episodes run beside all that, many at a time: the last columns say how many wait for the
 policy on average, and which shares of an episode's life generation and environment take
 (`runners/generation_seconds`, `runners/environment_seconds`).
+"""
+_ABOUT_CREDIT = """
+AUC: how often the teacher's log-ratio is higher for an action that brought the task nearer than for an
+admissible one that did not (`logging.credit`); at 0.5 its weights are noise. Arms with
+`hindsight.control: progress` have perfect credit: their success, dashed in all figures, is what reweighting
+can reach at most.
 """
 _ABOUT_STALENESS = """\
 Staleness in updates of the weights. The train–inference mismatch is the mean absolute difference between the
@@ -83,6 +107,7 @@ def write_report(sweep: Sweep, out: Path, title: str, notes: str = "") -> Path:
         f"# {title}\n",
         *_summary(sweep, out),
         *_notes(notes),
+        *_mean_comparisons(compare_means(sweep)),
         *_comparisons(compare_all(sweep)),
         *_task_types(sweep),
         *_training(sweep, out),
@@ -113,11 +138,9 @@ def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
             [
                 arm,
                 ", ".join(str(run.seed) for run in runs),
-                _shown(mean_interval([track[0].success for track in tracks])),
-                _shown(mean_interval([track[-1].success for track in tracks])),
-                _shown(
-                    mean_interval([track[-1].success - track[0].success for track in tracks]), signed=True
-                ),
+                shown(mean_interval([track[0].success for track in tracks])),
+                shown(mean_interval([track[-1].success for track in tracks])),
+                shown(mean_interval([track[-1].success - track[0].success for track in tracks]), signed=True),
                 f"{mean_interval([track[-1].env_steps for track in tracks]).mean:,.0f}",
                 f"{mean_interval([track[-1].iteration for track in tracks]).mean:g}",
                 f"{mean_interval([60 * track[-1].hours for track in tracks]).mean:.1f}",
@@ -134,7 +157,7 @@ def _summary(sweep: Sweep, out: Path) -> Iterable[str]:
             "updates",
             "minutes",
         ]
-        yield _table(heads, rows)
+        yield table(heads, rows)
 
 
 def _notes(notes: str) -> Iterable[str]:
@@ -142,19 +165,39 @@ def _notes(notes: str) -> Iterable[str]:
         yield f"\n## What we make of it\n\n{notes.strip()}\n"
 
 
+def _mean_comparisons(comparisons: Sequence[MeanComparison]) -> Iterable[str]:
+    yield "\n## Mean of the evaluations along a run, seed by seed\n"
+    if not comparisons:
+        yield "No two arms share two seeds with evaluations after updates.\n"
+        return
+    rows = [
+        [
+            f"{c.left} − {c.right}",
+            str(c.difference.count),
+            shown(c.difference, signed=True),
+            f"{c.p_value:.4f}",
+            f"{c.adjusted:.4f}",
+            f"{c.time_ratio:.2f}",
+        ]
+        for c in comparisons
+    ]
+    yield table(["arms", "seeds", "difference", "p", "p, Holm", "time ÷ time"], rows)
+    yield _ABOUT_MEANS
+
+
 def _comparisons(comparisons: Sequence[Comparison]) -> Iterable[str]:
     yield "\n## Final evaluations, game by game\n"
     if not comparisons:
         yield "No two arms share a seed whose final evaluations tell the outcome of each game.\n"
         return
-    yield _table(
+    yield table(
         ["arms", "seeds", "games", "difference", "solved by first only", "by second only", "p", "p, Holm"],
         [
             [
                 f"{c.left} − {c.right}",
                 str(c.difference.count),
                 str(c.num_games),
-                _shown(c.difference, signed=True),
+                shown(c.difference, signed=True),
                 str(c.left_only),
                 str(c.right_only),
                 f"{c.p_value:.4f}",
@@ -183,7 +226,7 @@ def _task_types(sweep: Sweep) -> Iterable[str]:
         rows.append(cells)
     yield "\n## By task type\n"
     yield "First and last evaluation, means over seeds.\n"
-    yield _table(["task type", *sweep.arms], rows)
+    yield table(["task type", *sweep.arms], rows)
 
 
 def _played(run: Run, task_type: str) -> bool:
@@ -215,7 +258,7 @@ def _time(sweep: Sweep, out: Path) -> Iterable[str]:
             + [f"{num_concurrent_generations(sweep.of(arm)):.0f}", f"{generation:.1%}", f"{environment:.1%}"]
         )
     heads = ["arm", *PART_NAMES, "in generation at a time", "generation"]
-    yield _table([*heads, "environment"], rows)
+    yield table([*heads, "environment"], rows)
 
 
 def _staleness(sweep: Sweep, out: Path) -> Iterable[str]:
@@ -232,8 +275,20 @@ def _hindsight(sweep: Sweep, out: Path) -> Iterable[str]:
     yield "\n## Hindsight\n"
     if figures.draw_hindsight(sweep, out / "hindsight.svg"):
         yield "![Teacher weights and log-ratios](hindsight.svg)\n"
-    yield "Means over the updates in which λ was positive, and over seeds; log-ratios in nats.\n"
+    rows = []
+    for arm in sweep.arms:
+        hindsight = sweep.of(arm)[0].experiment.hindsight
+        told = ["", "", ""]
+        if hindsight.enabled:
+            told = [hindsight.objective, ", ".join(hindsight.sources), hindsight.control]
+        rows.append([arm, *told])
+    yield table(["arm", "objective", "evidence", "control"], rows)
+    yield "Means over the updates in which the teacher counted, and over seeds; log-ratios in nats.\n"
     yield _metric_table(sweep, _HINDSIGHT)
+    if figures.draw_credit(sweep, out / "credit.svg"):
+        yield "![Credit of the teacher and held-out success](credit.svg)\n"
+        yield _ABOUT_CREDIT
+        yield _metric_table(sweep, _CREDIT)
 
 
 def _did_not_work(sweep: Sweep) -> Iterable[str]:
@@ -281,7 +336,7 @@ def _settings(sweep: Sweep) -> str:
     if not differing:
         return "None.\n"
     rows = [[f"`{key}`", *(str(leaves[arm].get(key, "")) for arm in sweep.arms)] for key in differing]
-    return _table(["key", *sweep.arms], rows)
+    return table(["key", *sweep.arms], rows)
 
 
 def _leaves(run: Run) -> dict[str, object]:
@@ -304,17 +359,7 @@ def _metric_table(sweep: Sweep, metrics: dict[str, str]) -> str:
         means = [[run.mean(name) for run in sweep.of(arm)] for name in metrics.values()]
         known = [[value for value in values if value is not None] for values in means]
         rows.append([arm, *(f"{_mean(values):.4g}" if values else "" for values in known)])
-    return _table(["arm", *metrics], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
-
-
-def _shown(estimate: Estimate, signed: bool = False) -> str:
-    mean = f"{estimate.mean:+.3f}" if signed else f"{estimate.mean:.3f}"
-    return mean if math.isnan(estimate.half_width) else f"{mean} ± {estimate.half_width:.3f}"
+    return table(["arm", *metrics], rows)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from tools.report.reading import Run, Sweep
+from tools.report.reading import Run, Sweep, progress
 
 NUM_PERMUTATIONS = 20_000
 
@@ -78,10 +79,7 @@ def compare_all(sweep: Sweep) -> list[Comparison]:
         if (comparison := compare(sweep.of(left), sweep.of(right))) is not None
     ]
     adjusted = holm([comparison.p_value for comparison in found])
-    return [
-        Comparison(c.left, c.right, c.difference, c.num_games, c.left_only, c.right_only, c.p_value, p)
-        for c, p in zip(found, adjusted, strict=True)
-    ]
+    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
 
 
 def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison | None:
@@ -119,6 +117,56 @@ def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison |
         left_only,
         right_only,
         sign_flip_p_value(per_game),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MeanComparison:
+    """The mean success of evaluations after updates, ``left`` − ``right``, over the seeds of both.
+
+    ``p_value`` is of the paired t-test, ``adjusted`` Holm's over all comparisons of the table. ``time_ratio``
+    is the hours of training iterations of ``left`` over those of ``right``.
+    """
+
+    left: str
+    right: str
+    difference: Estimate
+    p_value: float
+    time_ratio: float
+    adjusted: float = math.nan
+
+
+def compare_means(sweep: Sweep) -> list[MeanComparison]:
+    """All pairs of arms that share two seeds with evaluations after updates, p-values adjusted over them."""
+    found = [
+        comparison
+        for left, right in combinations(sweep.arms, 2)
+        if (comparison := _compare_means(sweep.of(left), sweep.of(right))) is not None
+    ]
+    adjusted = holm([comparison.p_value for comparison in found])
+    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
+
+
+def _compare_means(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> MeanComparison | None:
+    right_of = {run.seed: run for run in right_runs}
+    differences: list[float] = []
+    hours = [0.0, 0.0]
+    for left in left_runs:
+        if left.seed not in right_of:
+            continue
+        tracks = [{at.iteration: at for at in progress(run)} for run in (left, right_of[left.seed])]
+        common = [at for at in tracks[0] if at > 0 and at in tracks[1]]
+        if common:
+            first, second = (sum(track[at].success for at in common) / len(common) for track in tracks)
+            differences.append(first - second)
+            hours = [total + track[common[-1]].hours for total, track in zip(hours, tracks, strict=True)]
+    if len(differences) < 2:
+        return None
+    test: Any = stats.ttest_1samp(differences, 0.0)
+    p_value = float(test.pvalue) if any(differences) else 1.0
+    time_ratio = hours[0] / hours[1] if hours[1] else math.nan
+    return MeanComparison(
+        left_runs[0].arm, right_runs[0].arm, mean_interval(differences), p_value, time_ratio
     )
 
 
