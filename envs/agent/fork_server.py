@@ -1,10 +1,11 @@
-"""A process that has imported an agent's code, and forks a supervisor for each run of it.
+"""A process that has imported an agent's code, and forks supervisors of its runs.
 
     python -m envs.agent.fork_server FILE PREPARATION …
 
 ``FILE`` is the number of an open socket. A preparation is a module, which is imported, or
 ``module:function TEXT``, which is called with the text. It says `ready`, or what they raised; from then on
-every message brings the socket of a run (`envs.agent.supervisor`). It ends when the other end is closed.
+every message brings the socket of a supervisor (`envs.agent.supervisor`). It ends when the other end is
+closed.
 """
 
 from __future__ import annotations

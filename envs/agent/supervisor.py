@@ -1,4 +1,4 @@
-"""Watches one agent: its deadline, its output, and what it leaves behind.
+"""Watches one agent after the other: its deadline, its output, and what it leaves behind.
 
     env runner ── call ──▶ supervisor ── fork ──▶ the agent ── processes of its own
                ◀─ outcome ──   │ adopts what the agent leaves behind, counts it, ends it
@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import psutil
 
@@ -31,31 +31,37 @@ _KILL_TIMEOUT_S = 10.0
 
 
 def supervise(connection: socket.socket) -> None:
-    """Carries out the one call that ``connection`` brings, in a process with a single thread."""
+    """Carries out the calls that ``connection`` brings, in a process with a single thread."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     adopt_orphans()
     with connection, connection.makefile("rb") as lines:
-        line = lines.readline()
-        if not line:
-            return
-        call: Call = json.loads(line)
-        stdout, stderr, result = os.pipe(), os.pipe(), os.pipe()
-        agent = os.fork()
-        if not agent:
-            run_call(call, stdout[1], stderr[1], result[1])
-        for _, write_end in (stdout, stderr, result):
-            os.close(write_end)
-        handle = os.pidfd_open(agent)
-        try:
-            watch = _Watch(handle, connection.fileno(), stdout[0], stderr[0], result[0], call)
+        while line := lines.readline():
+            _carry_out(json.loads(line), connection, lines)
+            if _has_children():
+                return  # that would count as the next agent's
+
+
+def _carry_out(call: Call, connection: socket.socket, lines: BinaryIO) -> None:
+    pipes = stdout, stderr, result = os.pipe(), os.pipe(), os.pipe()
+    agent = os.fork()
+    if not agent:
+        run_call(call, stdout[1], stderr[1], result[1])
+    for _, write_end in pipes:
+        os.close(write_end)
+    handle = os.pidfd_open(agent)
+    outcome = None
+    try:
+        with _Watch(handle, connection.fileno(), stdout[0], stderr[0], result[0], call) as watch:
             outcome = watch.until_outcome()
-            if outcome is not None:
-                connection.sendall(json.dumps(outcome).encode() + b"\n")
-                lines.readline()
-        finally:
-            num_leaked = _end_all(handle)
         if outcome is not None:
-            connection.sendall(json.dumps({"num_leaked": num_leaked}).encode() + b"\n")
+            connection.sendall(json.dumps(outcome).encode() + b"\n")
+            lines.readline()
+    finally:
+        num_leaked = _end_all(handle)
+        for file in (handle, *(read_end for read_end, _ in pipes)):
+            os.close(file)
+    if outcome is not None:
+        connection.sendall(json.dumps({"num_leaked": num_leaked}).encode() + b"\n")
 
 
 class _Watch:
@@ -74,6 +80,12 @@ class _Watch:
         self._selector = selectors.DefaultSelector()
         for file in (*self._texts, self._exit, self._connection):
             self._selector.register(file, selectors.EVENT_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._selector.close()
 
     def until_outcome(self) -> dict[str, Any] | None:
         """How it went, or None if nobody waits for it any more."""

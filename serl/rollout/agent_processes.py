@@ -45,11 +45,19 @@ class AgentOutcome:
         return "\n".join(text for text in (self.stdout.rstrip(), self.stderr.rstrip()) if text)
 
 
-class AgentRun:
-    """One call under way; leaving its context ends the agent with all that it started."""
+_Supervisor = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout_s: float) -> None:
-        self._reader, self._writer, self._timeout_s = reader, writer, timeout_s
+
+class AgentRun:
+    """One call under way; leaving its context ends the agent with all that it started.
+
+    A supervisor whose run was finished is one of ``idle`` again.
+    """
+
+    def __init__(self, supervisor: _Supervisor, timeout_s: float, idle: list[_Supervisor]) -> None:
+        self._reader, self._writer = supervisor
+        self._timeout_s, self._idle = timeout_s, idle
+        self._is_finished = False
 
     async def __aenter__(self) -> AgentRun:
         return self
@@ -57,7 +65,10 @@ class AgentRun:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        if self._is_finished:
+            self._idle.append((self._reader, self._writer))
+        else:
+            self._writer.close()
 
     async def outcome(self) -> AgentOutcome:
         """How the call ended; what it started may still run. Raises AgentProcessError."""
@@ -66,7 +77,9 @@ class AgentRun:
     async def finish(self) -> int:
         """Ends the agent; returns how many processes it had left behind. Raises AgentProcessError."""
         self._writer.write(b"\n")
-        return (await self._read(_SUPERVISOR_ANSWER_S))["num_leaked"]
+        num_leaked = (await self._read(_SUPERVISOR_ANSWER_S))["num_leaked"]
+        self._is_finished = True
+        return num_leaked
 
     async def _read(self, timeout_s: float) -> dict[str, Any]:
         try:
@@ -90,11 +103,25 @@ class AgentProcesses:
         self._preparations = preparations
         self._start_timeout_s = start_timeout_s
         self._starting = asyncio.Lock()
+        self._idle: list[_Supervisor] = []
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
     async def start_run(self, call: Call) -> AgentRun:
         """``call`` under way, in processes of its own. Raises AgentProcessError."""
+        supervisor = self._idle_supervisor() or await self._new_supervisor()
+        supervisor[1].write(json.dumps(call).encode() + b"\n")
+        return AgentRun(supervisor, call["timeout_s"], self._idle)
+
+    def _idle_supervisor(self) -> _Supervisor | None:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
+
+    async def _new_supervisor(self) -> _Supervisor:
         ours, theirs = socket.socketpair()
         try:
             control = await self._started()
@@ -108,12 +135,13 @@ class AgentProcesses:
             raise
         finally:
             theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
-        writer.write(json.dumps(call).encode() + b"\n")
-        return AgentRun(reader, writer, call["timeout_s"])
+        return await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
 
     def close(self) -> None:
         """Ends the process that starts agents; may be called twice. Agents under way end with their runs."""
+        while self._idle:
+            # The event loop may be closed by now, through which the writer would be.
+            self._idle.pop()[1].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         if self._control is not None:
             self._control.close()
         if self._server is not None:

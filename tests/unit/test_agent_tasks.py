@@ -129,7 +129,8 @@ def test_a_grade_takes_the_place_of_what_the_agent_says_of_its_reward():
 
 
 def test_an_agent_needs_the_gateway_and_a_parser_of_calls_too(tmp_path: Path):
-    text = problem_of(tmp_path, MINIMAL, "env.name=agent")
-    assert "env.name = agent contradicts serving.gateway = false" in text
+    for name in ("agent", "verifiers:ReasoningGymEnv"):
+        text = problem_of(tmp_path, MINIMAL, f"env.name={name}")
+        assert f"env.name = {name} contradicts serving.gateway = false" in text
     text = problem_of(tmp_path, MINIMAL, "serving.tool_parser=hermes")
     assert "serving.tool_parser = hermes contradicts serving.gateway = false" in text
