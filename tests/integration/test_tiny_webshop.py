@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from envs.registry import make_provider
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
+from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.playing import PlaySettings, play_tasks
@@ -59,7 +60,8 @@ def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, prov
     tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
     settings = PlaySettings(
         max_steps=EXPERIMENT.env.max_steps,
-        history_length=EXPERIMENT.env.history_length,
+        prompts=PromptSettings.of(EXPERIMENT),
+        temperature=EXPERIMENT.evaluation.temperature,
         max_response_length=EXPERIMENT.rollout.max_response_length,
     )
     result = play_tasks(policy, tokenizer, provider, tasks, settings, seed=0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from envs.alfworld.engine import Engine
 from envs.alfworld.oracle import plan
 from envs.alfworld.provider import AlfworldProvider, make_provider
+from serl.config.load import load_experiment
 from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, StepEvidence
 from serl.rollout.actions import action_token_mask, parse_action
+from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from tools.warm_start.__main__ import parse_arguments
@@ -31,6 +34,8 @@ from tools.warm_start.tokenizer import END, PAD, build_tokenizer, hindsight_head
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY_POLICY = REPOSITORY / "serl" / "policies" / "tiny_alfworld"
+WINDOWS = PromptSettings.of(load_experiment(REPOSITORY / "experiments" / "quickstart.yaml"))
+PLAY = PlaySettings(max_steps=15, prompts=WINDOWS, temperature=1.0, max_response_length=24)
 SMALL_SHAPE = PolicyShape(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=128, max_positions=512)
 
 
@@ -165,13 +170,13 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 def test_the_losses_are_means_over_response_and_over_prompt_tokens(tokenizer) -> None:
     policy = build_policy(tokenizer, SMALL_SHAPE, seed=0)
-    short = EncodedDemonstration([5, 6, 7], [8, 9])
-    long = EncodedDemonstration([10, 11], [12, 13, 14, 15])
+    short = EncodedDemonstration.of([5, 6, 7], [8, 9])
+    long = EncodedDemonstration.of([10, 11], [12, 13, 14, 15])
     response, prompt = [], []
     for demonstration in (short, long):
-        ids = torch.tensor([demonstration.prompt_ids + demonstration.response_ids])
+        ids = torch.tensor([demonstration.token_ids])
         logprobs = policy(ids).logits.log_softmax(-1)[0]
-        start = len(demonstration.prompt_ids)
+        start = demonstration.is_response.index(True)
         losses = [-logprobs[at - 1, ids[0, at]].item() for at in range(1, ids.shape[1])]
         prompt += losses[: start - 1]
         response += losses[start - 1 :]
@@ -179,6 +184,30 @@ def test_the_losses_are_means_over_response_and_over_prompt_tokens(tokenizer) ->
     measured = token_losses(policy, [short, long], token_id(tokenizer, PAD))
     assert measured[0].item() == pytest.approx(sum(response) / 6, abs=1e-5)
     assert measured[1].item() == pytest.approx(sum(prompt) / 3, abs=1e-5)
+
+
+def test_the_steps_of_a_conversation_are_one_sequence_and_hindsight_branches_off(
+    provider: AlfworldProvider, tokenizer
+) -> None:
+    settings = DemonstrationSettings(num_episodes=2, prompt="conversation")
+    shown = list(demonstrate(provider, provider.task_set("train").tasks, settings, seed=1))
+    told = [d for d in shown if d.has_hindsight]
+    sequences = encode(shown, tokenizer)
+    assert len(sequences) == 2 + len(told) < len(shown)
+    spoken = [tokenizer.decode(ids) for one in sequences for ids in _learned(one)]
+    assert sorted(spoken) == sorted(f"{d.response}{END}" for d in shown)
+    assert sum(len(_learned(one)) > 1 for one in sequences) == 2
+
+
+def _learned(demonstration: EncodedDemonstration) -> list[list[int]]:
+    """The runs of tokens to learn, one after another."""
+    end = demonstration.token_ids[-1]
+    runs: list[list[int]] = [[]]
+    for token, is_learned in zip(demonstration.token_ids, demonstration.is_response, strict=True):
+        if is_learned:
+            runs[-1].append(token)
+            runs += [[]] if token == end else []
+    return runs[:-1]
 
 
 def test_cloning_lowers_the_loss(tokenizer, demonstrations) -> None:
@@ -197,7 +226,7 @@ def test_responses_in_a_batch_are_those_of_each_prompt_alone(tiny) -> None:
     prompts = [
         encoder.encode([{"role": "user", "content": text}]) for text in ("Task: put", "You see: a mug 1.")
     ]
-    settings = PlaySettings(temperature=1e-4, max_response_length=8)
+    settings = replace(PLAY, temperature=1e-4, max_response_length=8)
     together = sample_responses(policy, tokenizer, prompts, settings, torch.Generator().manual_seed(0))
     alone = [
         sample_responses(policy, tokenizer, [prompt], settings, torch.Generator().manual_seed(0))[0]
@@ -214,7 +243,7 @@ def test_a_warm_start_can_be_saved_and_loaded(provider: AlfworldProvider, tmp_pa
         cloning=CloningSettings(batch_size=8),
     )
     start = warm_start(provider, "train", settings)
-    held_out = play_held_out(start, provider, "valid_seen", 4, PlaySettings(max_steps=3))
+    held_out = play_held_out(start, provider, "valid_seen", 4, replace(PLAY, max_steps=3))
     save(start, tmp_path / "policy")
     save_report(start, settings, held_out, tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
@@ -261,7 +290,7 @@ def test_the_shipped_tokenizer_knows_the_words_of_the_prompts(tiny, provider: Al
 def test_the_shipped_policy_solves_some_held_out_games(tiny, provider: AlfworldProvider) -> None:
     policy, tokenizer = tiny
     tasks = provider.task_set("valid_seen").tasks[::24]
-    result = play_tasks(policy, tokenizer, provider, tasks, PlaySettings(max_steps=15), seed=0)
+    result = play_tasks(policy, tokenizer, provider, tasks, PLAY, seed=0)
     assert result.success_rate >= 0.15, result
     assert result.inadmissible_rate <= 0.6, result
     assert result.response_tokens <= 15

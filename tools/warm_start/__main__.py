@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import torch
 
@@ -25,6 +25,8 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
+from serl.config.sampling import PromptForm
+from serl.rollout.episode_prompts import PromptSettings
 from serl.run.surroundings import write_any_character
 from tools.warm_start.playing import PlaySettings
 from tools.warm_start.run import WarmStartSettings, play_held_out, save, save_report, warm_start
@@ -47,6 +49,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="*",
         metavar="EXPERIMENT.yaml key.path=value",
         help="whose tasks to learn (experiments/quickstart.yaml); only its training split is learned",
+    )
+    parser.add_argument(
+        "--prompt", choices=get_args(PromptForm), help="in place of the experiment's rollout.prompt"
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=defaults.seed)
@@ -97,6 +102,7 @@ def warm_start_settings(experiment: ExperimentConfig, options: argparse.Namespac
             num_episodes=options.episodes,
             max_steps=experiment.env.max_steps,
             history_length=experiment.env.history_length,
+            prompt=experiment.rollout.prompt,
             detour_share=options.detour_share,
         ),
         cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
@@ -110,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # On a shared machine a second thread costs more than it brings at this size.
     torch.set_num_threads(1)
     try:
-        experiment = experiment_of(options.experiment)
+        form = [f"rollout.prompt={options.prompt}"] if options.prompt else []
+        experiment = experiment_of([*options.experiment, *form])
         provider = demonstrating_provider(experiment)
         splits = experiment.env.train_split, experiment.evaluation.split
         assert_disjoint(*(provider.task_set(split) for split in splits))
@@ -123,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(start, options.out)
     play_settings = PlaySettings(
         max_steps=env.max_steps,
-        history_length=env.history_length,
+        prompts=PromptSettings.of(experiment),
         temperature=experiment.evaluation.temperature,
         max_response_length=experiment.rollout.max_response_length,
     )

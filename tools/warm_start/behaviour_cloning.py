@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from transformers import LlamaForCausalLM
@@ -17,14 +18,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EncodedDemonstration:
-    """``prompt_ids`` as the rollout renders them and the ``response_ids`` to learn, end token included."""
+    """Tokens as the rollout has them; ``is_response`` marks those to learn, end tokens included."""
 
-    prompt_ids: list[int]
-    response_ids: list[int]
+    token_ids: list[int]
+    is_response: list[bool]
+
+    @classmethod
+    def of(cls, prompt_ids: list[int], response_ids: list[int]) -> Self:
+        is_response = [False] * len(prompt_ids) + [True] * len(response_ids)
+        return cls(prompt_ids + response_ids, is_response)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
+        return len(self.token_ids)
+
+    def joined_by(self, next_one: EncodedDemonstration) -> EncodedDemonstration | None:
+        """Both as one, where the next begins with all tokens of this; None where it does not."""
+        end = self.num_tokens
+        if next_one.token_ids[:end] != self.token_ids:
+            return None
+        return EncodedDemonstration(next_one.token_ids, self.is_response + next_one.is_response[end:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +112,9 @@ def token_losses(
     is_response = torch.zeros((len(batch), length), dtype=torch.bool)
     for row, demonstration in enumerate(batch):
         end = demonstration.num_tokens
-        input_ids[row, :end] = torch.tensor(demonstration.prompt_ids + demonstration.response_ids)
+        input_ids[row, :end] = torch.tensor(demonstration.token_ids)
         is_token[row, :end] = True
-        is_response[row, len(demonstration.prompt_ids) : end] = True
+        is_response[row, :end] = torch.tensor(demonstration.is_response)
     # Padding is on the right: causal attention never lets a real token see it, so no mask is needed.
     hidden = policy.model(input_ids=input_ids, use_cache=False).last_hidden_state
     logits = policy.lm_head(hidden[:, :-1][is_token[:, 1:]])

@@ -18,7 +18,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from envs.base import DemonstratedAction, DemonstratingProvider, Task
+from envs.base import DemonstratedAction, DemonstratingProvider, Task, turn_messages
+from serl.config.sampling import PromptForm
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
 from serl.rollout.episode_state import EpisodeState
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSettings:
-    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``.
+    """Shares are probabilities per step; ``max_steps`` and ``history_length`` as in the config's ``env``,
+    ``prompt`` as in its ``rollout``. Hindsight is a branch of a conversation, and costs all of it once more:
+    only ``branch_share`` of its steps are candidates for it.
 
     With ``imitate_detours`` the expert's detours are labels too: the policy learns to wander now and then,
     which reinforcement learning can take away again.
@@ -37,6 +40,8 @@ class DemonstrationSettings:
     num_episodes: int = 2400
     max_steps: int = 15
     history_length: int = 2
+    prompt: PromptForm = "window"
+    branch_share: float = 0.25
     detour_share: float = 0.2
     imitate_detours: bool = True
     inadmissible_action_share: float = 0.06
@@ -79,6 +84,7 @@ class _Episode:
         self._env = provider.make_env()
         self._state = EpisodeState(*self._env.reset(options={"task_id": task.task_id}))
         self._demonstrator = provider.demonstrator(self._env, rng, settings.detour_share)
+        self._conversation: tuple[dict[str, str], ...] = ()
 
     def play(self) -> Iterator[Demonstration]:
         for _ in range(self._settings.max_steps):
@@ -90,22 +96,28 @@ class _Episode:
                 yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
                 if not shown.is_detour and self._rng.random() < self._settings.hindsight_share:
                     yield from self._with_hindsight(shown)
-            self._act(shown.action)
+            self._act(shown.thought, shown.action)
             if self._state.ended:
                 return
 
-    def _act(self, action: str) -> None:
+    def _act(self, thought: str, action: str) -> None:
+        response = {"role": "assistant", "content": response_text(thought, action)}
+        self._conversation = (*self._messages(), response)
         self._state.advance(action, self._env.step(action))
 
     def _try_inadmissible_action(self) -> None:
         action = self._demonstrator.inadmissible_action(self._state.info)
         if action is not None:
-            self._act(action)
+            self._act("", action)
 
     def _messages(self) -> tuple[dict[str, str], ...]:
-        return self._provider.messages(self._state.prompt_parts(self._settings.history_length))
+        if self._settings.prompt == "window":
+            return self._provider.messages(self._state.prompt_parts(self._settings.history_length))
+        return (*self._conversation, *turn_messages(self._provider, self._state.prompt_parts(0)))
 
     def _with_hindsight(self, shown: DemonstratedAction) -> Iterator[Demonstration]:
+        if self._settings.prompt == "conversation" and self._rng.random() >= self._settings.branch_share:
+            return
         kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
         success = self._demonstrator.solution() if kind != "answer" else ()
         parts = [_quoted(success)] if success else []

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.base import EnvProvider, Task
 from serl.rollout.actions import ResponseAction
+from serl.rollout.episode_prompts import PromptSettings, episode_prompts
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
 from tools.decoding import decode_side_by_side
@@ -21,10 +22,10 @@ from tools.warm_start.tokenizer import END, token_id
 class PlaySettings:
     """Lengths as in the sections ``env`` and ``rollout`` of an experiment."""
 
-    max_steps: int = 15
-    history_length: int = 2
-    temperature: float = 1.0
-    max_response_length: int = 24
+    max_steps: int
+    prompts: PromptSettings
+    temperature: float
+    max_response_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,26 @@ class Played:
 
 
 class _Episode:
-    def __init__(self, provider: EnvProvider, task: Task):
+    """``ended`` also where no prompt fits any more."""
+
+    def __init__(self, provider: EnvProvider, encoder: PromptEncoder, prompts: PromptSettings, task: Task):
         self.task = task
+        self._encoder = encoder
+        self._prompts = episode_prompts(provider, encoder, prompts, f"task {task.task_id!r}")
         self.env = provider.make_env()
         self.state = EpisodeState(*self.env.reset(options={"task_id": task.task_id}))
         self.num_inadmissible = 0
+        self.ended = False
 
-    def act(self, response_text: str) -> None:
-        action = ResponseAction.of(response_text)
+    def prompt(self) -> list[int] | None:
+        """Ids of the next prompt; None if the episode has ended."""
+        prompt = None if self.state.ended else self._prompts.next(self.state)
+        self.ended = prompt is None
+        return None if prompt is None else prompt.token_ids
+
+    def act(self, response_ids: list[int]) -> None:
+        self._prompts.answered(response_ids)
+        action = ResponseAction.of(self._encoder.decode(response_ids))
         self.state.advance(action.sent, self.env.step(action.sent))
         self.num_inadmissible += not action.is_valid(self.state.info)
 
@@ -62,19 +75,22 @@ def play_tasks(
 ) -> Played:
     """Plays every task once, all episodes side by side, sampling at ``temperature``."""
     encoder = PromptEncoder(tokenizer)
-    episodes = [_Episode(provider, task) for task in tasks]
+    episodes = [_Episode(provider, encoder, settings.prompts, task) for task in tasks]
     generator = torch.Generator().manual_seed(seed)
     num_prompt_tokens = num_response_tokens = 0
     policy.eval()
     for _ in range(settings.max_steps):
-        active = [episode for episode in episodes if not episode.state.ended]
-        if not active:
+        asked = [
+            (episode, prompt)
+            for episode in episodes
+            if not episode.ended and (prompt := episode.prompt()) is not None
+        ]
+        if not asked:
             break
-        parts = [episode.state.prompt_parts(settings.history_length) for episode in active]
-        prompts = [encoder.encode(provider.messages(own)) for own in parts]
+        prompts = [prompt for _, prompt in asked]
         responses = sample_responses(policy, tokenizer, prompts, settings, generator)
-        for episode, response_ids in zip(active, responses, strict=True):
-            episode.act(encoder.decode(response_ids))
+        for (episode, _), response_ids in zip(asked, responses, strict=True):
+            episode.act(response_ids)
         num_prompt_tokens += sum(map(len, prompts))
         num_response_tokens += sum(map(len, responses))
     num_steps = sum(len(episode.state.turns) for episode in episodes)

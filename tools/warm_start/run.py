@@ -59,7 +59,7 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
     logger.info("%d demonstrations from %d tasks", len(demonstrations), len(tasks))
     tokenizer = build_tokenizer(
         _texts(demonstrations[: settings.num_tokenizer_demonstrations]),
-        provider.prompt_phrases(),
+        [*provider.prompt_phrases(), *_instructions(demonstrations)],
         settings.vocab_size,
         settings.shape.max_positions,
     )
@@ -72,7 +72,7 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
     return WarmStart(
         policy=policy,
         tokenizer=tokenizer,
-        num_demonstrations=len(encoded),
+        num_demonstrations=len(demonstrations),
         num_tokens=num_tokens,
         final_loss=sum(last) / len(last),
         demonstration_seconds=cloning_started - started,
@@ -83,16 +83,26 @@ def warm_start(provider: DemonstratingProvider, split: str, settings: WarmStartS
 def encode(
     demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerFast
 ) -> list[EncodedDemonstration]:
-    """Prompts exactly as the env runner encodes them, responses with the end token behind them."""
+    """Prompts exactly as the env runner encodes them, responses with the end token behind them.
+
+    Steps of a conversation are one sequence, in which each response is learned where it stands.
+    """
     encoder = PromptEncoder(tokenizer)
     end = token_id(tokenizer, END)
-    return [
-        EncodedDemonstration(
-            encoder.encode(demonstration.messages),
-            [*tokenizer.encode(demonstration.response, add_special_tokens=False), end],
-        )
-        for demonstration in demonstrations
-    ]
+    encoded: list[EncodedDemonstration] = []
+    last_step: int | None = None
+    for demonstration in demonstrations:
+        prompt_ids = encoder.encode(demonstration.messages)
+        response_ids = tokenizer.encode(demonstration.response, add_special_tokens=False)
+        own = EncodedDemonstration.of(prompt_ids, [*response_ids, end])
+        is_step = not demonstration.has_hindsight
+        joined = encoded[last_step].joined_by(own) if is_step and last_step is not None else None
+        if joined is not None and last_step is not None:
+            encoded[last_step] = joined
+            continue
+        last_step = len(encoded) if is_step else last_step
+        encoded.append(own)
+    return encoded
 
 
 def play_held_out(
@@ -128,6 +138,12 @@ def save_report(start: WarmStart, settings: WarmStartSettings, held_out: Played,
         "held_out_evaluation": asdict(held_out),
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _instructions(demonstrations: list[Demonstration]) -> list[str]:
+    """What conversations begin with may be none of the provider's phrases."""
+    messages = (message for demonstration in demonstrations for message in demonstration.messages)
+    return list(dict.fromkeys(message["content"] for message in messages if message["role"] == "system"))
 
 
 def _texts(demonstrations: list[Demonstration]) -> list[str]:
