@@ -152,6 +152,27 @@ def _one_gpu(way: str, serving: ServingSection, learner: LearnerSection) -> Iter
         )
 
 
+# The largest that vLLM 0.32 has kernels for.
+_MAX_SERVED_RANK = 512
+
+
+def adapters(model: ModelSection, serving: ServingSection, sends_adapters: bool) -> Iterator[str]:
+    """Adapters that replicas cannot be sent."""
+    lora = model.lora
+    if lora is None or not sends_adapters:
+        return
+    if serving.sleep_during_updates:
+        yield (
+            f"model.lora.broadcast = {lora.broadcast} contradicts serving.sleep_during_updates = true: an "
+            "engine that slept has to be sent all weights; set model.lora.broadcast: merged"
+        )
+    if lora.rank > _MAX_SERVED_RANK:
+        yield (
+            f"model.lora.rank = {lora.rank} contradicts model.lora.broadcast = {lora.broadcast}: vLLM takes "
+            f"adapters of rank {_MAX_SERVED_RANK} at most; set model.lora.broadcast: merged"
+        )
+
+
 def learners(model: ModelSection, training: TrainingSection, learner: LearnerSection) -> Iterator[str]:
     """What learners cannot do."""
     if learner.lr_schedule == "linear" and learner.lr_warmup_updates >= training.num_iterations:

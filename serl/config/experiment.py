@@ -48,6 +48,7 @@ class ExperimentConfig(Section):
             *checks.replicas(self.serving),
             *checks.gateway(self.env, self.rollout, self.serving),
             *checks.weight_transfer(self.serving, self.learner),
+            *checks.adapters(self.model, self.serving, self.sends_adapters),
             *checks.learners(self.model, self.training, self.learner),
             *checks.distillation(self.hindsight, self.training),
             *checks.waits(self.hindsight, self.training),
@@ -56,3 +57,11 @@ class ExperimentConfig(Section):
         if found:
             raise validation_error(type(self).__name__, [contradiction(sentence) for sentence in found])
         return self
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether replicas are sent adapters alone, and not whole weights."""
+        lora = self.model.lora
+        if lora is None or lora.broadcast != "auto":
+            return lora is not None and lora.broadcast == "adapters"
+        return self.serving.num_gpus_per_replica > 0 and not self.serving.sleep_during_updates

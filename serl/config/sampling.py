@@ -25,6 +25,11 @@ class LoRASection(Section):
     dropout: float = 0.0
     """Must be 0: with dropout a token's probability could not be compared with the sampler's."""
 
+    broadcast: Literal["auto", "adapters", "merged"] = "auto"
+    """What replicas are sent: ``adapters``, which vLLM adds to what the model answers, or whole weights, that
+    they are ``merged`` into; ``auto``: adapters where replicas have GPUs and do not sleep during updates,
+    merged weights on the CPU, on which vLLM computes adapters slowly."""
+
     @field_validator("target_modules", mode="before")
     @classmethod
     def _one_name_is_a_list_of_it(cls, value: Any) -> Any:

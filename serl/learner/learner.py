@@ -345,7 +345,7 @@ class SERLLearner(LearnerProcess, TorchLearner):
             return scorer(batch)
 
     def _published_weights(self) -> Weights:
-        return published_weights(self.policy, self._compute_dtype, as_adapters=False)
+        return published_weights(self.policy, self._compute_dtype, self._experiment.sends_adapters)
 
     def _weight_publisher(self) -> WeightPublisher:
         if self._publisher is None:

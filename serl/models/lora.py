@@ -14,7 +14,7 @@ from serl.config import LoRASection
 from serl.config.nearest import nearest
 from serl.config.sampling import ALL_LINEAR
 from serl.models.weights import empty_model
-from serl.private.peft import select_adapter
+from serl.private.peft import compute_in_input_dtype, select_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,6 +79,7 @@ def add_adapters(model: Any, lora: LoRASection, adapters: Iterable[str], seed: i
         parameter.requires_grad_(is_adapter and name.endswith(f".{first}.weight"))
         if is_adapter:
             parameter.data = parameter.data.float()
+    compute_in_input_dtype(model)
     select_adapter(model, first)
 
 
@@ -95,6 +96,11 @@ def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:
 def base_name(name: str) -> str:
     """What a weight of a model with adapters is called without them."""
     return name.replace(".base_layer.", ".")
+
+
+def adapted_names(model_dir: str, lora: LoRASection) -> list[str]:
+    """What the adapted layers of the policy in the local folder ``model_dir`` are called in their parents."""
+    return sorted({layer.rpartition(".")[2] for layer in adapted_layers(empty_model(model_dir), lora)})
 
 
 def adapter_shapes(model_dir: str, lora: LoRASection) -> dict[str, tuple[int, ...]]:

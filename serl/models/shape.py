@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,22 @@ class ModelShape:
     @property
     def layer_weights(self) -> int:
         return max(0, self.num_weights - self.outside_layers) // self.num_layers
+
+    def num_adapter_weights(self, rank: int, targets: Sequence[str]) -> int:
+        """Of adapters of ``rank`` in the layers called one of ``targets``, as Llama calls them; none: in all.
+
+        Experts have none; layers of other names count as square.
+        """
+        attention = {
+            "q_proj": self.width + self.query_width,
+            "k_proj": self.width + self.key_width,
+            "v_proj": self.width + self.key_width,
+            "o_proj": self.query_width + self.width,
+        }
+        mlp = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.width + self.mlp_width)
+        known = attention | (mlp if self.num_experts == 1 else {})
+        sums = [known.get(target, 2 * self.width) for target in targets or known]
+        return self.num_layers * rank * sum(sums)
 
     @property
     def active_mlp_width(self) -> int:

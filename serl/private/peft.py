@@ -9,6 +9,18 @@ from typing import Any
 SEEN_IN = "0.21.2"
 
 
+def compute_in_input_dtype(model: Any) -> None:
+    """Inputs of adapters stay as they are: autocast, or FSDP, has the adapters' weights in the same dtype.
+
+    PEFT would keep a float32 copy of each for the backward pass; its own switch for that is a context.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+
+
 def select_adapter(model: Any, adapter: str | None) -> None:
     """From now on ``model`` answers with this of its adapters, or, without a name, as if it had none.
 

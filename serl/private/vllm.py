@@ -9,15 +9,18 @@ from __future__ import annotations
 import ast
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     import torch
     from vllm import LLMEngine
 
 SEEN_IN = "0.32.0"
+
+# vLLM's adapters are numbered from 1.
+_ADAPTER_ID = 1
 
 # Dictionaries of the registry, by architecture.
 _REGISTERED_HERE = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}
@@ -126,6 +129,49 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, ParallelLMHead):
             layer.quant_method.process_weights_after_loading(layer)
+
+
+def lora_arguments(rank: int, targets: list[str]) -> dict[str, Any]:
+    """Engine arguments for one adapter of ``rank``, of the layers that are called one of ``targets``.
+
+    vLLM sets memory aside for one of a few ranks, and multiplies with all of it.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    held = min(known for known in get_args(MaxLoRARanks) if known >= rank)
+    arguments: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "max_lora_rank": held}
+    return arguments | {"lora_target_modules": targets}
+
+
+def adapter_request(engine: LLMEngine) -> Any:
+    """What requests say to be answered with the adapter of `put_adapter`; None without adapters."""
+    from vllm.lora.request import LoRARequest
+
+    if engine.vllm_config.lora_config is None:
+        return None
+    return LoRARequest("policy", _ADAPTER_ID, "in memory")
+
+
+def put_adapter(model: Any, tensors: Mapping[str, torch.Tensor], rank: int, alpha: int) -> None:
+    """Makes ``tensors``, whole and by PEFT's names, the adapter that `adapter_request` asks for.
+
+    The public way, `LLMEngine.add_lora`, reads a folder of files. ``tensors`` may be changed.
+    """
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    manager, mapper = model.lora_manager, getattr(model, "hf_to_vllm_mapper", None)
+    adapter = LoRAModel.from_lora_tensors(
+        _ADAPTER_ID,
+        dict(tensors),
+        PEFTHelper(r=rank, lora_alpha=alpha, target_modules=[]),
+        device="cpu",
+        dtype=manager.lora_config.lora_dtype,
+        weights_mapper=mapper and mapper.get_rename_mapper(),
+    )
+    manager.remove_adapter(_ADAPTER_ID)
+    manager.add_adapter(adapter)
+    manager.activate_adapter(_ADAPTER_ID)
 
 
 def join_nccl_group(rendezvous: dict[str, Any]) -> Any:

@@ -211,7 +211,8 @@ def _needs_there(needs: Needs, node: Node, experiment: ExperimentConfig) -> Need
         return needs
     may_hold_learners = learner.num_learners and (node.num_gpus or not learner.num_gpus_per_learner)
     num_versions = WEIGHT_VERSIONS if may_hold_learners else 1
-    version = version_bytes(num_weights(experiment.model.path) or 0, experiment)
+    published = 0 if experiment.sends_adapters else num_weights(experiment.model.path) or 0
+    version = version_bytes(published, experiment)
     return replace(needs, modules=_MODULES + _MODULES_OF_REPLICAS, shared_memory_bytes=num_versions * version)
 
 

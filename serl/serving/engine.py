@@ -132,6 +132,9 @@ class EngineThread:
     def _run(self) -> None:
         try:
             self._engine = self._build()
+            self._adapter = private_vllm.adapter_request(self._engine)
+            if self._adapter is not None:
+                self._engine.collective_rpc("activate_adapters")
             self._engine.set_weight_version(str(self.weights_seq_no))
         except BaseException as error:
             self._built.set_exception(error)
@@ -177,7 +180,10 @@ class EngineThread:
         for name, request in zip(names, requests, strict=True):
             try:
                 internal_name = self._engine.add_request(
-                    name, tokens_input(request.prompt_ids), _sampling_params(request)
+                    name,
+                    tokens_input(request.prompt_ids),
+                    _sampling_params(request),
+                    lora_request=self._adapter,
                 )
             except (VLLMClientError, ValueError) as error:
                 refusals.append(refused(request, str(error)))
@@ -256,6 +262,8 @@ class EngineThread:
         self._engine.collective_rpc("start_weight_update")
         self._engine.collective_rpc("update_weights", args=(update,))
         self._engine.collective_rpc("finish_weight_update")
+        if self._adapter is not None:
+            self._engine.collective_rpc("activate_adapters")
 
 
 def _sampling_params(request: Request) -> Any:

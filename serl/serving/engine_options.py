@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from serl.config import ExperimentConfig, ServingSection
 from serl.config.nearest import nearest
+from serl.models.lora import adapted_names
 from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP
-from serl.private.vllm import load_model_class, ray_stat_logger
+from serl.private.vllm import load_model_class, lora_arguments, ray_stat_logger
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
+
+# In vLLM's ``additional_config``: the `LoRASection` of what updates bring, where that is adapters.
+ADAPTERS = "serl_adapters"
 
 # KV-cache blocks of 128 tokens, vLLM's choice on CPU, would never share the head of a short prompt.
 CPU_BLOCK_SIZE = 32
@@ -34,6 +38,10 @@ DECIDED_ELSEWHERE = {
     "gpu_memory_utilization": "serving.gpu_memory_utilization",
     "weight_transfer_config": "serving.weight_transfer",
     "enable_sleep_mode": "serving.sleep_during_updates",
+    "enable_lora": "model.lora",
+    "max_loras": "model.lora",
+    "max_lora_rank": "model.lora.rank",
+    "lora_target_modules": "model.lora.target_modules",
     "seed": "seed",
     "logprobs_mode": "nothing: learners need the log-probabilities at the sampling temperature",
     "worker_extension_cls": "nothing: weights arrive through it",
@@ -91,7 +99,12 @@ def engine_arguments(experiment: ExperimentConfig, model_dir: str, seed: int) ->
         "disable_log_stats": True,
         "seed": seed,
         "worker_extension_cls": "serl.serving.transfer.receiver.WorkerExtension",
+        "additional_config": {},
     }
+    lora = experiment.model.lora
+    if lora is not None and experiment.sends_adapters:
+        arguments |= lora_arguments(lora.rank, adapted_names(model_dir, lora))
+        arguments["additional_config"] = {ADAPTERS: lora.model_dump(mode="json")}
     if runs_on_gpu(serving):
         arguments["gpu_memory_utilization"] = serving.gpu_memory_utilization
         arguments["enable_sleep_mode"] = serving.sleep_during_updates
@@ -145,7 +158,9 @@ def build_engine(
     config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
     for architecture in config.get("architectures", ()):
         load_model_class(architecture)
-    arguments = engine_arguments(experiment, model_dir, seed) | engine_args
+    own = engine_arguments(experiment, model_dir, seed)
+    arguments = own | engine_args
+    arguments["additional_config"] = engine_args.get("additional_config", {}) | own["additional_config"]
     arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
     if exported_as is None:
         return LLMEngine.from_engine_args(EngineArgs(**arguments))

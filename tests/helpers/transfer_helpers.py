@@ -133,6 +133,7 @@ class Replica:
             collective_rpc=self._call_workers,
             set_weight_version=self.versions.append,
             has_unfinished_requests=lambda: False,
+            vllm_config=SimpleNamespace(lora_config=None),
         )
         self.engine = EngineThread(lambda: engine, self.died.set_result)
         self.engine.wait_until_built(WAIT_S)

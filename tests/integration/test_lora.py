@@ -92,6 +92,20 @@ def test_learners_score_as_transformers_with_peft_does_before_and_after_an_updat
         resolve_model(str(tmp_path / "policy"))
 
 
+def test_in_bfloat16_the_base_is_rounded_and_what_is_trained_is_not(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    model = {"path": str(model_dir), "dtype": "bfloat16", "lora": LORA}
+    group = learner_group(model_dir, model=model, hindsight=TEACHER)
+    metrics = [update(group, groups, number) for number in range(2)]
+    assert 1e-4 < metrics[0]["train_inference_mismatch_on_policy"] < 0.3
+    assert metrics[1]["num_optimizer_steps"] == 1.0
+    policy = local_learner(group).policy
+    dtypes = {".lora_" in name: weight.dtype for name, weight in named_weights(policy.model).items()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert {buffer.dtype for name, buffer in policy.named_buffers() if "inv_freq" in name} == {torch.float32}
+
+
 def test_only_adapters_change_and_both_factors_do(model_dir: Path, groups: list[TrajectoryGroup]) -> None:
     group = with_adapters(model_dir)
     learner = local_learner(group)

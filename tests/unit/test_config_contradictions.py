@@ -221,3 +221,27 @@ def test_groups_that_distillation_trains_on_are_not_filtered(tmp_path: Path):
     text = problem_of(tmp_path, MINIMAL, *filtered)
     assert "hindsight.objective = 'distill' contradicts training.filter_groups = true" in text
     assert load_experiment(write(tmp_path, MINIMAL), [*filtered, "hindsight.enabled=false"])
+
+
+def test_adapters_are_sent_alone_where_replicas_have_gpus_that_they_keep(tmp_path: Path):
+    def sends(*overrides: str) -> bool:
+        return load_experiment(write(tmp_path, MINIMAL), overrides).sends_adapters
+
+    asleep = (*GPU_SHARES, "serving.weight_transfer=ipc", "serving.sleep_during_updates=true")
+    assert not sends(*GPUS) and not sends("model.lora.rank=4") and sends("model.lora.rank=4", *GPUS)
+    assert not sends("model.lora.rank=4", *asleep)
+    assert sends("model.lora.broadcast=adapters") and not sends("model.lora.broadcast=merged", *GPUS)
+    alone = "model.lora.broadcast=adapters"
+    text = problem_of(tmp_path, MINIMAL, alone, *asleep)
+    assert "model.lora.broadcast = adapters contradicts serving.sleep_during_updates = true" in text
+    text = problem_of(tmp_path, MINIMAL, alone, "model.lora.rank=513")
+    assert "model.lora.rank = 513 contradicts model.lora.broadcast = adapters" in text
+    assert not sends("model.lora.rank=513")
+
+
+def test_adapters_drop_nothing_and_have_a_layer(tmp_path: Path):
+    text = problem_of(tmp_path, MINIMAL, "model.lora.dropout=0.1", "model.lora.target_modules=[]")
+    assert "model.lora.dropout = 0.1 on the command line: must be 0: with dropout" in text
+    assert "model.lora.target_modules = [] on the command line: must name a linear layer" in text
+    experiment = load_experiment(write(tmp_path, MINIMAL), ["model.lora.target_modules=q_proj"])
+    assert experiment.model.lora is not None and experiment.model.lora.target_modules == ("q_proj",)

@@ -115,6 +115,33 @@ def test_settings_move_what_they_are_for():
     assert "gathered layers" not in whole
 
 
+def test_of_adapters_a_learner_holds_gradients_and_moments_and_of_the_rest_bfloat16():
+    """Rank 16 in 28 layers of q and o 3584 → 3584, k and v 3584 → 512, three matrices 3584 ↔ 18944."""
+    adapters = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+    one = ["model.lora={rank: 16}", "learner.num_learners=1"]
+    assert memory_plan.num_trained(shape(), seven_b(*one)) == adapters == 40_370_176
+    some = seven_b("model.lora={rank: 8, target_modules: [q_proj, v_proj]}")
+    assert memory_plan.num_trained(shape(), some) == 28 * 8 * (7168 + 4096)
+    experiment = seven_b(*one, "loss.kl_coefficient=0.1")
+    kept = memory_plan.kept_by_learner(shape(), experiment)
+    megabytes = {what: round(size / 1e6) for what, size in kept.items()}
+    # 2 bytes of each of 7.615 · 10⁹, and 4, 8, 4 and 4 of each of 40 · 10⁶; the reference is nothing more.
+    by_hand = {"base": 15231, "weights": 161, "optimizer": 323, "teacher": 161, "gradients": 161}
+    assert megabytes == by_hand | {"CUDA and NCCL": 2000}
+    update = memory_plan.learner_plans(shape(), experiment)[0].parts
+    assert "weights in bfloat16" not in update
+    assert round(update["layer inputs"] / GB, 1) == 3.3  # in bfloat16, too
+    # Versions of 2 bytes, checkpoints of 4 in PEFT's folder and 16 of learners, and no others.
+    assert memory_plan.num_published(shape(), experiment) == adapters
+    assert memory_plan.checkpoint_bytes(shape(), experiment) == (4 + 4 + 8 + 4) * adapters
+    merged = seven_b("model.lora={rank: 16, broadcast: merged}")
+    assert memory_plan.num_published(shape(), merged) == shape().num_weights
+    sharded = memory_plan.learner_plans(shape(), seven_b("model.lora={rank: 16}"))
+    assert round(sharded[0].parts["base"] / GB, 1) == 3.8
+    assert sharded[0].parts["gradients on their way"] == 6 * (adapters // 28)
+    assert memory_plan.peak(sharded) is sharded[0]
+
+
 def test_a_replica_keeps_contexts_in_what_weights_leave():
     plan = memory_plan.replica_plan(shape(), seven_b())
     assert in_gb(plan.parts)["weights"] == 15.2

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sizes(env, games=(6, "games a repetition"), steps=(15, "steps a game"))
     env.add_argument("--products", type=int, default=20_000, help="of the large WebShop; 0: none (20000)")
     _add(benchmarks, "rollout", "serving", 3, "env runners on Ray Serve against the bare vLLM engine")
-    broadcast = _add(benchmarks, "broadcast", "serving", 7, "weights into the replicas against a memcpy")
+    broadcast = _add(benchmarks, "broadcast", "broadcast", 7, "weights, and adapters, into the replicas")
     broadcast.set_defaults(default_models=["embedded:tiny_alfworld", _SMOLLM2])
     _add(benchmarks, "learner", "training", 3, "updates against a bare forward and backward pass")
     dialogues = _add(benchmarks, "conversations", "conversations", 2, "dialogues as trees and row by row")

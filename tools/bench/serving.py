@@ -1,4 +1,4 @@
-"""The policy deployment: env runners on it against the bare vLLM engine, and new weights on the way to it."""
+"""The policy deployment: env runners on it against the bare vLLM engine."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import ray
-import torch
-from torch import Tensor
 
 from serl.config import ExperimentConfig
-from serl.learner.parallel import full_tensors
-from serl.models.weights import named_weights
 from serl.serving.engine_options import build_engine, replica_environment
-from serl.serving.transfer.sender import Weights
-from serl.serving.transfer.shared_memory import SharedMemorySender
-from serl.serving.weights import WeightPublisher
-from serl.serving.weights_folder import claim_folder, release_folder
 from serl.types import Trajectory
 from tools.bench.figures import Figures
 from tools.bench.play import (
@@ -32,7 +23,6 @@ from tools.bench.play import (
     PLAY_TIMEOUT_S,
     REPLICA,
     Played,
-    Player,
     local_cluster,
     player_on_deployment,
 )
@@ -41,11 +31,6 @@ from tools.bench.play import (
 _MEASURED_ROUNDS = 3
 # Never sampled as text: no response ends before it is as long as the recorded one.
 _IMPOSSIBLE_STOP = "\N{NULL}\N{NULL}"
-# A deployment that no replica reads: what writing alone costs.
-_SCRATCH = "bench-scratch"
-# Between two broadcasts, so that the engine is generating again when the next one comes.
-_PLAY_S = 1.0
-_MEMCPY_ROUNDS = 3
 
 RecordedRequest = tuple[list[int], int]
 
@@ -201,83 +186,3 @@ class _BareEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._engine.add_request(name, tokens_input(prompt_ids), sampling)
-
-
-def broadcast(
-    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
-) -> None:
-    tensors = _weights(model_dir)
-    copies = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    seconds: list[dict[str, float]] = []
-    claim_folder(_SCRATCH)
-    try:
-        scratch = SharedMemorySender(_SCRATCH)
-        scratch.prepare(Weights.of(tensors.items()), 1, {})
-        with (
-            local_cluster() as run_dir,
-            player_on_deployment(experiment, model_dir, run_dir) as (player, names),
-        ):
-            publisher = WeightPublisher(names, "shared_memory", experiment.serving.update_timeout_s)
-            # The first one also brings the replica's code into memory.
-            stats = publisher.publish(Weights.of(tensors.items()), 1).stats
-            for version in range(2, 2 + options.repetitions):
-                _generate(player)
-                own = {
-                    "memcpy": _seconds_of_memcpy(tensors, copies),
-                    "writing": _seconds_of_writing(scratch, tensors, version),
-                }
-                started = time.perf_counter()
-                stats = publisher.publish(Weights.of(tensors.items()), version).stats
-                own["broadcast"] = time.perf_counter() - started
-                own["transport"] = stats.seconds_transport
-                own["vLLM's own load"] = stats.seconds_load
-                own["generation stood still"] = stats.seconds_paused
-                seconds.append(own)
-            player.finish()
-            publisher.close()
-    finally:
-        release_folder(_SCRATCH)
-    figures.note(
-        f"{experiment.model.path}: {stats.num_bytes / 1e6:.1f} MB, {stats.num_replicas} replica, "
-        f"{player.capacity} episodes going on, {options.repetitions} broadcasts"
-    )
-    figures.add_all(seconds, "ms", scale=1000.0)
-    figures.add_ratio("transport", "memcpy", at_most=3.0)
-    figures.add_ratio("writing", "memcpy")
-    figures.add_ratio("vLLM's own load", "broadcast")
-    figures.add_ratio("generation stood still", "vLLM's own load")
-
-
-def _weights(model_dir: Path) -> dict[str, Tensor]:
-    """What a learner publishes: every tensor once, under its Hugging Face name."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
-    return dict(full_tensors(named_weights(model)))
-
-
-def _generate(player: Player) -> None:
-    started = time.perf_counter()
-    while time.perf_counter() - started < _PLAY_S:
-        player.keep_full(timeout_s=0.1)
-
-
-def _seconds_of_memcpy(tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> float:
-    """Into memory that is there already."""
-    seconds = []
-    for _ in range(_MEMCPY_ROUNDS):
-        started = time.perf_counter()
-        for name, tensor in tensors.items():
-            copies[name].copy_(tensor)
-        seconds.append(time.perf_counter() - started)
-    return median(seconds)
-
-
-def _seconds_of_writing(sender: SharedMemorySender, tensors: dict[str, Tensor], version: int) -> float:
-    started = time.perf_counter()
-    sender.prepare(Weights.of(tensors.items()), version, {})
-    seconds = time.perf_counter() - started
-    sender.keep_newest()
-    return seconds

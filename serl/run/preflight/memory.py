@@ -51,7 +51,9 @@ def examine_memory(experiment: ExperimentConfig, address: str | None = None) -> 
 
 
 def examine_shared_memory(experiment: ExperimentConfig) -> Iterator[Finding]:
-    """Only whether this node's is too small for the weights of a model that is here."""
+    """Only whether this node's is too small for the weights of a model that is here; adapters are small."""
+    if experiment.sends_adapters:
+        return
     try:
         counted = num_weights(experiment.model.path)
     except ModelPathError:
@@ -71,7 +73,7 @@ def judge_memory(shape: ModelShape, experiment: ExperimentConfig, machine: Machi
         if 0 < experiment.serving.num_gpus_per_replica < 1:
             yield from _shared_gpu(shape, experiment, machine)
     yield _told(f"host: {memory_plan.host_plan(shape, experiment)}", _host_lack(shape, experiment, machine))
-    version = memory_plan.version_bytes(shape.num_weights, experiment)
+    version = memory_plan.version_bytes(memory_plan.num_published(shape, experiment), experiment)
     yield _shared_memory(version, machine.shared_memory)
     needed = memory_plan.disk_bytes(shape, experiment)
     each = _gb(memory_plan.checkpoint_bytes(shape, experiment))

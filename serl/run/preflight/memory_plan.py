@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serl.config import ExperimentConfig
+from serl.config.sampling import ALL_LINEAR
 from serl.hindsight.schedules import has_teacher_copy
 from serl.models.shape import ModelShape
 
@@ -77,18 +78,36 @@ def peak(plans: Iterable[Plan]) -> Plan:
 
 def kept_by_learner(shape: ModelShape, experiment: ExperimentConfig) -> dict[str, float]:
     """What lies on a learner's device between two micro-batches: its shards, and what CUDA takes."""
-    learner, weights = experiment.learner, shape.num_weights / max(1, experiment.learner.num_learners)
+    learner, num_learners = experiment.learner, max(1, experiment.learner.num_learners)
+    weights, trained = shape.num_weights / num_learners, num_trained(shape, experiment) / num_learners
     frozen = weights * (_compute_bytes(experiment) if learner.num_gpus_per_learner else _FLOAT32)
-    kept = {"weights": weights * _FLOAT32, "optimizer": 2 * weights * _FLOAT32}
-    if has_teacher_copy(experiment.hindsight):
-        kept["teacher"] = weights * _FLOAT32 if experiment.hindsight.teacher == "ema" else frozen
-    if experiment.loss.kl_coefficient > 0.0:
+    has_teacher, has_adapters = has_teacher_copy(experiment.hindsight), experiment.model.lora is not None
+    kept = {"base": frozen} if has_adapters else {}
+    kept |= {"weights": trained * _FLOAT32, "optimizer": 2 * trained * _FLOAT32}
+    if has_teacher:
+        is_float32 = has_adapters or experiment.hindsight.teacher == "ema"
+        kept["teacher"] = trained * _FLOAT32 if is_float32 else frozen
+    if experiment.loss.kl_coefficient > 0.0 and not has_adapters:
         kept["reference"] = frozen
-    kept["gradients"] = weights * _FLOAT32
+    kept["gradients"] = trained * _FLOAT32
     if learner.num_gpus_per_learner:
         uses_nccl = _is_sharded(experiment) or experiment.serving.weight_transfer == "nccl"
         kept["CUDA and NCCL"] = _CUDA_BYTES + (_NCCL_BYTES if uses_nccl else 0)
     return kept
+
+
+def num_trained(shape: ModelShape, experiment: ExperimentConfig) -> int:
+    """Weights that the optimizer changes."""
+    lora = experiment.model.lora
+    if lora is None:
+        return shape.num_weights
+    targets = () if lora.target_modules == (ALL_LINEAR,) else lora.target_modules
+    return shape.num_adapter_weights(lora.rank, targets)
+
+
+def num_published(shape: ModelShape, experiment: ExperimentConfig) -> int:
+    """Weights of one version that replicas are sent."""
+    return num_trained(shape, experiment) if experiment.sends_adapters else shape.num_weights
 
 
 def _passes(shape: ModelShape, experiment: ExperimentConfig) -> dict[str, float]:
@@ -99,8 +118,11 @@ def _passes(shape: ModelShape, experiment: ExperimentConfig) -> dict[str, float]
         # One layer computes while the next one arrives; the root stays.
         parts["gathered layers"] = size * (shape.outside_layers + 2 * shape.layer_weights)
         # The head's gradient waits for the end of the pass, a layer's for its reduction in float32.
-        parts["gradients on their way"] = size * shape.head_weights + (size + _FLOAT32) * shape.layer_weights
-    elif size < _FLOAT32:
+        head, layer = shape.head_weights, shape.layer_weights
+        if experiment.model.lora is not None:
+            head, layer = 0, num_trained(shape, experiment) // shape.num_layers
+        parts["gradients on their way"] = size * head + (size + _FLOAT32) * layer
+    elif size < _FLOAT32 and experiment.model.lora is None:
         parts["weights in bfloat16"] = size * shape.num_weights
     layer = tokens * saved_bytes_per_token(shape, experiment)
     gradients_of_mlp = tokens * 2 * shape.active_mlp_width * size
@@ -108,7 +130,7 @@ def _passes(shape: ModelShape, experiment: ExperimentConfig) -> dict[str, float]
     logits = scored * 2 * size + min(scored, _MAX_PIECE_ELEMENTS) * _SCORING_COPIES * _FLOAT32
     if learner.gradient_checkpointing:
         # The residual stream is float32 unless all of the model is bfloat16.
-        residual = size if _is_sharded(experiment) else _FLOAT32
+        residual = size if _computes_all_in_dtype(experiment) else _FLOAT32
         parts["layer inputs"] = tokens * shape.width * shape.num_layers * residual
         parts["one layer again, or logits"] = max(layer + gradients_of_mlp, logits)
     else:
@@ -122,8 +144,9 @@ def saved_bytes_per_token(shape: ModelShape, experiment: ExperimentConfig) -> fl
     attention = shape.query_width + shape.key_width
     if _compute_bytes(experiment) == _FLOAT32:
         return 24 * shape.width + 8 * attention + 16 * shape.active_mlp_width
-    # Under autocast the residual stream and norms are float32; a sharded model is bfloat16 throughout.
-    widths = 16 if _is_sharded(experiment) else 26
+    # Under autocast the residual stream and norms are float32; a model that is sharded, or whose own weights
+    # are, is bfloat16 throughout.
+    widths = 16 if _computes_all_in_dtype(experiment) else 26
     return widths * shape.width + 4 * attention + 8 * shape.active_mlp_width
 
 
@@ -134,7 +157,7 @@ def num_scored_tokens(experiment: ExperimentConfig) -> float:
 
 
 def _reducing(shape: ModelShape, experiment: ExperimentConfig) -> dict[str, float]:
-    if not _is_sharded(experiment):
+    if not _is_sharded(experiment) or experiment.model.lora is not None:
         return {}
     return {"root and its gradients": (2 * _compute_bytes(experiment) + _FLOAT32) * shape.outside_layers}
 
@@ -143,12 +166,17 @@ def _sending(shape: ModelShape, experiment: ExperimentConfig, held: dict[str, fl
     """The first learner's; its gradients are gone by then."""
     transfer = experiment.serving.weight_transfer
     parts = {what: size for what, size in held.items() if what != "gradients"}
+    version = version_bytes(num_published(shape, experiment), experiment)
     if transfer == "ipc":
-        parts["whole weights"] = version_bytes(shape.num_weights, experiment)
+        parts["whole weights"] = version
     if transfer == "nccl":
         # A buffer's tensors lie beside it until they are packed; the greatest may be larger than that.
-        parts["gathered tensors"] = max(_TRANSFER_BUFFER_BYTES, version_bytes(shape.head_weights, experiment))
+        greatest = max(_TRANSFER_BUFFER_BYTES, version_bytes(shape.head_weights, experiment))
+        parts["gathered tensors"] = min(greatest, version)
         parts["transfer buffers"] = _TRANSFER_BUFFER_BYTES
+    if experiment.model.lora is not None and not experiment.sends_adapters:
+        # One in float32, what is added to it, and their sum.
+        parts["a weight being merged"] = 3 * _FLOAT32 * shape.width * shape.mlp_width
     return parts
 
 
@@ -166,6 +194,7 @@ def replica_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
     sampler = serving.max_num_seqs * shape.vocabulary * _SAMPLER_COPIES * _FLOAT32
     parts = {
         "weights": version_bytes(shape.num_weights, experiment) / ways,
+        "adapters": version_bytes(num_trained(shape, experiment), experiment) * experiment.sends_adapters,
         "a step's activations": step + sampler,
     }
     if serving.num_gpus_per_replica:
@@ -189,8 +218,11 @@ def context_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
 
 
 def checkpoint_bytes(shape: ModelShape, experiment: ExperimentConfig) -> float:
-    """One checkpoint: what the learners hold, and the policy in its own dtype."""
-    return shape.num_weights * shape.bytes_per_weight + _saved_by_learners(shape, experiment)
+    """One checkpoint: what the learners train, and the policy in its own dtype, or its adapters."""
+    policy = shape.num_weights * shape.bytes_per_weight
+    if experiment.model.lora is not None:
+        policy = num_trained(shape, experiment) * _FLOAT32
+    return policy + _saved_by_learners(shape, experiment)
 
 
 def _saved_by_learners(shape: ModelShape, experiment: ExperimentConfig) -> float:
@@ -209,7 +241,7 @@ def host_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
     learner, serving = experiment.learner, experiment.serving
     loading = shape.num_weights * _FLOAT32
     # Those in shared memory, and the one that is copied out of the learner.
-    published = (WEIGHT_VERSIONS + 1) * version_bytes(shape.num_weights, experiment)
+    published = (WEIGHT_VERSIONS + 1) * version_bytes(num_published(shape, experiment), experiment)
     if learner.num_gpus_per_learner:
         parts = {"loading or publishing weights": max(loading, published)}
     else:
@@ -223,6 +255,10 @@ def host_plan(shape: ModelShape, experiment: ExperimentConfig) -> Plan:
 
 def _is_sharded(experiment: ExperimentConfig) -> bool:
     return experiment.learner.num_learners > 1
+
+
+def _computes_all_in_dtype(experiment: ExperimentConfig) -> bool:
+    return _is_sharded(experiment) or experiment.model.lora is not None
 
 
 def _compute_bytes(experiment: ExperimentConfig) -> int:

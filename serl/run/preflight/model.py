@@ -123,7 +123,8 @@ def _adapters(experiment: ExperimentConfig, folder: Path) -> Iterator[Finding]:
         yield Finding("wrong", "model", str(error))
         return
     trained = sum(math.prod(shape) for shape in shapes.values())
-    text = f"adapters of rank {lora.rank}, {trained:,} weights in all"
+    sent = "adapters alone" if experiment.sends_adapters else "weights that they are merged into"
+    text = f"adapters of rank {lora.rank}, {trained:,} weights in all; replicas are sent {sent}"
     yield Finding("ok", "model", text)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -82,34 +82,41 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     return data[:num_whole].view(torch.int64).sum() + data[num_whole:].sum(dtype=torch.int64)
 
 
-class Landing:
-    """One announced update on its way into ``model``, for which it stands: `load_weights` checks and loads.
+class LoadsWeights(Protocol):
+    """As models of vLLM do."""
 
-    ``update`` is what the learner announced, ``model_shapes`` the shapes of the model's own weights by their
-    Hugging Face names, ``dtype`` theirs. Raises UpdateError if the announcement is not one of this model.
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], /) -> set[str] | None: ...
+
+
+class Landing:
+    """One announced update on its way into ``target``, for which it stands: `load_weights` checks and loads.
+
+    ``update`` is what the learner announced, ``target_shapes`` the shapes of the target's own weights by
+    their Hugging Face names, ``dtype`` theirs. Raises UpdateError if the announcement is not one of this
+    model.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        target: LoadsWeights,
         update: dict[str, Any],
-        model_shapes: Mapping[str, tuple[int, ...]],
+        target_shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
     ) -> None:
         info = update["info"]
         specs = zip(info["shapes"], info["dtype_names"], strict=True)
         announced = [TensorSpec(tuple(shape), dtype_name) for shape, dtype_name in specs]
         self.weights_seq_no: int = update["weights_seq_no"]
-        self._model = model
+        self._target = target
         self._announced = dict(zip(info["names"], announced, strict=True))
         self._sums: dict[str, torch.Tensor] = {}
         self._trailer: torch.Tensor | None = None
         self._filled_parameters: set[str] | None = set()
-        self._check_announced(model_shapes, dtype_name(dtype))
+        self._check_announced(target_shapes, dtype_name(dtype))
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Loads tensors of the update; raises UpdateError for one that was not announced so."""
-        filled = self._model.load_weights(self._checked(named_tensors))  # type: ignore[operator]
+        filled = self._target.load_weights(self._checked(named_tensors))
         if filled is None or self._filled_parameters is None:
             self._filled_parameters = None  # not every model of vLLM says what it has loaded
         else:
@@ -131,9 +138,9 @@ class Landing:
         if self._filled_parameters is not None and parameters - self._filled_parameters:
             self._fail(f"nothing filled {_listed(sorted(parameters - self._filled_parameters))}")
 
-    def _check_announced(self, model_shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+    def _check_announced(self, target_shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
         weights = {name: spec for name, spec in self._announced.items() if name != TRAILER}
-        expected = {name: TensorSpec(shape, dtype) for name, shape in model_shapes.items()}
+        expected = {name: TensorSpec(shape, dtype) for name, shape in target_shapes.items()}
         if missing := sorted(expected.keys() - weights.keys()):
             self._fail(f"the update lacks weights for {_listed(missing)}")
         if unknown := sorted(weights.keys() - expected.keys()):

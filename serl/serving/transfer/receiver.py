@@ -7,7 +7,7 @@ named in the engine's arguments; importing it registers the engine in each worke
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -17,10 +17,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from serl.models.weights import weight_shapes
+from serl.config import LoRASection
 from serl.private import vllm as private_vllm
+from serl.serving.engine_options import ADAPTERS
 from serl.serving.transfer.landing import Landing, UpdateError
 from serl.serving.transfer.shared_memory import read_weights
+from serl.serving.transfer.targets import Adapters, Target, WholeModel
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -29,8 +31,18 @@ if TYPE_CHECKING:
 BACKEND = "serl"
 
 
+def adapters_of(vllm_config: VllmConfig) -> LoRASection | None:
+    """None where updates bring whole weights."""
+    found = cast(dict[str, Any], vllm_config.additional_config).get(ADAPTERS)
+    return None if found is None else LoRASection.model_validate(found)
+
+
 class WorkerExtension:
-    """Nothing to call: naming this class makes each worker import this module."""
+    """What each worker has beside vLLM's methods; naming this class makes it import this module."""
+
+    def activate_adapters(self) -> None:
+        """To be called once the engine is built, and after each update: vLLM forgets adapters at its end."""
+        cast(PolicyWeightReceiver, cast(Any, self).weight_transfer_engine).activate_adapters()
 
 
 class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTransferUpdateInfo]):
@@ -52,38 +64,38 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
         model: torch.nn.Module,
     ) -> None:
         super().__init__(config, vllm_config, device, model)
-        self._reloading = False
         self._landed = False
-        self._model_shapes = weight_shapes(self.model_config.model)
-        self._parameter_names: set[str] = set()
+        lora = adapters_of(vllm_config)
+        self._target: Target = (
+            WholeModel(model, self.model_config, device)
+            if lora is None
+            else Adapters(model, self.model_config, lora)
+        )
         self._engines: dict[str, WeightTransferEngine[Any, Any]] = {}
 
     def start_weight_update(self) -> None:
-        if self._reloading:
-            # Layers that the broken update had begun would mix its tensors with the new ones.
-            private_vllm.finish_reload(self.model, self.model_config)
-        self._reloading, self._landed = True, False
-        # Before they are set aside: a tied output layer has no parameter of its own yet.
-        self._parameter_names = {name for name, _ in self.model.named_parameters()}
-        private_vllm.begin_reload(self.model)
+        self._landed = False
+        self._target.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         kind = update_info["kind"]
-        landing = Landing(self.model, update_info, self._model_shapes, self.model_config.dtype)
+        landing = Landing(self._target, update_info, self._target.shapes, self.model_config.dtype)
         if kind == "shared_memory":
             landing.load_weights(read_weights(update_info["path"]))
         else:
             self._receive(self._engine(kind), update_info["info"], landing)
-        landing.check_complete(self._parameter_names)
+        landing.check_complete(self._target.parameters)
         self._landed = True
 
     def finish_weight_update(self) -> None:
         if not self._landed:
             raise UpdateError("no weights have landed since the update began")
-        private_vllm.finish_reload(self.model, self.model_config)
-        self._reloading = False
-        if self.device.type == "cpu":
-            private_vllm.pack_tied_heads(self.model)
+        self._target.finish()
+
+    def activate_adapters(self) -> None:
+        """See `WorkerExtension`."""
+        assert isinstance(self._target, Adapters)
+        self._target.activate()
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
         return init_dict
