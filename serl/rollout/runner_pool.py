@@ -29,6 +29,8 @@ _EXCHANGE = "exchange"
 # How much longer than for its episodes to end a runner's open call may take.
 _LAST_EXCHANGE_S = 10.0
 _PING_INTERVAL_S = 1.0
+# With nobody to wait for.
+_IDLE_S = 0.01
 
 
 class EnvRunnerError(RuntimeError):
@@ -174,6 +176,8 @@ class EnvRunnerPool:
         self._end_leaving()
         self._look_for_ready()
         self._hand_out()
+        if not self._called:
+            time.sleep(min(timeout_s, _IDLE_S))
         report = PoolReport(counters=self._counters)
         self._counters = Counter()
         results = self._actors.fetch_ready_async_reqs(
@@ -252,7 +256,7 @@ class EnvRunnerPool:
             try:
                 ray.get(self._pings.pop(runner))
             except RayError as error:  # it has no place, or died as it started; Ray starts it again
-                logger.info("env runner %d does not play: %s", runner, type(error).__name__)
+                logger.debug("env runner %d does not play: %s", runner, type(error).__name__)
                 continue
             self._actors.set_actor_state(runner, healthy=True)
             logger.info("env runner %d plays", runner)
