@@ -24,6 +24,7 @@ from serl.run_folder import checkpoint_path
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"iteration_(\d+)")
 
 
@@ -37,7 +38,11 @@ def _named_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """What has the name of a checkpoint, which it gets when it is complete."""
     if not checkpoints_dir.is_dir():
         return []
-    return [path for path in checkpoints_dir.iterdir() if _NAME.fullmatch(path.name)]
+    return [path for path in checkpoints_dir.iterdir() if is_checkpoint_name(path.name)]
+
+
+def is_checkpoint_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[DamagedCheckpoint]
 
     With it, all newer ones, the newest first. Every file of those that are looked at is read.
     """
-    checkpoints_dir, damaged = run_dir / "checkpoints", []
+    checkpoints_dir, damaged = run_dir / CHECKPOINTS, []
     for path in sorted(_named_checkpoints(checkpoints_dir), reverse=True):
         try:
             verify_checkpoint(path)
@@ -83,7 +88,7 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 def how_to_go_on(run_dir: Path) -> str:
     """A sentence for whoever finds a run that has failed."""
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    checkpoints = list_checkpoints(run_dir / CHECKPOINTS)
     if not checkpoints:
         return "There is no checkpoint to resume from: start the run again."
     return f"To resume from {checkpoints[-1].name}: serl-run --resume {run_dir}"
@@ -92,13 +97,20 @@ def how_to_go_on(run_dir: Path) -> str:
 class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, and removes all but the newest ``keep``.
 
-    What fails leaves no folder, and earlier checkpoints as they were. Whoever uses it as a context has waited
-    for the last one at its end.
+    What fails leaves no folder, and earlier checkpoints as they were. ``on_written`` is called in the thread
+    with each that is complete; what it raises is raised as if the checkpoint could not be written. Whoever
+    uses the writer as a context has waited for the last one at its end.
     """
 
-    def __init__(self, checkpoints_dir: Path, keep: int) -> None:
+    def __init__(
+        self,
+        checkpoints_dir: Path,
+        keep: int,
+        on_written: Callable[[Path], object] = lambda checkpoint: None,
+    ) -> None:
         self._checkpoints_dir = checkpoints_dir
         self._keep = keep
+        self._on_written = on_written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[float] | None = None
         self._metrics: dict[str, float] = {}
@@ -160,6 +172,7 @@ class CheckpointWriter:
             self._give_up(partial, error)
         sync_folder(self._checkpoints_dir)
         remove_old_checkpoints(self._checkpoints_dir, self._keep)
+        self._on_written(target)
         return time.monotonic() - started
 
     def _give_up(self, partial: Path, error: BaseException) -> NoReturn:

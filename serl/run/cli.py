@@ -22,6 +22,7 @@ from serl.config.renamed import former_keys
 from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
+from serl.run.checkpoint import CHECKPOINTS, list_checkpoints
 from serl.run.ending import explain
 from serl.run.guardian import Guardian
 from serl.run.preflight import (
@@ -93,6 +94,8 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
         require_run_dir(folder, new=bool(options.resume_or_start))
         if folder.exists():
             lock = _lock(folder, held)
+        if options.resume_or_start:
+            lock = _fetch_copy(options, folder, lock, held)
         checkpoint = checkpoint_to_resume(folder, start=bool(options.resume_or_start))
     experiment = _experiment(options, checkpoint)
     if options.evaluate:
@@ -126,6 +129,24 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
         where = f"output_dir = {experiment.output_dir!r}" if folder is None else str(folder)
         raise ConfigError([f"{where}: {error.strerror}"]) from error
     return _Prepared(experiment, run_dir, lock or _lock(run_dir.path, held), checkpoint)
+
+
+def _fetch_copy(
+    options: argparse.Namespace, folder: Path, lock: WriterLock | None, held: ExitStack
+) -> WriterLock | None:
+    """Brings the newest checkpoint from where it was copied to, if ``folder`` has none; its lock."""
+    checkpoint = load_experiment(options.experiment, options.overrides).checkpoint
+    checkpoints_dir = folder / CHECKPOINTS
+    if checkpoint.copy_to is None or list_checkpoints(checkpoints_dir):
+        return lock
+    from serl.run.checkpoint_copies import CheckpointCopies
+
+    checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock or _lock(folder, held)
+    copies = CheckpointCopies(checkpoint.copy_to, folder, checkpoint.keep)
+    if name := copies.fetch_newest():
+        print(f"{name} was fetched from {copies.uri}")
+    return lock
 
 
 def _lock(folder: Path, held: ExitStack) -> WriterLock:

@@ -20,6 +20,7 @@ from serl.models.merge import holds_adapters, write_merged
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.run.checkpoint import CheckpointWriter, find_checkpoint
+from serl.run.checkpoint_copies import checkpoint_writer
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
 from serl.run.credit import CreditMeter
@@ -50,10 +51,11 @@ def train(
     model_dir = resolve_model(experiment.model.path)
     restarts = RestartBudget(experiment.training.max_restarts)
     credit = CreditMeter.of(experiment)
+    writer = checkpoint_writer(run_dir.path, experiment.checkpoint)
     with (
         running_algorithm(experiment, model_dir, run_dir, console, stop, address) as algorithm,
         exported_metrics(run_dir),
-        CheckpointWriter(run_dir.path / "checkpoints", experiment.checkpoint.keep) as checkpoints,
+        writer as checkpoints,
     ):
         begin = partial(algorithm.load_checkpoint, str(resume)) if resume is not None else None
         while True:
