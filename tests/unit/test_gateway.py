@@ -259,11 +259,41 @@ def test_hindsight_reads_what_an_agent_reports_and_its_teacher_is_offered_the_sa
         report = read_report({"turns": [turn]})
         steps = agent_steps("t", record.answers, report, chats)
         trajectories.append(Trajectory(f"g-{index}", "g", index, task, steps, reward, reward > 0, "success"))
-    hindsight = HindsightSection.model_validate({"mode": "immediate_feedback"})
-    experiment = ExperimentConfig(name="e", model=ModelSection(path="p"), hindsight=hindsight)
-    finished = finish(TrajectoryGroup("g", task, trajectories), experiment)
-    finished = add_evidence(finished, experiment, chats, {})
-    assert finished.rows.teacher_prompt_ids is not None
-    seen = chats.tokenizer.decode(finished.rows.teacher_prompt_ids[0])
+    seen = chats.tokenizer.decode(_teacher_prompts(trajectories, chats)[0])
     assert seen.startswith("[look]<|user|>Go\n\nHindsight: ")
     assert "too warm" in seen
+
+
+def test_the_teacher_of_a_turn_reads_what_was_sampled_before_it_by_its_ids():
+    encoder = PromptEncoder(chat_tokenizer())
+    encoder.tokenizer.add_tokens(["ab"])
+    sampled = [*encoder.ids("a"), *encoder.ids("b"), *encoder.ids(END)]
+
+    async def agent(client: AsyncOpenAI) -> None:
+        first = await say(client, user("Go"))
+        await say(client, user("Go"), first.choices[0].message, user("On"))
+
+    trajectories: list[Trajectory] = []
+    for index, reward in enumerate((0.0, 1.0)):
+        record = played(agent, ScriptedClient(encoder, lambda session_id, index: sampled))
+        turns = [{"id": answer.answer_id, "feedback": "too warm"} for answer in record.answers]
+        report = read_report({"reward": reward, "turns": turns})
+        steps = agent_steps("t", record.answers, report, encoder)
+        for step in steps:
+            step.action_mask = [True] * len(step.response_ids)
+        trajectories.append(Trajectory(f"g-{index}", "g", index, Task("t"), steps, reward, reward > 0, ""))
+    first, second = trajectories[0].steps
+    told = _teacher_prompts(trajectories, encoder)[1]
+    known = first.prompt_ids + sampled
+    assert second.continues == 0 and told[: len(known)] == known
+    assert encoder.tokenizer.decode(told[len(known) :]).startswith("\n<|user|>On\n\nHindsight: ")
+
+
+def _teacher_prompts(trajectories: list[Trajectory], encoder: PromptEncoder) -> list[list[int]]:
+    """Of a group of these, with the environment's feedback as evidence."""
+    hindsight = HindsightSection.model_validate({"mode": "immediate_feedback"})
+    experiment = ExperimentConfig(name="e", model=ModelSection(path="p"), hindsight=hindsight)
+    finished = finish(TrajectoryGroup("g", trajectories[0].task, trajectories), experiment)
+    prompts = add_evidence(finished, experiment, encoder, {}).rows.teacher_prompt_ids
+    assert prompts is not None
+    return [prompts[row].tolist() for row in range(len(prompts))]
