@@ -94,7 +94,7 @@ def evaluate_checkpoint(
     """Plays the evaluation with the policy of ``checkpoint`` and trains nothing."""
     trained_at = read_algorithm_state(checkpoint)["weights_seq_no"]
     with (
-        _whole_policy(experiment, checkpoint / "policy", run_dir) as (experiment, policy),
+        whole_policy(experiment, checkpoint / "policy", run_dir) as (experiment, policy),
         running_algorithm(experiment, policy, run_dir, console, stop, address) as algorithm,
     ):
         # Served as the start of a run of its own, the policy counts its updates anew.
@@ -105,7 +105,7 @@ def evaluate_checkpoint(
 
 
 @contextmanager
-def _whole_policy(
+def whole_policy(
     experiment: ExperimentConfig, policy: Path, run_dir: RunDir
 ) -> Iterator[tuple[ExperimentConfig, Path]]:
     """``policy``, or, where it holds adapters, the folder of a policy that they are merged into, for a while.

@@ -28,6 +28,8 @@ from serl.learner.state import LearnerStateError
 from serl.learner.token_batch import Layout, make_token_batch
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.models.weights import named_weights, weight_shapes
+from serl.run.run_dir import RunDir
+from serl.run.train import whole_policy
 from serl.types import TrajectoryGroup
 from tools.merge_lora import main as merge_lora
 
@@ -90,6 +92,24 @@ def test_learners_score_as_transformers_with_peft_does_before_and_after_an_updat
     assert merge_lora([str(tmp_path), str(tmp_path / "merged")]) == 2, "it is there already"
     with pytest.raises(ModelPathError, match="policy holds adapters, no whole policy; python -m tools.merge"):
         resolve_model(str(tmp_path / "policy"))
+
+
+def test_adapters_of_a_checkpoint_are_evaluated_as_a_whole_policy_that_is_gone_afterwards(
+    model_dir: Path, groups: list[TrajectoryGroup], tmp_path: Path
+) -> None:
+    group = with_adapters(model_dir)
+    update(group, groups)
+    group.save(tmp_path / "saved", timeout_s=60.0)
+    run_dir = RunDir.create(group._experiment.model_copy(update={"output_dir": str(tmp_path / "runs")}))
+    with whole_policy(group._experiment, tmp_path / "saved" / "policy", run_dir) as (experiment, folder):
+        assert experiment.model.lora is None and not experiment.sends_adapters
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert_close(scored_by_transformers(model), scored(local_learner(group).policy))
+        assert (folder / "tokenizer.json").is_file() and (folder / "chat_template.jinja").is_file()
+    assert not folder.exists()
+    whole = learner_group(model_dir)._experiment
+    with whole_policy(whole, model_dir, run_dir) as (experiment, folder):
+        assert experiment is whole and folder == model_dir
 
 
 def test_in_bfloat16_the_base_is_rounded_and_what_is_trained_is_not(
