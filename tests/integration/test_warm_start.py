@@ -49,7 +49,7 @@ def provider() -> AlfworldProvider:
 
 @pytest.fixture(scope="module")
 def demonstrations(provider: AlfworldProvider):
-    settings = DemonstrationSettings(num_episodes=40, hindsight_share=0.3)
+    settings = DemonstrationSettings(num_episodes=40, answer_share=0.25, success_share=0.1)
     return list(demonstrate(provider, provider.task_set("train").tasks, settings, seed=5))
 
 

@@ -1,11 +1,12 @@
 """Trains a tiny policy like those that ship with SERL: behaviour cloning of an environment's demonstrator.
 
-    python -m tools.warm_start --out policies/my_policy --episodes 2400
+    python -m tools.warm_start --out policies/my_policy --episodes 1200
     python -m tools.warm_start experiments/webshop_quickstart.yaml --out policies/my_shopper env.max_steps=10
 
 Environment, lengths and held-out split are those of the experiment, whose model is not read; a task that is
-in both splits, by id or by content, is an error. It takes a few minutes on one core. The result is a Hugging
-Face folder; name it as ``model.path``.
+in both splits, by id or by content, is an error. The result is a Hugging Face folder; name it as
+``model.path``. ``tiny_alfworld`` has the defaults and took 25 minutes of one core, ``tiny_webshop``
+``--episodes 4000 --vocab-size 2200 --batch-size 8 --lr 0.0015`` and as long.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ Every state is labelled with what the environment's `Demonstrator` does; some of
 some others that are carried out are not admissible and no label (as in DAgger, arXiv 1011.0686), so that the
 policy learns to recover.
 
-A share of the demonstrations also shows hindsight, rendered as for the teacher, so that the policy can read
-it before it becomes its own teacher. The environment's answer to one action tried in that state: the label is
-that action if it brought the task nearer, and the best one if not, so no answer lies beside a label that it
-speaks against. Or an attempt that succeeded: the label is its latest action that brings the task nearer from
-here, and the best one if there is none. Or both.
+The same states are also shown with hindsight, rendered as for the teacher, so that the policy can read it
+before it becomes its own teacher. The environment's answer to one action tried there: the label is that
+action if it brought the task nearer, and the best one if not, so no answer lies beside a label that it speaks
+against. And an attempt that succeeded: the label is its latest action that brings the task nearer from here,
+and the best one if there is none. Labels beside hindsight are never detours: it is good for something.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from envs.base import DemonstratedAction, DemonstratingProvider, Task, turn_mess
 from serl.config.sampling import PromptForm
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
+from serl.rollout.actions import parse_action
 from serl.rollout.episode_state import EpisodeState
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class DemonstrationSettings:
     only ``branch_share`` of its steps are candidates for it.
 
     With ``imitate_detours`` the expert's detours are labels too: the policy learns to wander now and then,
-    which reinforcement learning can take away again.
+    which reinforcement learning can take away again. Of the other states, a share is also shown with the
+    environment's answer, some of these beside a success, and a share with a success.
     """
 
     num_episodes: int = 2400
@@ -45,7 +47,9 @@ class DemonstrationSettings:
     detour_share: float = 0.2
     imitate_detours: bool = True
     inadmissible_action_share: float = 0.06
-    hindsight_share: float = 1.0
+    answer_share: float = 1.0
+    success_share: float = 1.0
+    success_beside_answer_share: float = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class _Episode:
             shown = self._demonstrator.act(real_observation, self._state.info)
             if not shown.is_detour or self._settings.imitate_detours:
                 yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
-                if not shown.is_detour and self._rng.random() < self._settings.hindsight_share:
+                if not shown.is_detour:
                     yield from self._with_hindsight(shown)
             self._act(shown.thought, shown.action)
             if self._state.ended:
@@ -118,25 +122,34 @@ class _Episode:
     def _with_hindsight(self, shown: DemonstratedAction) -> Iterator[Demonstration]:
         if self._settings.prompt == "conversation" and self._rng.random() >= self._settings.branch_share:
             return
-        kind = self._rng.choices(("answer", "success", "both"), (0.6, 0.3, 0.1))[0]
-        success = self._demonstrator.solution() if kind != "answer" else ()
-        parts = [_quoted(success)] if success else []
-        label = self._demonstrator.best_action()
-        if label is None:
+        best = self._demonstrator.best_action()
+        if best is None:
             num_turns = len(self._state.turns)
             logger.info("%s: dead end after %d turns, no hindsight", self._task.task_id, num_turns)
             return
-        if kind != "success" or not success:
-            tried = self._action_to_try(label, shown.action)
+        if self._rng.random() < self._settings.answer_share:
+            with_success = self._rng.random() < self._settings.success_beside_answer_share
+            parts = self._success() if with_success else []
+            tried = self._action_to_try(best, shown.action)
             feedback, came_nearer = self._demonstrator.try_out(tried)
             parts.append(Evidence("immediate_feedback", text=feedback))
-            label = tried if came_nearer else label
-        else:
-            label = self._latest_helpful(success) or label
+            yield self._told(parts, shown.thought, tried if came_nearer else best)
+        if self._rng.random() < self._settings.success_share:
+            parts = self._success()
+            if parts:
+                actions = [parse_action(step.response) for step in parts[0].quoted_steps]
+                yield self._told(parts, shown.thought, self._latest_helpful(actions) or best)
+
+    def _success(self) -> list[Evidence]:
+        """A successful attempt as the teacher reads it, without its thoughts; empty if none is known."""
+        actions = self._demonstrator.solution()
+        return [_quoted(actions)] if actions else []
+
+    def _told(self, parts: Sequence[Evidence], thought: str, label: str) -> Demonstration:
         context, _ = render_context(StepEvidence(parts=tuple(parts)))
         assert context is not None
         messages = tuple(with_context(self._messages(), context))
-        yield Demonstration(messages, response_text(shown.thought, label), has_hindsight=True)
+        return Demonstration(messages, response_text(thought, label), has_hindsight=True)
 
     def _action_to_try(self, best: str, chosen: str) -> str:
         """As often right as wrong, and wrong in the ways of a policy: out of place, astray, or searching."""
