@@ -43,6 +43,9 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
 def adapted_layers(model: Any, lora: LoRASection) -> dict[str, nn.Linear]:
     """Those that get an adapter. Raises UnknownTargetError, with the nearest names there are."""
     layers = linear_layers(model)
+    if not layers:
+        kind = type(model).__name__
+        raise UnknownTargetError(f"model.lora: {kind} has no linear layers in its decoder layers")
     names = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     if lora.target_modules == (ALL_LINEAR,):
         return layers

@@ -28,6 +28,7 @@ from serl.learner.state import LearnerStateError
 from serl.learner.token_batch import Layout, make_token_batch
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.models.weights import named_weights, weight_shapes
+from serl.run.preflight.model import examine_model
 from serl.run.run_dir import RunDir
 from serl.run.train import whole_policy
 from serl.types import TrajectoryGroup
@@ -184,6 +185,23 @@ def test_teacher_and_reference_are_the_policys_own_model_with_other_adapters(
     assert_close(scored(teacher), after_second)
     assert_close(scored(reference), base_scores(model_dir))
     assert (scored(learner.policy) - after_second).abs().max() > 1e-3, "the policy's adapters are back"
+
+
+def test_layers_that_are_not_there_are_told_before_a_run_starts(model_dir: Path) -> None:
+    (wrong,) = unknown_targets(["q_proj", "up_prj"], model_dir)
+    assert "model.lora.target_modules = 'up_prj': no linear layer of the policy has this name" in wrong
+    assert "; did you mean 'up_proj'? Its decoder layers have q_proj, k_proj, v_proj, o_proj, " in wrong
+    # Adapters of it would change the embeddings that it is tied to.
+    (wrong,) = unknown_targets(["lm_head"], model_dir)
+    assert "'lm_head': no linear layer of the policy has this name" in wrong
+    assert unknown_targets(["down_proj"], model_dir) == []
+
+
+def unknown_targets(targets: list[str], model_dir: Path) -> list[str]:
+    model = {"path": str(model_dir), "lora": {"target_modules": targets}, "max_model_len": 1024}
+    lengths = {"max_prompt_length": 512}
+    experiment = learner_config(model_dir, model=model, rollout=lengths).experiment
+    return [finding.text for finding in examine_model(experiment) if finding.verdict == "wrong"]
 
 
 def built(model_dir: Path, attention: str, checkpointing: bool) -> CausalLMModule:
