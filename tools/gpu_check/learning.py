@@ -15,7 +15,7 @@ from serl.algorithm import SERLConfig
 from serl.batch.assemble import build_rows
 from serl.config import ExperimentConfig
 from serl.learner.learner_group import SERLLearnerGroup
-from serl.learner.rl_module import CausalLMModule
+from serl.learner.rl_module import CausalLMModule, module_config
 from serl.learner.token_batch import make_token_batch
 from serl.rollout.prompt import PromptEncoder
 from serl.run.closed_cluster import start_closed_cluster
@@ -59,14 +59,8 @@ def _compare(part: str, attention: str, report: Report, folder: Path, device: st
 
 def _scored(model_dir: Path, attention: str, device: str, lower: bool) -> tuple[Tensor, Tensor, float]:
     """Log-probs and the gradient on the CPU, and the seconds of a second pass."""
-    settings = {
-        "model_dir": str(model_dir),
-        "attention": attention,
-        "temperature": 1.0,
-        "gradient_checkpointing": False,
-        "entropy_gradient": False,
-        "empty": False,
-    }
+    experiment = learning_experiment(model_dir, num_learners=0, num_gpus=0)
+    settings = module_config(experiment, str(model_dir)) | {"attention": attention}
     module = CausalLMModule(observation_space=None, action_space=None, model_config=settings).to(device)
     rows = [[3 + (7 * number + place) % 800 for place in range(n)] for number, n in enumerate(_LENGTHS)]
     batch = make_token_batch(
