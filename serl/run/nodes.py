@@ -34,6 +34,7 @@ OK = "ok"
 # What every actor imports, and replicas beside that.
 _MODULES = ("torch", "transformers")
 _MODULES_OF_REPLICAS = ("vllm",)
+_MODULES_OF_ADAPTERS = ("peft",)
 _NUM_NAMED = 3
 # Of a table, and of `Found`.
 COLUMNS = ("model", "data", "run_directory", "packages", "shared_memory")
@@ -213,7 +214,8 @@ def _needs_there(needs: Needs, node: Node, experiment: ExperimentConfig) -> Need
     num_versions = WEIGHT_VERSIONS if may_hold_learners else 1
     published = 0 if experiment.sends_adapters else num_weights(experiment.model.path) or 0
     version = version_bytes(published, experiment)
-    return replace(needs, modules=_MODULES + _MODULES_OF_REPLICAS, shared_memory_bytes=num_versions * version)
+    modules = _MODULES + _MODULES_OF_REPLICAS + (_MODULES_OF_ADAPTERS if experiment.model.lora else ())
+    return replace(needs, modules=modules, shared_memory_bytes=num_versions * version)
 
 
 def _model(folder: Path, files: Mapping[str, int]) -> str:
