@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     _add(benchmarks, "startup", "training", 3, "from the command to the first finished episode")
     asynchrony = _add(benchmarks, "asynchrony", "training", 2, "max_staleness 1 against 0")
     _add_sizes(asynchrony, iterations=(5, "measured iterations of one run"))
+    gateway = _add(benchmarks, "gateway", "agents", 5, "an agent behind the gateway against episodes")
+    agent = _EXPERIMENTS / "agent_quickstart.yaml"
+    gateway.add_argument("--agent", type=Path, default=agent, metavar="FILE", help="whose env section it is")
     _add_driver(benchmarks)
     return parser
 

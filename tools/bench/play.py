@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import shutil
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from envs.registry import make_provider
 from serl.algorithm import SERLConfig
 from serl.buffer.task_sampler import TaskSampler
 from serl.config import ExperimentConfig
+from serl.gateway.client import GatewayClient
+from serl.gateway.start import GatewayNames, start_gateway, wait_until_gateway_ready
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.run.closed_cluster import start_closed_cluster
 from serl.run.driver_log import output_to_file
@@ -37,7 +40,14 @@ PLAY_TIMEOUT_S = 900.0
 _POLL_S = 0.05
 
 DRIVER, REPLICA, ENV_RUNNER, CLUSTER = "driver", "replica", "env runner", "cluster"
-_ACTORS = {"ray::ServeReplica": REPLICA, "ray::SERLEnvRunner": ENV_RUNNER}
+GATEWAY, PROXY = "gateway", "HTTP proxy"
+# The titles of actors' processes.
+_ACTORS = {
+    r"ray::ServeReplica:.*:gateway": GATEWAY,
+    r"ray::ServeReplica": REPLICA,
+    r"ray::SERLEnvRunner": ENV_RUNNER,
+    r"ray::ProxyActor": PROXY,
+}
 
 
 def with_settings(experiment: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:
@@ -97,13 +107,22 @@ class Played:
 
 
 class Player:
-    """The env runners of ``experiment`` on the deployment ``names``; `stop` ends them."""
+    """The env runners of ``experiment`` on the deployment ``names``; `stop` ends them.
+
+    ``gateway``: through which agents ask, where the experiment plays one.
+    """
 
     def __init__(
-        self, experiment: ExperimentConfig, model_dir: Path, run_dir: Path, names: ServingNames
+        self,
+        experiment: ExperimentConfig,
+        model_dir: Path,
+        run_dir: Path,
+        names: ServingNames,
+        gateway: GatewayNames | None = None,
     ) -> None:
         config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
         config.make_policy = functools.partial(PolicyClient, names)
+        config.make_gateway = gateway and functools.partial(GatewayClient, gateway)
         self.capacity = experiment.rollout.fewest_env_runners * experiment.rollout.max_concurrent_episodes
         self._runners = EnvRunnerGroup(config=config, local_env_runner=False)
         self._pool = EnvRunnerPool(self._runners, experiment.rollout.max_concurrent_episodes)
@@ -179,14 +198,27 @@ def player_on_deployment(
     experiment: ExperimentConfig, model_dir: Path, run_dir: Path
 ) -> Iterator[tuple[Player, ServingNames]]:
     """A player and its deployment, ready to play; both end with the block. Ray must be initialised."""
-    names = start_serving(experiment, str(model_dir), str(run_dir), instance=uuid.uuid4().hex[:8])
+    with players_on_deployment([experiment], model_dir, run_dir) as ((player,), names):
+        yield player, names
+
+
+@contextmanager
+def players_on_deployment(
+    experiments: Sequence[ExperimentConfig], model_dir: Path, run_dir: Path
+) -> Iterator[tuple[list[Player], ServingNames]]:
+    """A player of each experiment on one deployment, which is that of the first."""
+    first = experiments[0]
+    names = start_serving(first, str(model_dir), str(run_dir), instance=uuid.uuid4().hex[:8])
     try:
-        wait_until_ready(names, experiment.serving.start_timeout_s)
-        player = Player(experiment, model_dir, run_dir, names)
-        try:
-            yield player, names
-        finally:
-            player.stop()
+        gateway = start_gateway(first, str(model_dir), str(run_dir), names)
+        wait_until_ready(names, first.serving.start_timeout_s)
+        wait_until_gateway_ready(gateway, first.serving.start_timeout_s)
+        with ExitStack() as stack:
+            players = []
+            for experiment in experiments:
+                players.append(Player(experiment, model_dir, run_dir, names, gateway))
+                stack.callback(players[-1].stop)
+            yield players, names
     finally:
         stop_serving(names)
 
@@ -194,8 +226,8 @@ def player_on_deployment(
 def processor_seconds() -> Counter[str]:
     """Processor seconds of this process and of the Ray cluster it started, so far, by kind of process.
 
-    They stay comparable when other work keeps the cores busy. ``cluster`` is everything but replicas and env
-    runners; processes that have ended are missing.
+    They stay comparable when other work keeps the cores busy. ``cluster`` is everything that has no kind of
+    its own; processes that have ended, as those of agents have, are missing.
     """
     seconds: Counter[str] = Counter()
     this = psutil.Process()
@@ -205,7 +237,7 @@ def processor_seconds() -> Counter[str]:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        kinds = (kind for start, kind in _ACTORS.items() if title.startswith(start))
+        kinds = (kind for start, kind in _ACTORS.items() if re.match(start, title))
         kind = DRIVER if process is this else next(kinds, CLUSTER)
         seconds[kind] += times.user + times.system  # pyright: ignore[reportArgumentType]
     return seconds
