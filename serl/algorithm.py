@@ -347,6 +347,7 @@ class SERL(RLlibInterface):
     def cleanup(self) -> None:
         if hasattr(self, "_actors"):
             self._actors.close()
+            self._pool.close()
         super().cleanup()
         stop_serving(self._serving_names)
         self._collector.close()

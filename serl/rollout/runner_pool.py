@@ -131,6 +131,12 @@ class EnvRunnerPool:
         staying.sort(key=lambda runner: (self._actors.is_actor_healthy(runner), self._num_episodes(runner)))
         self._leaving |= set(staying[: self.num_wanted - number])
 
+    def close(self) -> None:
+        """Gives up the env runners that do not play: whoever stops them all would wait for their place."""
+        playing = self._actors.healthy_actor_ids()
+        for runner in [runner for runner in self._actors.actor_ids() if runner not in playing]:
+            ray.kill(self._actors.remove_actor(runner))
+
     def submit(self, requests: Iterable[RolloutRequest], urgent: bool = False) -> None:
         """Queues requests; ``urgent`` ones go first (a rollout that must be played again)."""
         if urgent:

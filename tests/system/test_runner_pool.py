@@ -16,6 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rollout_helpers import rollout_request
 from runner_helpers import runner_config, scripted_policy
 
+from serl.private.ray_core import ends_within
 from serl.private.rllib import worker_manager
 from serl.rollout.runner_pool import EnvRunnerError, EnvRunnerPool, PoolReport
 from serl.types import RolloutRequest
@@ -142,8 +143,11 @@ def test_a_runner_without_a_place_keeps_nobody_waiting_and_one_not_wanted_ends_a
         assert ended[1] == leaving and list(pool.playing()) == worker_manager(group).actor_ids()
         assert (counters["env_runners_added"], counters["env_runners_removed"]) == (2, 2)
         assert counters["env_runners_died"] == 0
+        pool.resize(4)
     finally:
-        group.stop()
+        pool.close()
+        with ends_within(60.0, "the end of runners without a place was waited for"):
+            group.stop()
 
 
 def test_an_error_that_is_no_failure_of_an_episode_ends_the_run_with_its_traceback(
