@@ -136,6 +136,40 @@ def test_what_a_mode_plays_is_taught_trained_and_published(mode: str, house: Hou
         assert min(shares) > 0.5
 
 
+def test_conversations_are_sampled_taught_and_trained_on_the_same_ids(house: House) -> None:
+    short = experiment("immediate_feedback")
+    whole = with_settings(short, rollout={"prompt": "conversation"}, env={"max_steps": 4})
+    config = SERLConfig.from_experiment(whole, str(house.model_dir), str(house.model_dir))
+    config.serving_names = house.names
+    learners = SERLLearnerGroup(config=config)
+    publish(learners, house)
+    player = Player(whole, house.model_dir, house.model_dir, house.names)
+    try:
+        groups = player.play_groups(3)
+    finally:
+        player.stop()
+    pairs = [
+        (trajectory.steps[step.continues], step)
+        for group in groups
+        for trajectory in group.trajectories
+        for step in trajectory.steps
+        if step.continues is not None
+    ]
+    assert len(pairs) > 12
+    for before, step in pairs:
+        known = before.prompt_ids + before.response_ids
+        assert step.prompt_ids[: len(known)] == known
+        assert step.num_cached_tokens > len(before.prompt_ids) / 2
+    encoder = PromptEncoder.load(str(house.model_dir))
+    rows, metrics = build_rows(groups, whole, encoder, house.weights_seq_no)
+    result = learners.poll_update(learners.start_update(rows, house.weights_seq_no), timeout_s=0.0)
+    assert result is not None
+    metrics |= result.metrics
+    assert metrics["train_inference_mismatch"] < 1e-3
+    assert metrics["num_teacher_prompts"] > 0
+    assert metrics["saved_token_share"] > 0.5
+
+
 def test_adapters_are_trained_and_the_replica_samples_with_them_merged(house: House) -> None:
     adapted = with_settings(
         experiment("immediate_feedback"),
