@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ray_start_helpers import environment, ray_head
 
 from serl.run.preflight import examine_address
-from serl.run.processes import descendants
 from serl.serving.weights_folder import weights_folder
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_RAY = Path(sys.executable).with_name("ray")
 _TOKEN = "0123456789abcdef" * 4
 _SMALL = (
     "training.groups_per_batch=2",
@@ -33,55 +27,18 @@ _SMALL = (
 )
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return ours | {"CUDA_VISIBLE_DEVICES": ""} | variables
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster by `ray start`, in which SIGTERM does not reach workers, as the README says."""
-    # The paths of Ray's sockets must be short.
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    command = ["env", "--block-signal=TERM,HUP", str(_RAY), "start", "--head", "--block", "--port=0"]
-    options = [
-        "--num-cpus=8",
-        "--include-dashboard=false",
-        f"--ray-client-server-port={_free_port()}",
-        f"--temp-dir={folder}",
-    ]
-    with (folder / "console").open("w") as console:
-        head = subprocess.Popen(
-            [*command, *options],
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            env=_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN),
-        )
-    try:
-        deadline = time.monotonic() + 300.0
-        while not (file := folder / "ray_current_cluster").exists() or not file.read_text():
-            assert head.poll() is None and time.monotonic() < deadline, (folder / "console").read_text()
-            time.sleep(0.2)
-        yield file.read_text().strip()
-    finally:
-        for pid in descendants(head.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        head.kill()
-        head.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+    """A cluster that asks for a token."""
+    with ray_head("--port=0", "--num-cpus=8", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN) as (address, _):
+        yield address
 
 
 def _serl_run(*arguments: str, **variables: str) -> tuple[int, str]:
     run = subprocess.run(
         [sys.executable, "-m", "serl.run.cli", "experiments/quickstart.yaml", *arguments],
         cwd=_REPOSITORY,
-        env=_environment(**variables),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -138,7 +95,7 @@ def _sweep(*arguments: str, **variables: str) -> tuple[int, str]:
     swept = subprocess.run(
         [sys.executable, "-c", _SWEEP, program, *arguments],
         cwd=_REPOSITORY,
-        env=_environment(**variables),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=400,
@@ -182,7 +139,7 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_no_application_and_no_weig
         run = subprocess.Popen(
             [*command, f"output_dir={tmp_path / 'runs'}", "--address", address],
             cwd=_REPOSITORY,
-            env=_environment(**token),
+            env=environment(**token),
             stdout=console,
             stderr=subprocess.STDOUT,
         )
@@ -190,7 +147,7 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_no_application_and_no_weig
     deadline = time.monotonic() + 300.0
     while "applications: serl-" not in (
         said := subprocess.run(
-            ask, env=_environment(**token), capture_output=True, text=True, timeout=120
+            ask, env=environment(**token), capture_output=True, text=True, timeout=120
         ).stdout
     ):
         assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "console").read_text() + said
@@ -198,6 +155,6 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_no_application_and_no_weig
     assert weights.exists()
     run.terminate()
     assert run.wait(timeout=60) == 128 + signal.SIGTERM, (tmp_path / "console").read_text()
-    said = subprocess.run(ask, env=_environment(**token), capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run(ask, env=environment(**token), capture_output=True, text=True, timeout=120).stdout
     assert "applications:\n" in said
     assert not weights.exists()
