@@ -88,13 +88,13 @@ def gateway(env: EnvSection, rollout: RolloutSection, serving: ServingSection) -
     plays_by_itself = env.name == "agent" or env.name.startswith("verifiers:")
     if plays_by_itself and not serving.gateway:
         yield (
-            f"env.name = {env.name} contradicts serving.gateway = false: an agent asks the policy through the "
-            "gateway; set serving.gateway: true"
+            f"env.name = {env.name} contradicts serving.gateway = false: an agent asks the policy through "
+            "the gateway; set serving.gateway: true"
         )
     if plays_by_itself and rollout.prompt != "window":
         yield (
-            f"rollout.prompt = {rollout.prompt} contradicts env.name = {env.name}: an agent makes its prompts "
-            "itself; leave it at window"
+            f"rollout.prompt = {rollout.prompt} contradicts env.name = {env.name}: an agent makes its "
+            "prompts itself; leave it at window"
         )
     if serving.tool_parser is not None and not serving.gateway:
         yield (
