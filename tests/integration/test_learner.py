@@ -248,7 +248,7 @@ def test_the_teacher_takes_the_policy_over_at_its_sync_interval(
 
     def teacher_weights() -> Tensor:
         assert learner.teacher is not None
-        return torch.cat([weight.flatten() for weight in learner.teacher.parameters()]).clone()
+        return torch.cat([weight.flatten() for weight in learner.teacher.trained_weights().values()]).clone()
 
     def policy_weights() -> Tensor:
         return torch.cat([weight.detach().flatten() for weight in learner.policy.parameters()]).clone()

@@ -22,7 +22,6 @@ from envs.base import DemonstratedAction, DemonstratingProvider, Task, turn_mess
 from serl.config.sampling import PromptForm
 from serl.hindsight.context import render_context, with_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
-from serl.rollout.actions import parse_action
 from serl.rollout.episode_state import EpisodeState
 
 logger = logging.getLogger(__name__)
@@ -135,10 +134,9 @@ class _Episode:
             parts.append(Evidence("immediate_feedback", text=feedback))
             yield self._told(parts, shown.thought, tried if came_nearer else best)
         if self._rng.random() < self._settings.success_share:
-            parts = self._success()
-            if parts:
-                actions = [parse_action(step.response) for step in parts[0].quoted_steps]
-                yield self._told(parts, shown.thought, self._latest_helpful(actions) or best)
+            actions = self._demonstrator.solution()
+            if actions:
+                yield self._told([_quoted(actions)], shown.thought, self._latest_helpful(actions) or best)
 
     def _success(self) -> list[Evidence]:
         """A successful attempt as the teacher reads it, without its thoughts; empty if none is known."""
