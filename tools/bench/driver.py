@@ -33,6 +33,7 @@ from serl.learner.report import LearnerReport
 from serl.rollout.actions import action_token_mask
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import PoolReport
+from serl.rollout.scaling import PoolScaler
 from serl.serving.weight_store import WeightVersion
 from serl.serving.weights import Broadcast, BroadcastStats
 from serl.types import RolloutRequest, Step, Task, Trajectory, VersionSpan
@@ -132,8 +133,9 @@ class _Loop(serl.algorithm.SERL):
         self._collector = collector
         self._weights_seq_no = 0
         self._totals = Counter()
+        self._scaler = PoolScaler(experiment.rollout, pool)
         self._actors = SimpleNamespace(
-            newly_hung=Counter, snapshot=None, require_serving=lambda: None, metrics=dict
+            newly_hung=Counter, snapshot=None, require_serving=lambda: None, metrics=dict, num_serving=1
         )
 
 
@@ -175,6 +177,9 @@ class _StandInPool:
         report.counters["episodes_finished"] = len(report.trajectories)
         self._polled_busy, self._polled = time.thread_time(), time.perf_counter()
         return report
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def _play(self, request: RolloutRequest) -> Trajectory:
         group = self._pickled[int(request.group_id[1:]) % len(self._pickled)]
