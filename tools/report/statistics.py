@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -73,13 +73,7 @@ class Comparison:
 
 def compare_all(sweep: Sweep) -> list[Comparison]:
     """All pairs of arms that share a seed with recorded outcomes, p-values adjusted over all of them."""
-    found = [
-        comparison
-        for left, right in combinations(sweep.arms, 2)
-        if (comparison := compare(sweep.of(left), sweep.of(right))) is not None
-    ]
-    adjusted = holm([comparison.p_value for comparison in found])
-    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
+    return _of_all_pairs(sweep, compare)
 
 
 def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison | None:
@@ -136,15 +130,12 @@ class MeanComparison:
     adjusted: float = math.nan
 
 
+AnyComparison = TypeVar("AnyComparison", Comparison, MeanComparison)
+
+
 def compare_means(sweep: Sweep) -> list[MeanComparison]:
     """All pairs of arms that share two seeds with evaluations after updates, p-values adjusted over them."""
-    found = [
-        comparison
-        for left, right in combinations(sweep.arms, 2)
-        if (comparison := _compare_means(sweep.of(left), sweep.of(right))) is not None
-    ]
-    adjusted = holm([comparison.p_value for comparison in found])
-    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
+    return _of_all_pairs(sweep, _compare_means)
 
 
 def _compare_means(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> MeanComparison | None:
@@ -168,6 +159,16 @@ def _compare_means(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> MeanC
     return MeanComparison(
         left_runs[0].arm, right_runs[0].arm, mean_interval(differences), p_value, time_ratio
     )
+
+
+def _of_all_pairs(
+    sweep: Sweep, compared: Callable[[Sequence[Run], Sequence[Run]], AnyComparison | None]
+) -> list[AnyComparison]:
+    """What ``compared`` makes of each pair of arms, where it can, with Holm's adjustment over all of them."""
+    pairs = [compared(sweep.of(left), sweep.of(right)) for left, right in combinations(sweep.arms, 2)]
+    found = [comparison for comparison in pairs if comparison is not None]
+    adjusted = holm([comparison.p_value for comparison in found])
+    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
 
 
 def sign_flip_p_value(differences: Sequence[int]) -> float:
