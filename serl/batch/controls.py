@@ -17,13 +17,12 @@ from dataclasses import replace
 import numpy as np
 
 from envs.base import MeasuringProvider
-from envs.registry import make_provider
 from serl.batch.advantages import needs_batch
 from serl.batch.group import FinishedGroup
 from serl.batch.rows import Array
 from serl.config import ExperimentConfig, HindsightSection
 from serl.hindsight.schedules import progress_lambda
-from serl.rollout.progress import judged_steps
+from serl.rollout.progress import judged_trajectory, measuring_provider
 from serl.types import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -51,12 +50,7 @@ class ProgressJudge:
         """
         if experiment.hindsight.control != "progress":
             return None
-        provider = make_provider(experiment.env.name, experiment.env.args)
-        if not isinstance(provider, MeasuringProvider):
-            raise TypeError(
-                f"hindsight.control = progress contradicts env.name = {experiment.env.name!r}: its provider "
-                "has no `progress` (see envs/base.py)"
-            )
+        provider = measuring_provider(experiment, "hindsight.control = progress")
         if needs_batch(experiment.advantage):
             raise ValueError(
                 f"hindsight.control = progress contradicts advantage.estimator = "
@@ -84,11 +78,8 @@ class ProgressJudge:
         return replace(finished, rows=replace(rows, advantages=advantages.astype(np.float32)))
 
     def _progress(self, trajectory: Trajectory) -> Array | None:
-        steps = trajectory.steps
-        responses = [step.response_text for step in steps]
-        answers = [step.next_observation for step in steps]
         try:
-            judged = judged_steps(self._provider, trajectory.task.task_id, responses, answers)
+            judged = judged_trajectory(self._provider, trajectory)
         except ValueError as error:
             logger.warning("%s keeps its advantages: %s", trajectory.trajectory_id, error)
             return None

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from envs.base import MeasuringProvider
+from envs.registry import make_provider
+from serl.config import ExperimentConfig
 from serl.rollout.actions import ResponseAction
 from serl.rollout.episode import environment_seed
 from serl.rollout.episode_state import EpisodeState
+from serl.types import Trajectory
 
 # An admissible action that made no progress is idle, whether it did harm or nothing.
 ActionKind = Literal["progress", "idle", "inadmissible"]
@@ -25,6 +28,32 @@ class JudgedStep:
 
     kind: ActionKind
     anchor: str
+
+
+def measuring_provider(experiment: ExperimentConfig, setting: str) -> MeasuringProvider:
+    """The environment, which ``setting`` asks what actions are worth. Raises TypeError if it cannot tell."""
+    provider = make_provider(experiment.env.name, experiment.env.args)
+    if not isinstance(provider, MeasuringProvider):
+        raise TypeError(cannot_measure(experiment, setting))
+    return provider
+
+
+def cannot_measure(experiment: ExperimentConfig, setting: str) -> str:
+    """The sentence about ``setting`` and an environment without `MeasuringProvider.progress`."""
+    return (
+        f"{setting} contradicts env.name = {experiment.env.name!r}: its provider has no `progress` "
+        "(see envs/base.py)"
+    )
+
+
+def judged_trajectory(provider: MeasuringProvider, trajectory: Trajectory) -> list[JudgedStep]:
+    """`judged_steps` of ``trajectory``."""
+    return judged_steps(
+        provider,
+        trajectory.task.task_id,
+        [step.response_text for step in trajectory.steps],
+        [step.next_observation for step in trajectory.steps],
+    )
 
 
 def judged_steps(

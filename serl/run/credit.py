@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from envs.base import MeasuringProvider
-from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.hindsight.credit import IDLE, REST, ScoredActions
-from serl.rollout.progress import ActionKind, judged_steps
+from serl.rollout.progress import ActionKind, judged_trajectory, measuring_provider
 from serl.types import Step, TeacherRecord, TeacherRecords, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -27,10 +26,7 @@ class CreditMeter:
         """None unless ``logging.credit``. Raises TypeError if the environment cannot measure progress."""
         if not experiment.logging.credit:
             return None
-        provider = make_provider(experiment.env.name, experiment.env.args)
-        if not isinstance(provider, MeasuringProvider):
-            raise TypeError(cannot_measure(experiment))
-        return cls(provider)
+        return cls(measuring_provider(experiment, "logging.credit = true"))
 
     def metrics(self, trajectories: Sequence[Trajectory], records: TeacherRecords) -> dict[str, float]:
         """AUCs of Δ summed over each step's weighted tokens, and how many such steps there are of each kind.
@@ -46,12 +42,7 @@ class CreditMeter:
         for trajectory in trajectories:
             steps = trajectory.steps
             try:
-                judged = judged_steps(
-                    self._provider,
-                    trajectory.task.task_id,
-                    [step.response_text for step in steps],
-                    [step.next_observation for step in steps],
-                )
+                judged = judged_trajectory(self._provider, trajectory)
             except ValueError as error:
                 logger.warning("no credit is measured of %s: %s", trajectory.trajectory_id, error)
                 num_not_judged += 1
@@ -66,14 +57,6 @@ class CreditMeter:
         return credit_metrics(ScoredActions.of(log_ratios), ScoredActions.of(logprobs)) | {
             "credit/trajectories_not_judged": float(num_not_judged)
         }
-
-
-def cannot_measure(experiment: ExperimentConfig) -> str:
-    """The sentence about an environment without `MeasuringProvider.progress`."""
-    return (
-        f"logging.credit = true contradicts env.name = {experiment.env.name!r}: its provider has no "
-        "`progress` (see envs/base.py)"
-    )
 
 
 def summed_log_ratio(record: TeacherRecord) -> float | None:

@@ -17,7 +17,7 @@ from serl.config.hindsight_modes import MODES
 from serl.config.registry import SOURCES
 from serl.hindsight.credit import IDLE, REST, Auc, ScoredActions
 from serl.hindsight.teacher_weights import log_ratio
-from serl.rollout.progress import ActionKind, judged_steps
+from serl.rollout.progress import ActionKind, judged_trajectory
 from serl.run.credit import action_logprob, summed_log_ratio
 from serl.types import TeacherRecords, TrajectoryGroup
 from tools.credit.policy import Policy
@@ -89,12 +89,7 @@ def judge_groups(
 def _fill_in(provider: MeasuringProvider, group: TrajectoryGroup) -> list[ActionKind]:
     kinds: list[ActionKind] = []
     for trajectory in group.trajectories:
-        known = judged_steps(
-            provider,
-            trajectory.task.task_id,
-            [step.response_text for step in trajectory.steps],
-            [step.next_observation for step in trajectory.steps],
-        )
+        known = judged_trajectory(provider, trajectory)
         for step, judged in zip(trajectory.steps, known, strict=True):
             step.anchor = judged.anchor
             kinds.append(judged.kind)

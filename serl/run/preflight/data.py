@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from envs.base import EnvProvider, MeasuringProvider, TaskSet, assert_disjoint
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
-from serl.run.credit import cannot_measure
+from serl.rollout.progress import cannot_measure
 from serl.run.preflight.finding import Finding
 
 
@@ -39,7 +39,7 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
         )
         findings.append(Finding("wrong", "data", text))
     if experiment.logging.credit and not isinstance(provider, MeasuringProvider):
-        findings.append(Finding("wrong", "environment", cannot_measure(experiment)))
+        findings.append(Finding("wrong", "environment", cannot_measure(experiment, "logging.credit = true")))
     return Tasks(provider, train, held_out), findings
 
 
