@@ -63,13 +63,17 @@ class Completion:
 
 @dataclass(slots=True, frozen=True)
 class RolloutRequest:
-    """What the task sampler hands to an env runner: play ``task`` as a rollout of the group ``group_id``."""
+    """What the task sampler hands to an env runner: play ``task`` as a rollout of the group ``group_id``.
+
+    ``hint``: a context that the policy reads in every prompt (None: none), as in `Trajectory`.
+    """
 
     task: Task
     group_id: str
     rollout_index: int
     seed: int
     evaluation: bool = False
+    hint: str | None = None
 
 
 @dataclass(slots=True)
@@ -114,7 +118,11 @@ class Step:
 
 @dataclass(slots=True)
 class Trajectory:
-    """One finished episode. ``reward`` is its return, ``success`` whether the task was solved."""
+    """One finished episode. ``reward`` is its return, ``success`` whether the task was solved.
+
+    With a ``hint`` the responses were sampled after prompts that held it, and so were their log-probs; the
+    steps' own prompts do not.
+    """
 
     trajectory_id: str
     group_id: str
@@ -126,6 +134,7 @@ class Trajectory:
     end_reason: str
     seconds: float = 0.0
     environment_seconds: float = 0.0
+    hint: str | None = None
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -195,6 +204,7 @@ class TrainingRow:
     no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the
     names of the sources in it; the teacher scores the very same ``response_ids`` after it. A
     ``distilled`` row is drawn to the teacher's distributions, a ``recorded`` row gets a `TeacherRecord`.
+    The ``old_logprobs`` of a ``hinted`` row are those under a prompt with a hint, which its own has not.
     """
 
     group_id: str
@@ -210,6 +220,7 @@ class TrainingRow:
     context: str | None = None
     evidence_sources: tuple[str, ...] = ()
     distilled: bool = False
+    hinted: bool = False
     recorded: bool = False
 
 

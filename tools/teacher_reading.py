@@ -39,12 +39,13 @@ from envs.alfworld.provider import AlfworldProvider, make_provider
 from envs.base import Task
 from serl.config import HindsightSection
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context, with_context
+from serl.hindsight.context import render_context
 from serl.hindsight.evidence import GroupView
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.rollout.actions import action_token_mask
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
+from serl.rollout.told_prompt import with_context
 from serl.run.surroundings import write_any_character
 from serl.types import Step, Trajectory
 from tools.report.statistics import mean_interval, weighted_mean_interval

@@ -14,6 +14,7 @@ from typing import Any
 from envs.base import TaskSet
 from serl.batch.finisher import GroupFinisher
 from serl.batch.group import FinishedGroup
+from serl.batch.repair import HintedRepair
 from serl.buffer.group_buffer import GroupBuffer
 from serl.buffer.task_sampler import TaskSampler, is_evaluation_group
 from serl.config import ExperimentConfig
@@ -47,6 +48,7 @@ class BatchCollector:
             filter_groups=training.filter_groups,
             max_filtered_groups_per_batch=training.max_filtered_groups_per_batch,
         )
+        self._repair = HintedRepair(experiment, encoder)
         self._finisher = GroupFinisher(experiment, encoder)
         batch = training.groups_per_batch * training.group_size
         window = _WINDOW_OF_FAILURES * (training.max_staleness + 1) * batch
@@ -61,12 +63,12 @@ class BatchCollector:
         return self._buffer.batch_waits
 
     def admit(self, weights_seq_no: int) -> list[RolloutRequest]:
-        """The requests of as many new groups as may be in flight."""
-        requests: list[RolloutRequest] = []
+        """The requests of as many new groups as may be in flight, and those that waited for their group."""
+        requests = self._repair.take_released(self._buffer.owns)
         for _ in range(self._buffer.num_admissible(weights_seq_no)):
             group = self._sampler.next_group()
             self._buffer.admit(group)
-            requests += group
+            requests += self._repair.hold_back(group)
         return requests
 
     def add(self, trajectories: Sequence[Trajectory], weights_seq_no: int) -> None:
@@ -75,6 +77,7 @@ class BatchCollector:
         for trajectory in trajectories:
             if is_evaluation_group(trajectory.group_id):
                 continue
+            self._repair.add(trajectory)
             group = self._buffer.add(trajectory)
             if group is not None:
                 self._finisher.submit(group, weights_seq_no)
@@ -117,6 +120,7 @@ class BatchCollector:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Resumes from `get_state`; what is in flight is given up. Raises ValueError if tasks differ."""
+        self._repair.forget()
         self._finisher.forget()
         self.judge.forget()
         self._last_taken_at = None

@@ -94,8 +94,11 @@ def add_evidence(
 
 
 def is_taught(rows: TrainingRows) -> Array:
-    """Bool [R]: the rows that a teacher may change, by their advantage or by distillation."""
-    return (rows.advantages != 0.0) | rows.distilled
+    """Bool [R]: the rows that a teacher may change, by their advantage or by distillation.
+
+    Of what a hint led to there is no log-prob without it to compare a teacher's with.
+    """
+    return ((rows.advantages != 0.0) | rows.distilled) & ~rows.hinted
 
 
 def scaled_advantages(
@@ -103,19 +106,23 @@ def scaled_advantages(
 ) -> tuple[Array, dict[str, float]]:
     """The advantage of every step of ``groups``, float32, negative ones times ``advantage.negative_scale``.
 
-    Also the estimator's own metrics.
+    Those of attempts that failed in spite of a hint are 0. Also the estimator's own metrics.
     """
     if not any(group.steps for group in groups):
         return np.zeros(0, dtype=np.float32), {}
     advantages, metrics = estimate_advantages(rewarded_rows(groups, config), config.advantage)
     values = advantages.numpy()
     scale = np.float32(config.advantage.negative_scale)
-    return np.where(values < 0.0, values * scale, values), metrics
+    scaled = np.where(values < 0.0, values * scale, values)
+    attempts = [trajectory for group in groups for trajectory in group.trajectories]
+    gave_up = [attempt.hint is not None and not attempt.success for attempt in attempts]
+    scaled[np.repeat(gave_up, [len(attempt.steps) for attempt in attempts])] = 0.0
+    return scaled, metrics
 
 
 def _is_distilled(trajectory: Trajectory, varies: bool, settings: HindsightSection) -> bool:
     routed = {"all": True, "failed": not trajectory.success, "zero_variance": not varies}
-    return settings.distills and routed[settings.distill.route]
+    return settings.distills and trajectory.hint is None and routed[settings.distill.route]
 
 
 def _row(
@@ -132,4 +139,5 @@ def _row(
         advantage=0.0,
         weights_seq_no=step.weights_seq_no,
         distilled=distilled,
+        hinted=trajectory.hint is not None,
     )

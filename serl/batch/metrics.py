@@ -12,15 +12,23 @@ _END, _TASK_TYPE, _SUCCESS_OF, _EPISODES_WITH, _EPISODE = "end/", "type/", "succ
 
 
 def group_sums(group: TrajectoryGroup, has_variance: bool) -> Counter[str]:
-    """Sums over the trajectories and steps of ``group`` that `batch_metrics` makes means of."""
-    outcomes = {trajectory.success for trajectory in group.trajectories}
+    """Sums over the trajectories and steps of ``group`` that `batch_metrics` makes means of.
+
+    Attempts that were given a hint count as such, and in steps and tokens: success is that of the others.
+    """
+    plain = [trajectory for trajectory in group.trajectories if trajectory.hint is None]
+    hinted = [trajectory for trajectory in group.trajectories if trajectory.hint is not None]
+    outcomes = {trajectory.success for trajectory in plain}
     sums: Counter[str] = Counter(
         groups=1,
         zero_variance_groups=not has_variance,
         all_won_groups=outcomes == {True},
         all_failed_groups=outcomes == {False},
+        episodes=len(group.trajectories),
+        hinted_episodes=len(hinted),
+        hinted_successes=sum(trajectory.success for trajectory in hinted),
     )
-    for trajectory in group.trajectories:
+    for trajectory in plain:
         success, task_type = int(trajectory.success), trajectory.task.task_type or "all"
         sums.update(
             {
@@ -66,7 +74,7 @@ def batch_metrics(
     metrics = {
         "rollout/success": rate("successes", "trajectories"),
         "rollout/return": rate("returns", "trajectories"),
-        "rollout/episode_steps": rate("steps", "trajectories"),
+        "rollout/episode_steps": rate("steps", "episodes"),
         "rollout/invalid_action_rate": rate("invalid_actions", "steps"),
         "rollout/no_action_rate": rate("no_actions", "steps"),
         "rollout/prompt_tokens": rate("prompt_tokens", "steps"),
@@ -77,6 +85,8 @@ def batch_metrics(
         "rollout/zero_variance_groups": rate("zero_variance_groups", "groups"),
         "rollout/all_won_groups": rate("all_won_groups", "groups"),
         "rollout/all_failed_groups": rate("all_failed_groups", "groups"),
+        "rollout/hinted_episodes": float(total["hinted_episodes"]),
+        "rollout/hinted_success": rate("hinted_successes", "hinted_episodes"),
         "staleness/mean": sum(ages) / len(ages) if ages else 0.0,
         "staleness/max": float(max(ages, default=0)),
         "batch/groups": float(total["groups"]),

@@ -13,11 +13,11 @@ from serl.batch.rows import Array, Ragged, TrainingRows
 from serl.config import HindsightSection
 from serl.hindsight.anchors import anchor_size_metrics
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context, with_context
+from serl.hindsight.context import render_context
 from serl.hindsight.evidence import GroupView, StepEvidence
-from serl.rollout.conversation import AnsweredPrompt
 from serl.rollout.prompt import PromptEncoder
-from serl.types import Step, TrajectoryGroup
+from serl.rollout.told_prompt import told_prompt_encoder
+from serl.types import TrajectoryGroup
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ def add_teacher_prompts(
         if not any(step.action_mask):
             counts.num_rows_without_action += 1
             continue
-        encode = _encode_with(step, before, encoder)
+        encode = told_prompt_encoder(step.messages, step.tools, before, encoder)
         prompt = _prompt_with_evidence(known, encode, encoder, settings.max_context_length, counts)
         if prompt is not None:
             is_bare = settings.control == "no_evidence"
@@ -128,22 +128,6 @@ def lend(evidence: Sequence[StepEvidence], lent: Sequence[StepEvidence]) -> list
     """Each of ``evidence`` that says something becomes the next of ``lent`` that does, again and again."""
     known = itertools.cycle(other for other in lent if other)
     return [next(known, StepEvidence()) if own else own for own in evidence]
-
-
-def _encode_with(step: Step, before: Step | None, encoder: PromptEncoder) -> Callable[[str], list[int]]:
-    """The prompt of ``step``, which may continue the step ``before``, with a context in it."""
-    if before is None:
-        return lambda context: encoder.encode(with_context(step.messages, context), step.tools)
-    answered = AnsweredPrompt.of_step(before, encoder)
-    num_known = len(answered.messages)
-
-    def encode(context: str) -> list[int]:
-        told = with_context(step.messages, context)
-        is_new = told[:num_known] == list(step.messages[:num_known])
-        continued = answered.continued(told[num_known:], step.tools, encoder) if is_new else None
-        return encoder.encode(told, step.tools) if continued is None else continued.token_ids
-
-    return encode
 
 
 def _prompt_with_evidence(

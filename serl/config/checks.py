@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from serl.config.hindsight import HindsightSection, judged_sources
+from serl.config.objective import LossSection
 from serl.config.run import EvaluationSection
 from serl.config.sampling import EnvSection, ModelSection, RolloutSection
 from serl.config.serving import ServingSection
@@ -85,13 +86,12 @@ def replicas(serving: ServingSection) -> Iterator[str]:
 
 def gateway(env: EnvSection, rollout: RolloutSection, serving: ServingSection) -> Iterator[str]:
     """An agent without a gateway, what an agent does not heed, and what only a gateway heeds."""
-    plays_by_itself = env.name == "agent" or env.name.startswith("verifiers:")
-    if plays_by_itself and not serving.gateway:
+    if env.plays_by_itself and not serving.gateway:
         yield (
             f"env.name = {env.name} contradicts serving.gateway = false: an agent asks the policy through "
             "the gateway; set serving.gateway: true"
         )
-    if plays_by_itself and rollout.prompt != "window":
+    if env.plays_by_itself and rollout.prompt != "window":
         yield (
             f"rollout.prompt = {rollout.prompt} contradicts env.name = {env.name}: an agent makes its "
             "prompts itself; leave it at window"
@@ -199,6 +199,38 @@ def distillation(hindsight: HindsightSection, training: TrainingSection) -> Iter
             f"hindsight.objective = {hindsight.objective!r} contradicts training.filter_groups = true: "
             "distillation trains on groups without variance, too; set training.filter_groups: false"
         )
+
+
+def repair(
+    model: ModelSection,
+    env: EnvSection,
+    rollout: RolloutSection,
+    training: TrainingSection,
+    loss: LossSection,
+    hindsight: HindsightSection,
+) -> Iterator[str]:
+    """Hinted rollouts that cannot be played, or not be trained."""
+    if not hindsight.num_repaired:
+        return
+    key = f"hindsight.repair.num_rollouts = {hindsight.num_repaired}"
+    if hindsight.num_repaired >= training.group_size:
+        yield (
+            f"{key} contradicts training.group_size = {training.group_size}: a rollout without a hint has to "
+            "come before them"
+        )
+    if loss.truncated_importance_sampling_cap is None:
+        yield (
+            f"{key} contradicts loss.truncated_importance_sampling_cap = null: what was sampled with a hint "
+            "is trained without it, with truncated importance weights; set a cap, such as 2.0"
+        )
+    if hindsight.max_context_length + rollout.max_response_length > model.max_model_len:
+        yield (
+            f"{key} contradicts model.max_model_len = {model.max_model_len}: the engine reads prompt and "
+            f"hint, hindsight.max_context_length = {hindsight.max_context_length}, and answers with "
+            f"rollout.max_response_length = {rollout.max_response_length}"
+        )
+    if env.plays_by_itself:
+        yield f"{key} contradicts env.name = {env.name}: an agent makes its prompts itself"
 
 
 def waits(hindsight: HindsightSection, training: TrainingSection) -> Iterator[str]:

@@ -51,6 +51,7 @@ class ExperimentConfig(Section):
             *checks.adapters(self.model, self.serving, self.sends_adapters),
             *checks.learners(self.model, self.training, self.learner),
             *checks.distillation(self.hindsight, self.training),
+            *checks.repair(self.model, self.env, self.rollout, self.training, self.loss, self.hindsight),
             *checks.waits(self.hindsight, self.training),
             *checks.held_out(self.env, self.evaluation),
         ]

@@ -14,6 +14,7 @@ from serl.config.hindsight_modes import MODES, Combination, Granularity
 from serl.config.nearest import name_hint
 from serl.config.problems import Problem, contradiction, validation_error
 from serl.config.registry import SOURCES
+from serl.config.repair import RepairSection
 from serl.config.section import Section
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -117,6 +118,8 @@ class HindsightSection(Section):
 
     distill: DistillSection = DistillSection()
 
+    repair: RepairSection = RepairSection()
+
     mixing_lambda: float = Field(default=0.5, ge=0.0, le=1.0)
     """λ at the first update: the share of an advantage that the teacher's weight multiplies."""
 
@@ -180,6 +183,11 @@ class HindsightSection(Section):
         """Whether a divergence from the teacher is part of the loss."""
         return self.enabled and self.objective != "reweight"
 
+    @property
+    def num_repaired(self) -> int:
+        """The last rollouts of every group, which may be given a hint."""
+        return self.repair.num_rollouts if self.enabled else 0
+
     @model_validator(mode="before")
     @classmethod
     def _expand_mode(cls, values: Any) -> Any:
@@ -224,9 +232,16 @@ class HindsightSection(Section):
         for index, name in enumerate(self.sources):
             args = self.args.get(name, {})
             yield from SOURCES.problems(name, args, name_at=("sources", index), args_at=("args", name))
+        for index, name in enumerate(self.repair.sources if self.repair.num_rollouts else ()):
+            args, at = self.args.get(name, {}), ("repair", "sources", index)
+            problems = list(SOURCES.problems(name, args, name_at=at, args_at=("args", name)))
+            yield from problems
+            if not problems and not SOURCES.get(name).traits["of_group"]:
+                yield Problem(at, name, "speaks of a step: a rollout that has not begun has none")
+        used = (*self.sources, *self.repair.sources)
         for name, args in self.args.items():
-            if name not in self.sources:
-                sentence = f"not among hindsight.sources{name_hint(name, self.sources)}"
+            if name not in used:
+                sentence = f"not among hindsight.sources{name_hint(name, used)}"
                 yield Problem(("args", name), args, sentence)
 
     def _problems_of_judging(self) -> Iterator[Problem]:

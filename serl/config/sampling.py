@@ -89,6 +89,11 @@ class EnvSection(Section):
     call_timeout_s: PositiveFloat = 120.0
     """Seconds that one reset or step may take in an environment that declares itself blocking."""
 
+    @property
+    def plays_by_itself(self) -> bool:
+        """Whether it is an agent, which asks the policy and is not asked by us."""
+        return self.name == "agent" or self.name.startswith("verifiers:")
+
 
 PromptForm = Literal["window", "conversation"]
 

@@ -9,7 +9,7 @@ still exceed the budget: the statistics say so and the caller decides.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from serl.hindsight.evidence import Candidate, Evidence, FeedbackPair, QuotedStep, StepEvidence
@@ -66,19 +66,6 @@ def render_context(
     return text, ContextStats(
         num_tokens, num_quoted - num_dropped, num_dropped, over_budget=num_tokens > max_context_tokens
     )
-
-
-def with_context(messages: Sequence[dict[str, str]], context: str) -> list[dict[str, str]]:
-    """``messages`` with ``context`` at the end of the last user message.
-
-    Raises ValueError if there is no user message.
-    """
-    for index in reversed(range(len(messages))):
-        message = messages[index]
-        if message["role"] == "user":
-            told = {**message, "content": f"{message['content']}\n\n{context}"}
-            return [*messages[:index], told, *messages[index + 1 :]]
-    raise ValueError("a teacher prompt needs a user message to put its context into")
 
 
 def quote_text(step: QuotedStep) -> str:

@@ -19,8 +19,7 @@ class ResponseTokens:
 
     ``old_logprobs`` [T] are the sampler's. ``advantages`` [T] repeat each row's advantage. ``selected``
     [T] marks action tokens of rows with a teacher prompt, ``distilled`` [T] those of distilled rows.
-    ``on_policy`` [T] marks the tokens of rows that
-    only the current weights sampled.
+    ``on_policy`` [T] marks the tokens of rows that only the current weights sampled, after the row's prompt.
     """
 
     starts: Array
@@ -45,7 +44,7 @@ class ResponseTokens:
             advantages=repeated(rows.advantages),
             selected=action & repeated(rows.has_teacher_prompt),
             distilled=action & repeated(rows.distilled),
-            on_policy=repeated(rows.weights_seq_nos >= weights_seq_no),
+            on_policy=repeated((rows.weights_seq_nos >= weights_seq_no) & ~rows.hinted),
         )
 
     def indices(self, rows: Sequence[int]) -> Array:

@@ -238,6 +238,7 @@ def _episode_settings(experiment: ExperimentConfig) -> tuple[EpisodeSettings, Ep
     training = EpisodeSettings(
         max_steps=env.max_steps,
         prompts=PromptSettings.of(experiment),
+        max_hinted_prompt_length=experiment.hindsight.max_context_length,
         request_timeout_s=rollout.request_timeout_s,
         sampling=Sampling(
             temperature=rollout.temperature,

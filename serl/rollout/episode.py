@@ -10,6 +10,7 @@ import hashlib
 import time
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from serl.rollout.episode_prompts import PromptSettings, episode_prompts
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import Prompt, PromptEncoder
 from serl.rollout.report import add_seconds
+from serl.rollout.told_prompt import told_prompt_encoder
 from serl.types import Completion, RequestRefused, RolloutRequest, Sampling, Step, Trajectory
 
 # What a trajectory's metrics hold beside the environment's own.
@@ -44,6 +46,7 @@ class EpisodeSettings:
 
     max_steps: int
     prompts: PromptSettings
+    max_hinted_prompt_length: int
     request_timeout_s: float
     sampling: Sampling
     seeded_requests: bool
@@ -98,9 +101,10 @@ async def run_episode(
         if prompt is None:
             end_reason = "prompt_too_long"
             break
+        prompt_ids = _with_hint(request, prompt, record.steps, encoder, settings, counters)
         asked = time.perf_counter()
         try:
-            completion = await _ask(policy, prompt, request, len(record.steps), settings)
+            completion = await _ask(policy, prompt_ids, request, len(record.steps), settings)
         finally:
             seconds = time.perf_counter() - asked
             record.generation_seconds += seconds
@@ -140,16 +144,38 @@ async def _begin(request: RolloutRequest, env: EnvCalls) -> EpisodeState:
         return EpisodeState(*answer)
 
 
+def _with_hint(
+    request: RolloutRequest,
+    prompt: Prompt,
+    steps: Sequence[Step],
+    encoder: PromptEncoder,
+    settings: EpisodeSettings,
+    counters: Counter[str],
+) -> list[int]:
+    """What the policy is asked with: the ids of ``prompt``, with the request's hint in it where that fits."""
+    if request.hint is None:
+        return prompt.token_ids
+    before = steps[-1] if prompt.origin == "continuation" else None
+    with foreign_code("prompt_error", f"task {request.task.task_id!r}: its prompt with a hint"):
+        token_ids = told_prompt_encoder(prompt.messages, (), before, encoder)(request.hint)
+    if len(token_ids) > settings.max_hinted_prompt_length:
+        counters["hints_left_out"] += 1
+        return prompt.token_ids
+    return token_ids
+
+
 async def _ask(
-    policy: Policy, prompt: Prompt, request: RolloutRequest, step_index: int, settings: EpisodeSettings
+    policy: Policy,
+    prompt_ids: list[int],
+    request: RolloutRequest,
+    step_index: int,
+    settings: EpisodeSettings,
 ) -> Completion:
     sampling = settings.sampling
     if settings.seeded_requests:
         sampling = replace(sampling, seed=sampling_seed(request.seed, step_index))
     try:
-        return await policy.generate(
-            prompt.token_ids, sampling, trajectory_id(request), settings.request_timeout_s
-        )
+        return await policy.generate(prompt_ids, sampling, trajectory_id(request), settings.request_timeout_s)
     except TimeoutError as error:
         raise EpisodeFailure(
             "policy_unavailable",
@@ -193,7 +219,7 @@ async def _act(
         feedback=feedback,
         next_observation=state.observation,
         reward=reward,
-        num_cached_tokens=completion.num_cached_tokens,
+        num_cached_tokens=min(completion.num_cached_tokens, len(prompt.token_ids)),
     )
 
 
@@ -243,6 +269,7 @@ def finished_trajectory(
         end_reason=end_reason,
         seconds=seconds,
         environment_seconds=environment_seconds,
+        hint=request.hint,
         metrics={
             **metrics,
             GENERATION_SECONDS: generation_seconds,

@@ -37,7 +37,7 @@ class RolloutReport:
     ``num_unfinished`` requests are still played or queued. ``counters`` are sums since the last report:
     ``episodes_started``, ``episodes_finished``, ``env_steps``, ``invalid_actions``, ``prompt_tokens``,
     ``cached_prompt_tokens``, ``response_tokens``, ``dropped_history_turns``, ``shortened_observations``,
-    ``cut_prompts``, ``rewritten_prompts``, ``request_retries``,
+    ``cut_prompts``, ``rewritten_prompts``, ``hints_left_out``, ``request_retries``,
     ``environment_close_errors``, ``environment_seconds`` and ``generation_seconds``; of agents
     ``agent_branches``, ``agent_template_branches``, ``agent_options_set_aside``, ``agent_requests_refused``
     and ``agent_calls_after_end``. The seconds add up over episodes that run at the same time, so they can

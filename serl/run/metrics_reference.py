@@ -38,6 +38,9 @@ GROUPS: Mapping[str, MetricGroup] = {
             "zero_variance_groups": "Share of the groups whose trajectories all have the same reward.",
             "all_won_groups": "Share of the groups whose trajectories all solved their task.",
             "all_failed_groups": "Share of the groups of which no trajectory solved its task.",
+            "hinted_episodes": "Episodes that were played with a hint (`hindsight.repair`); they count in no "
+            "other metric of success, return or reward.",
+            "hinted_success": "Share of these that solved their task.",
             "end_<reason>": "Share of trajectories that ended as `success`, `failure`, `truncated` (by the "
             "environment), `max_steps` or `prompt_too_long`.",
             "success_by_task_type/<task_type>": "Share of the trajectories of this kind of task that solved "
@@ -211,6 +214,7 @@ GROUPS: Mapping[str, MetricGroup] = {
             "cut_prompts": "Prompts of conversations that had to be made to fit so, and continue no tokens.",
             "rewritten_prompts": "Prompts of conversations that continue no tokens because the chat template "
             "writes responses otherwise once they are history, such as without their thinking.",
+            "hints_left_out": "Prompts whose hint did not fit, so that the policy did not read it.",
             "request_retries": "Requests to the policy that were repeated.",
             "environment_seconds": "Seconds inside environments, added up over episodes that run at the same "
             "time.",

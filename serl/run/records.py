@@ -94,6 +94,7 @@ class StepRecord(Record):
 class TrajectoryRecord(Record):
     """One line: an episode, the iteration that trained on it, and its steps.
 
+    ``hint``: what every prompt held beside its messages (null: nothing); the log-probs are those with it.
     ``reward`` is the return, ``weights_seq_no`` the oldest weights that sampled a token of it (null: it has
     no step), ``seconds`` the time from its start to its end.
     """
@@ -109,6 +110,7 @@ class TrajectoryRecord(Record):
     end_reason: str
     weights_seq_no: int | None
     seconds: float
+    hint: str | None = None
     steps: list[StepRecord]
 
     @model_validator(mode="before")
@@ -149,6 +151,7 @@ def trajectory_record(
         end_reason=trajectory.end_reason,
         weights_seq_no=trajectory.weights_seq_no,
         seconds=round(trajectory.seconds, 3),
+        hint=trajectory.hint,
         steps=[
             _step_record(
                 step,

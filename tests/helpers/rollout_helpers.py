@@ -148,6 +148,7 @@ WINDOWS = PromptSettings(
 SETTINGS = EpisodeSettings(
     max_steps=5,
     prompts=WINDOWS,
+    max_hinted_prompt_length=512,
     request_timeout_s=60.0,
     sampling=SAMPLING,
     seeded_requests=False,

@@ -21,13 +21,14 @@ from serl.batch.advantages import StepRows, estimate_advantages
 from serl.batch.packing import random_minibatches
 from serl.config import ExperimentConfig
 from serl.hindsight.collect import collect_evidence
-from serl.hindsight.context import render_context, with_context
+from serl.hindsight.context import render_context
 from serl.hindsight.evidence import GroupView
 from serl.hindsight.schedules import distill_coefficient, effective_lambda, teaches
 from serl.hindsight.teacher_weights import teacher_weights, weighted_advantages
 from serl.learner.losses import Denominators, LossTokens, policy_loss
 from serl.learner.optimizer import learning_rate
 from serl.rollout.prompt import PromptEncoder
+from serl.rollout.told_prompt import with_context
 from serl.types import Step, TrajectoryGroup
 
 

@@ -17,8 +17,8 @@ from serl.batch.finisher import GroupFinisher
 from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.batch.rewards import has_variance
 from serl.config import LoggingSection
-from serl.hindsight.context import with_context
 from serl.rollout.prompt import PromptEncoder
+from serl.rollout.told_prompt import with_context
 
 ENCODER = PromptEncoder(byte_tokenizer())
 TEACHER_ON = {"enabled": True, "lambda_decay_steps": 10}

@@ -229,7 +229,9 @@ def test_judged_trajectories_share_the_judges_text():
 
 def test_the_paper_names_twenty_modes_of_built_in_sources():
     assert len(MODES) == 20
-    assert {name for mode in MODES.values() for name in mode.sources} == set(SOURCES.built_in())
+    of_repair_alone = {"failed_sample"}
+    named = {name for mode in MODES.values() for name in mode.sources}
+    assert named == set(SOURCES.built_in()) - of_repair_alone
 
 
 def test_every_module_of_the_sources_registers_the_source_of_its_name():

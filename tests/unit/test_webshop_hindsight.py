@@ -51,6 +51,7 @@ def play(provider: WebshopProvider, task: Task, rollout_index: int, actions: Seq
     settings = EpisodeSettings(
         max_steps=15,
         prompts=replace(WINDOWS, max_prompt_length=8192),
+        max_hinted_prompt_length=8192,
         request_timeout_s=5.0,
         sampling=Sampling(max_tokens=512, temperature=1.0, stop=("</action>",), seed=None),
         seeded_requests=False,

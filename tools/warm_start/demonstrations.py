@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 from envs.base import DemonstratedAction, DemonstratingProvider, Task, turn_messages
 from serl.config.sampling import PromptForm
-from serl.hindsight.context import render_context, with_context
+from serl.hindsight.context import render_context
 from serl.hindsight.evidence import Evidence, QuotedStep, StepEvidence
 from serl.rollout.episode_state import EpisodeState
+from serl.rollout.told_prompt import with_context
 
 logger = logging.getLogger(__name__)
 

@@ -40,13 +40,15 @@ class SourceTraits:
     """What a registration says of a source.
 
     ``title`` heads its evidence in a context. ``judged``: it reads what a judge model said of a trajectory.
-    ``judge_compares``: the judge is also sent a successful trajectory to compare with.
+    ``judge_compares``: the judge is also sent a successful trajectory to compare with. ``of_group``: it says
+    nothing of the attempt itself, so that one which has not begun can be told (`serl.hindsight.hints`).
     """
 
     title: str
     attempts: CandidateAttempts
     judged: bool = False
     judge_compares: bool = False
+    of_group: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,19 @@ def register_source(
     attempts: CandidateAttempts,
     judged: bool = False,
     judge_compares: bool = False,
+    of_group: bool = False,
 ) -> Callable[[Source], Source]:
     """Makes the decorated function known as source ``name``; the rest as in `SourceTraits`.
 
     Raises ValueError if another source has the name, TypeError for an option without annotation.
     """
     return SOURCES.register(
-        name, title=title, attempts=attempts, judged=judged, judge_compares=judge_compares
+        name,
+        title=title,
+        attempts=attempts,
+        judged=judged,
+        judge_compares=judge_compares,
+        of_group=of_group,
     )
 
 

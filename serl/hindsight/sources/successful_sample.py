@@ -13,6 +13,7 @@ from serl.hindsight.sources import CandidateAttempts, register_source
     "successful_sample",
     title="An attempt at this task that succeeded",
     attempts=CandidateAttempts.OWN_STEP_ONLY,
+    of_group=True,
 )
 def successful_sample(
     attempt: Attempt,

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from envs.base import PromptParts, Task, turn_messages
 from serl.config import ExperimentConfig
-from serl.hindsight.context import with_context
 from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.episode import environment_seed
 from serl.rollout.episode_state import EpisodeState
 from serl.rollout.prompt import PromptEncoder
+from serl.rollout.told_prompt import with_context
 from serl.run.preflight.conversations import Beginning, examine_conversations
 from serl.run.preflight.data import Tasks
 from serl.run.preflight.finding import Finding
