@@ -63,7 +63,7 @@ class AgentProvider:
         return self._tasks.of(split)[task_id]
 
     @property
-    def modules(self) -> list[str]:
+    def preparations(self) -> list[str]:
         """What is done once, before episodes are forked: see `envs.agent.fork_server`."""
         functions = (self.arguments.run, self.arguments.grader)
         return list(dict.fromkeys(name.partition(":")[0] for name in functions if name))

@@ -55,7 +55,7 @@ class VerifiersProvider(AgentProvider):
         environment(self._given)
 
     @property
-    def modules(self) -> list[str]:
+    def preparations(self) -> list[str]:
         """The environment is loaded once, before its episodes are forked."""
         return [f"{__name__}:environment {self._given}"]
 

@@ -197,7 +197,7 @@ class SERLEnvRunner(EnvRunner):
             return None
         if self.config.make_gateway is None:
             raise ValueError("the config's make_gateway is not set: an agent needs serving.gateway: true")
-        processes = AgentProcesses(self.provider.modules, self.config.experiment.env.call_timeout_s)
+        processes = AgentProcesses(self.provider.preparations, self.config.experiment.env.call_timeout_s)
         return AgentEpisodes(self.provider, processes, self.config.make_gateway(), self.encoder)
 
     def _report(
