@@ -194,11 +194,11 @@ def _grading(
 def _require_orderly_end(
     about: str, outcome: AgentOutcome, record: EpisodeRecord, num_leaked: int, timeout_s: float
 ) -> None:
-    """Raises EpisodeFailure; an agent that met a limit of its episode may raise or exit as it likes."""
+    """Raises EpisodeFailure; an agent that met a limit of its episode may raise, exit or wait as it likes."""
     if record.failure is not None:
         reason, text = record.failure
         raise EpisodeFailure(reason, f"{about}: {text}")
-    if outcome.timed_out:
+    if outcome.timed_out and not record.limit:
         raise EpisodeFailure("agent_timeout", f"{about}: {_how_it_ended(outcome, timeout_s)}")
     if num_leaked:
         raise EpisodeFailure("agent_leak", f"{about}: the agent left {num_leaked} processes behind")
