@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from serl.gateway.gateway import PolicyGateway
 from serl.gateway.protocol import ApiError
@@ -14,16 +16,9 @@ MODEL = "policy"
 ROOT = "/v1"
 
 
-def make_app(gateway: PolicyGateway) -> FastAPI:
-    """The ASGI application of ``gateway``; it has no pages of documentation."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+def make_app(gateway: PolicyGateway) -> Starlette:
+    """The ASGI application of ``gateway``."""
 
-    @app.exception_handler(ApiError)
-    async def refuse(request: Request, error: ApiError) -> JSONResponse:
-        # Clients repeat what they take for a passing overload; here every refusal is final.
-        return JSONResponse(error.body(), error.status, headers={"x-should-retry": "false"})
-
-    @app.post(f"{ROOT}/chat/completions")
     async def chat(request: Request) -> Response:
         episode = gateway.authorize(request.headers.get("authorization"))
         answer, asked = await gateway.chat(episode, await request.body())
@@ -31,7 +26,6 @@ def make_app(gateway: PolicyGateway) -> FastAPI:
             return _events(answer.chat_stream(asked.stream_options.include_usage))
         return JSONResponse(answer.chat())
 
-    @app.post(f"{ROOT}/completions")
     async def complete(request: Request) -> Response:
         episode = gateway.authorize(request.headers.get("authorization"))
         answer, asked = await gateway.complete(episode, await request.body())
@@ -39,13 +33,23 @@ def make_app(gateway: PolicyGateway) -> FastAPI:
             return _events(answer.text_stream(asked.stream_options.include_usage))
         return JSONResponse(answer.text())
 
-    @app.get(f"{ROOT}/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models(request: Request) -> Response:
         gateway.authorize(request.headers.get("authorization"))
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "serl"}
-        return {"object": "list", "data": [model]}
+        return JSONResponse({"object": "list", "data": [model]})
 
-    return app
+    routes = [
+        Route(f"{ROOT}/chat/completions", chat, methods=["POST"]),
+        Route(f"{ROOT}/completions", complete, methods=["POST"]),
+        Route(f"{ROOT}/models", models),
+    ]
+    return Starlette(routes=routes, exception_handlers={ApiError: _refuse})
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    # Clients repeat what they take for a passing overload; here every refusal is final.
+    return JSONResponse(error.body(), error.status, headers={"x-should-retry": "false"})
 
 
 def _events(events: Any) -> StreamingResponse:

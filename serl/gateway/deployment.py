@@ -18,7 +18,7 @@ from serl.serving.deployment import send_output_to
 from serl.serving.names import ServingNames
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
 
 @serve.ingress()
@@ -35,7 +35,7 @@ class GatewayReplica:
         self._gateway = PolicyGateway(PolicyClient(names), encoder, parser)
         self._base_url = base_url
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return make_app(self._gateway)
 
     async def open_episode(self, terms: EpisodeTerms) -> EpisodeAccess:
