@@ -105,12 +105,12 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
     if folder is not None and checkpoint is not None and is_complete(experiment, folder, checkpoint):
         print(f"{folder} is complete: {experiment.training.num_iterations} iterations")
         return DONE
-    _refuse(examine_inputs(experiment))
+    _refuse(examine_inputs(experiment, folder))
     if not options.evaluate:
         was_ready = ready_folder(experiment.model.path) is not None
         resolve_model(experiment.model.path)
         if not was_ready:  # only now there is a tokenizer to look at
-            _refuse(examine_inputs(experiment))
+            _refuse(examine_inputs(experiment, folder))
     # A cluster that was joined may still grow; this machine will not.
     address = options.address
     findings = examine_address(address) if address else examine_machine(experiment)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from serl.run.processes import descendants
 
-_RAY = Path(sys.executable).with_name("ray")
+RAY = Path(sys.executable).with_name("ray")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -35,7 +35,7 @@ def ray_head(*options: str, **variables: str) -> Iterator[tuple[str, int]]:
     """Its address and its process; SIGTERM does not reach its workers, as the README says."""
     # The paths of Ray's sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    command = ["env", "--block-signal=TERM,HUP", str(_RAY), "start", "--head", "--block"]
+    command = ["env", "--block-signal=TERM,HUP", str(RAY), "start", "--head", "--block"]
     common = [
         "--include-dashboard=false",
         f"--ray-client-server-port={free_port()}",

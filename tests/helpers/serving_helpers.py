@@ -9,15 +9,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 import torch
 from byte_tokenizers import BYTE_IDS, byte_level
+from ray.serve._private.common import DeploymentID
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from serl.config import ExperimentConfig, ModelSection, RolloutSection, ServingSection
 from serl.gateway.client import GatewayClient
+from serl.private.ray_serve import serve_controller
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.serving.transfer.sender import Weights
+from serl.serving.weight_store import live_actors
 from serl.serving.weights import WeightPublisher
 from serl.types import Completion, Sampling
 
@@ -147,3 +151,38 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(0.05)
+
+
+def replica_actors(names: ServingNames) -> list[str]:
+    return [actor for actor in live_actors() if actor.startswith(f"SERVE_REPLICA::{names.application}#")]
+
+
+def scale_to(names: ServingNames, num_replicas: int) -> None:
+    policy = DeploymentID(name=names.deployment, app_name=names.application)
+    scaled = serve_controller().update_deployment_replicas.remote(policy, num_replicas)
+    ray.get(scaled, timeout=60.0)
+
+
+def kill_replica(names: ServingNames) -> str:
+    (name,) = replica_actors(names)
+    ray.kill(ray.get_actor(name, namespace="serve"))
+    return name
+
+
+async def running_requests(client: PolicyClient) -> list[int]:
+    """How many run in each replica."""
+    replicas = client._get_handle().broadcast("statistics")
+    return [replica["running_requests"] for replica in await replicas.results_async(timeout_s=60.0)]
+
+
+async def ask_in_turns(
+    client: PolicyClient, num_sessions: int, num_turns: int, sampling: Sampling
+) -> list[tuple[list[int], Completion]]:
+    """Prompts and answers of sessions side by side, each of which asks once it has the answer before."""
+
+    async def ask(session: int) -> list[tuple[list[int], Completion]]:
+        prompts = [[session, turn, *PROMPT] for turn in range(num_turns)]
+        return [(prompt, await client.generate(prompt, sampling, str(session), 200.0)) for prompt in prompts]
+
+    sessions = await asyncio.gather(*[ask(session) for session in range(num_sessions)])
+    return [answer for session in sessions for answer in session]

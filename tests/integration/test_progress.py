@@ -14,6 +14,7 @@ from serl.batch.controls import ProgressJudge
 from serl.batch.group import finish
 from serl.config import ExperimentConfig
 from serl.rollout.progress import judged_steps
+from serl.run.preflight.data import open_tasks
 from serl.types import Step, Task, TrajectoryGroup
 
 
@@ -92,7 +93,12 @@ def test_perfect_credit_needs_an_environment_that_can_tell() -> None:
         "name": "control",
         "model": {"path": "embedded:tiny_alfworld"},
         "env": {"name": "envs.example:make_provider"},
+        "evaluation": {"split": "valid", "num_tasks": 1},
         "hindsight": {"control": "progress"},
     }
+    experiment = ExperimentConfig.model_validate(settings)
     with pytest.raises(TypeError, match="its provider has no `progress`"):
-        ProgressJudge.of(ExperimentConfig.model_validate(settings))
+        ProgressJudge.of(experiment)
+    _, findings = open_tasks(experiment)
+    (found,) = [finding for finding in findings if finding.verdict != "ok"]
+    assert found.text.startswith("hindsight.control = progress contradicts env.name = 'envs.example")

@@ -8,14 +8,15 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from gateway_helpers import terms
 from openai import AuthenticationError, BadRequestError, OpenAI
+from ray import serve
 from serving_helpers import (
     CLOSE_ACTION,
     END,
@@ -24,13 +25,18 @@ from serving_helpers import (
     PROMPT,
     START_TIMEOUT_S,
     Deployment,
+    ask_in_turns,
     byte_id,
     experiment,
+    kill_replica,
     largest_mismatch,
     make_policy,
     make_repeating_policy,
     reference_logprobs,
+    replica_actors,
+    running_requests,
     save_tokenizer,
+    scale_to,
     wait_until,
 )
 
@@ -38,7 +44,6 @@ from serl.gateway.client import GatewayClient
 from serl.gateway.start import start_gateway, wait_until_gateway_ready
 from serl.rollout.gateway import GatewayUnavailable
 from serl.serving.client import PolicyClient
-from serl.serving.names import ServingNames
 from serl.serving.start import (
     ServingStartError,
     replace_weight_store,
@@ -46,11 +51,8 @@ from serl.serving.start import (
     stop_serving,
     wait_until_ready,
 )
-from serl.serving.transfer import make_sender, shared_memory
+from serl.serving.transfer import shared_memory
 from serl.serving.transfer.sender import Weights
-from serl.serving.weight_store import (
-    live_actors,
-)
 from serl.serving.weights import WeightLoadError, WeightPublisher
 from serl.serving.weights_folder import weights_folder
 from serl.types import Completion, RequestRefused
@@ -73,7 +75,9 @@ def deployment(
 ) -> Iterator[Deployment]:
     run_dir = tmp_path_factory.mktemp("run")
     with_gateway = experiment(gateway=True)
-    names = start_serving(with_gateway, str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
+    with pytest.MonkeyPatch.context() as patch:  # `scale_to` decides in the place of Serve's autoscaler
+        patch.setattr(serve, "RunTarget", partial(serve.RunTarget, external_scaler_enabled=True))
+        names = start_serving(with_gateway, str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
     gateway = start_gateway(with_gateway, str(model_dir), str(run_dir), names)
     assert gateway is not None
     loop = asyncio.new_event_loop()
@@ -83,23 +87,13 @@ def deployment(
         wait_until_ready(names, START_TIMEOUT_S)
         wait_until_gateway_ready(gateway, START_TIMEOUT_S)
         publisher = WeightPublisher(names, "auto", timeout_s=60.0)
-        client = PolicyClient(names)
+        client = PolicyClient(dataclasses.replace(names, num_session_lanes=16))
         yield Deployment(names, client, publisher, loop, make_policy(0), GatewayClient(gateway))
     finally:
         stop_serving(names)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10.0)
     assert not weights_folder(names.application).exists()
-
-
-def replica_actors(names: ServingNames) -> list[str]:
-    return [actor for actor in live_actors() if actor.startswith(f"SERVE_REPLICA::{names.application}#")]
-
-
-def kill_replica(names: ServingNames) -> str:
-    (name,) = replica_actors(names)
-    ray.kill(ray.get_actor(name, namespace="serve"))
-    return name
 
 
 def test_logprobs_of_sampled_tokens_are_those_of_transformers(deployment: Deployment) -> None:
@@ -329,6 +323,26 @@ def test_a_replica_on_another_host_than_the_learner_gets_one_copy_of_its_weights
     assert len(list(weights_folder(deployment.names.application).glob("*.copy"))) == 1
 
 
+def test_a_replica_that_is_to_end_in_the_middle_of_requests_loses_none(deployment: Deployment) -> None:
+    names = deployment.names
+    scale_to(names, 2)
+    wait_until(lambda: deployment.statistics()["num_replicas"] == 2, START_TIMEOUT_S, "a second replica")
+    assert deployment.publish(make_policy(15)).num_replicas == 2
+    client, long = deployment.client, dataclasses.replace(FREE, max_tokens=100)
+    played = asyncio.run_coroutine_threadsafe(ask_in_turns(client, 32, 6, long), deployment.loop)
+    wait_until(
+        lambda: min(deployment.run(running_requests(client))) > 4, 60.0, "both replicas to have requests"
+    )
+    scale_to(names, 1)
+    wait_until(lambda: deployment.statistics()["num_replicas"] == 1, 60.0, "one replica to be left out")
+    assert not played.done()
+    for prompt, completion in played.result(200.0):
+        assert len(completion.token_ids) == 100
+        assert [span.weights_seq_no for span in completion.version_spans] == [deployment.weights_seq_no]
+        assert largest_mismatch(deployment.policy, prompt, completion) < 1e-3
+    wait_until(lambda: len(replica_actors(names)) == 1, 60.0, "the replica to end")
+
+
 def test_a_killed_replica_is_replaced_and_serves_the_newest_weights(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,13 +380,6 @@ def test_weights_that_no_replica_can_load_are_reported_and_survived(deployment: 
     )
     assert completion.version_spans[0].weights_seq_no == deployment.weights_seq_no
     assert largest_mismatch(deployment.policy, PROMPT, completion) < 1e-3
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the transfer works here")
-@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_a_transfer_between_gpus_needs_a_gpu(transfer: Any) -> None:
-    with pytest.raises(ValueError, match=f"serving.weight_transfer={transfer} sends from the learner's GPU"):
-        make_sender(transfer, "serl-nowhere")
 
 
 def test_waiting_for_a_deployment_that_does_not_come_has_a_deadline(deployment: Deployment) -> None:

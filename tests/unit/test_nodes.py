@@ -25,6 +25,7 @@ from serl.run.nodes import (
     require_whole_checkpoints,
     table,
 )
+from serl.run.preflight import examine_inputs
 from serl.run.preflight.output import examine_output
 from serl.run.preflight.variables import READ_VARIABLES, examine_variables, forwarded_variables
 from serl.run.resume import require_run_dir
@@ -156,4 +157,8 @@ def test_a_run_directory_in_what_ray_unpacked_for_a_job_is_refused(
     assert found.verdict == "wrong" and f"{unpacked}/runs is a part of what Ray unpacked" in found.text
     with pytest.raises(ConfigError, match="deletes after it; give an absolute path"):
         require_run_dir(Path("runs") / "first", new=True)
+    refused = [found.subject for found in examine_inputs(experiment) if "Ray unpacked" in found.text]
+    assert refused == ["output"]
+    given = examine_inputs(experiment, run_dir=tmp_path / "first")
+    assert not [found for found in given if found.subject == "output"]
     assert list(examine_output(experiment.model_copy(update={"output_dir": str(tmp_path)}))) == []

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from serving_helpers import FREE, PROMPT, wait_until
 
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.engine import Deliver
 from serl.serving.messages import Answer, Answers, Request, make_request
 from serl.serving.streams import ClientStreams
+from serl.serving.transfer import make_sender
 from serl.serving.weights_folder import (
     claim_folder,
     release_folder,
@@ -133,3 +135,10 @@ def test_a_folder_lives_as_long_as_one_process_that_joined_it() -> None:
             process.kill()
             process.communicate()
     wait_until(lambda: not folder.exists(), 60.0, "the keeper")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the transfer works here")
+@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
+def test_a_transfer_between_gpus_needs_a_gpu(transfer: Any) -> None:
+    with pytest.raises(ValueError, match=f"serving.weight_transfer={transfer} sends from the learner's GPU"):
+        make_sender(transfer, "serl-nowhere")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from envs.agent.provider import AgentProvider
 from serl.config import ExperimentConfig
 from serl.run.preflight.address import examine_address
@@ -39,8 +41,11 @@ def examine(experiment: ExperimentConfig, address: str | None = None) -> list[Fi
     ]
 
 
-def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
-    """Data, model and engine arguments, what they make of a prompt, and where the run would write."""
+def examine_inputs(experiment: ExperimentConfig, run_dir: Path | None = None) -> list[Finding]:
+    """Data, model and engine arguments, what they make of a prompt, and where the run would write.
+
+    ``run_dir`` is a folder of its own that the run was given: then it makes none in ``output_dir``.
+    """
     tasks, findings = open_tasks(experiment)
     findings += examine_model(experiment)
     folder = model_folder(experiment)
@@ -49,5 +54,6 @@ def examine_inputs(experiment: ExperimentConfig) -> list[Finding]:
             findings += examine_agent(tasks.provider, folder)
         else:
             findings += examine_prompts(experiment, tasks, folder)
-    findings += [*examine_engine_args(experiment), *examine_output(experiment)]
+    findings += examine_engine_args(experiment)
+    findings += [] if run_dir else examine_output(experiment)
     return [*findings, *examine_variables(experiment)]

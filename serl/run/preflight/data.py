@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.base import EnvProvider, MeasuringProvider, TaskSet, assert_disjoint
+from envs.base import EnvProvider, TaskSet, assert_disjoint
 from envs.registry import make_provider
+from serl.batch.controls import ProgressJudge
 from serl.config import ExperimentConfig
-from serl.rollout.progress import cannot_measure
+from serl.run.credit import CreditMeter
 from serl.run.preflight.finding import Finding
 
 
@@ -38,8 +39,11 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
             f"{evaluation.split!r}, which has {len(held_out)} tasks"
         )
         findings.append(Finding("wrong", "data", text))
-    if experiment.logging.credit and not isinstance(provider, MeasuringProvider):
-        findings.append(Finding("wrong", "environment", cannot_measure(experiment, "logging.credit = true")))
+    for asks_for_progress in (CreditMeter.of, ProgressJudge.of):
+        try:
+            asks_for_progress(experiment)
+        except (TypeError, ValueError) as error:
+            findings.append(Finding("wrong", "environment", str(error)))
     return Tasks(provider, train, held_out), findings
 
 
