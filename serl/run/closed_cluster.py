@@ -13,6 +13,9 @@ from serl.private.ray_core import forget_token, loopback_is_the_nodes_address
 
 logger = logging.getLogger(__name__)
 
+# For its dashboard Ray's GCS remembers 100,000 tasks, until which it grows for hours.
+_NUM_REMEMBERED_TASKS = "5000"
+
 # What listens beside Ray's processes: torch's and NCCL's groups, and vLLM's workers.
 _ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
@@ -25,6 +28,7 @@ def start_closed_cluster(**options: Any) -> Any:
     and only their user can read it there.
     """
     os.environ.update(_ON_LOOPBACK)
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", _NUM_REMEMBERED_TASKS)
     _have_fresh_token()
     try:
         return _start(options)
