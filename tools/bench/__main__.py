@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _add(benchmarks, "rollout", "serving", 3, "env runners on Ray Serve against the bare vLLM engine")
     broadcast = _add(benchmarks, "broadcast", "broadcast", 7, "weights, and adapters, into the replicas")
     broadcast.set_defaults(default_models=["embedded:tiny_alfworld", _SMOLLM2])
-    _add(benchmarks, "learner", "training", 3, "updates against a bare forward and backward pass")
+    learner = _add(benchmarks, "learner", "training", 3, "updates against a bare forward and backward pass")
+    learner.add_argument("--profile", action="store_true", help="also say where an update's time goes")
     dialogues = _add(benchmarks, "conversations", "conversations", 2, "dialogues as trees and row by row")
     dialogues.set_defaults(experiment=_EXPERIMENTS / "smollm2_alfworld.yaml")
     _add_sizes(
@@ -87,13 +88,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(benchmarks, "prompts", "conversations", 3, "conversations played against windows")
     _add(benchmarks, "startup", "training", 3, "from the command to the first finished episode")
-    asynchrony = _add(benchmarks, "asynchrony", "training", 2, "max_staleness 1 against 0")
-    _add_sizes(asynchrony, iterations=(5, "measured iterations of one run"))
+    _add_asynchrony(benchmarks)
     gateway = _add(benchmarks, "gateway", "agents", 5, "an agent behind the gateway against episodes")
     agent = _EXPERIMENTS / "agent_quickstart.yaml"
     gateway.add_argument("--agent", type=Path, default=agent, metavar="FILE", help="whose env section it is")
     _add_driver(benchmarks)
+    peers = _add(benchmarks, "peers", "peers.benchmark", 3, "SERL and TRL's GRPOTrainer on the same games")
+    _add_sizes(peers, seconds=(120, "of training that a turn measures, after a first iteration"))
+    peers.add_argument("--vllm", action="store_true", help="let TRL generate with vLLM too")
+    peers.add_argument(
+        "--environment", type=Path, metavar="FOLDER", help="of the peers' packages (in the user's cache)"
+    )
     return parser
+
+
+def _add_asynchrony(benchmarks: argparse._SubParsersAction) -> None:
+    asynchrony = _add(benchmarks, "asynchrony", "asynchrony", 2, "runs that sample while they learn")
+    _add_sizes(asynchrony, iterations=(5, "measured iterations of one run"))
+    asynchrony.add_argument(
+        "--staleness", type=positive, action="append", help="against 0; may be repeated (1)"
+    )
+    seconds = {
+        "env-s": "of delay of a step in the median episode, log-normal over episodes (0: none)",
+        "learner-s": "that a learner sleeps in the place of an update (0: it learns)",
+    }
+    for name, what in seconds.items():
+        asynchrony.add_argument(f"--{name}", type=float, default=0.0, metavar="SECONDS", help=what)
+    asynchrony.add_argument("--sigma", type=float, default=1.0, help="of the delays' logarithm (1)")
 
 
 def _add_driver(benchmarks: argparse._SubParsersAction) -> None:

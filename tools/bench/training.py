@@ -1,4 +1,4 @@
-"""Updates against bare forward and backward passes; whole runs: their start, and what asynchrony brings."""
+"""Updates against bare forward and backward passes; the start of whole runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,28 +22,26 @@ from torch import Tensor
 
 import serl.algorithm
 import serl.run.cli
-from serl.algorithm import SERL, SERLConfig
+from serl.algorithm import SERLConfig
 from serl.batch.assemble import build_rows
 from serl.batch.packing import plan_update
+from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
-from serl.learner.learner_group import SERLLearnerGroup
+from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
 from serl.private.rllib import local_learner
 from serl.rollout.prompt import PromptEncoder
 from serl.run.console import Console
 from serl.types import TrainingRow, TrajectoryGroup
 from tools.bench.figures import Figures
+from tools.bench.learner_profile import Profile, peak, profiled, report
 from tools.bench.play import local_cluster, player_on_deployment, with_settings
 from tools.bench.synchronisations import HostSynchronisations
 
 _IGNORED = -100
 _ROW_BY_ROW = "GRPO row by row"
-
-# Both runs then play the same policy, so that their episodes are equally long.
-_LR_THAT_CHANGES_NOTHING = 1e-12
-# Until every place is taken and everything has been called once.
-_RAMP_UP_ITERATIONS = 2
-_UNITS = {"env steps": "steps/s", "iteration": "s", "waiting for a batch": "of all", "staleness": "versions"}
+# Reading a profile takes longer than the update.
+_PROFILED_GROUPS = 2
 
 # One start, with everything that ends after it.
 _START_TIMEOUT_S = 600.0
@@ -85,9 +82,7 @@ def learner(
             for name, arm in arms.items():
                 started = time.perf_counter()
                 rows, _ = build_rows(groups, arm, encoder, weights_seq_no)
-                handle = learners[name].start_update(rows, weights_seq_no)
-                result = learners[name].poll_update(handle, timeout_s=0.0)
-                assert result is not None, "a local learner has finished when start_update returns"
+                result = _update(learners[name], rows, weights_seq_no)
                 own[f"{name} from groups to new weights"] = time.perf_counter() - started
                 own[f"{name} update"] = result.metrics["seconds_update"]
                 num_computed[name].append(result.metrics["num_computed_tokens"])
@@ -96,8 +91,10 @@ def learner(
             updates.append(own)
         with HostSynchronisations() as waits:
             rows, _ = build_rows(groups, grpo_arm, encoder, len(updates))
-            learners["GRPO"].start_update(rows, len(updates))
+            _update(learners["GRPO"], rows, len(updates))
         num_passes = len(_micro_batches(grpo_arm, encoder, groups, as_trees=True))
+        rows, _ = build_rows(groups[:_PROFILED_GROUPS], grpo_arm, encoder, len(updates))
+        profiles, peaks = _profiles(learners["GRPO"], rows, len(updates), options)
     figures.note(
         f"{experiment.model.path}: {len(groups)} groups of {experiment.training.group_size}, "
         f"{bare.num_rows} rows with an advantage, {bare.num_tokens} tokens in {len(bare.tensors)} "
@@ -116,6 +113,27 @@ def learner(
     figures.add_ratio("SERL update", "GRPO update", at_most=1.2)
     figures.add_ratio("SERL, of it teacher", "GRPO update", at_most=0.2)
     figures.add_ratio("SERL from groups to new weights", "GRPO from groups to new weights")
+    if options.profile:
+        report(profiles, peaks, figures)
+
+
+def _update(learner: SERLLearnerGroup, rows: TrainingRows, weights_seq_no: int) -> UpdateResult:
+    result = learner.poll_update(learner.start_update(rows, weights_seq_no), timeout_s=0.0)
+    assert result is not None, "a local learner has finished when start_update returns"
+    return result
+
+
+def _profiles(
+    learner: SERLLearnerGroup, rows: TrainingRows, weights_seq_no: int, options: argparse.Namespace
+) -> tuple[list[Profile], list[float]]:
+    """Of as many updates as repetitions, with ``options.profile``, each with what the machine can do."""
+    vocabulary = local_learner(learner).policy.model.config.vocab_size
+    profiles: list[Profile] = []
+    peaks: list[float] = []
+    for _ in range(options.repetitions if options.profile else 0):
+        peaks.append(peak())
+        profiles.append(profiled(lambda: _update(learner, rows, weights_seq_no), vocabulary))
+    return profiles, peaks
 
 
 def _learner_of(experiment: ExperimentConfig, model_dir: Path) -> SERLLearnerGroup:
@@ -195,56 +213,6 @@ def _padded(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
         ids[index, : _num_tokens(row)] = torch.tensor(row.prompt_ids + row.response_ids)
         labels[index, len(row.prompt_ids) : _num_tokens(row)] = torch.tensor(row.response_ids)
     return ids, labels
-
-
-def asynchrony(
-    experiment: ExperimentConfig, model_dir: Path, options: argparse.Namespace, figures: Figures
-) -> None:
-    runs: dict[int, list[dict[str, float]]] = {0: [], 1: []}
-    with local_cluster() as run_dir:
-        for _ in range(options.repetitions):
-            for max_staleness, own in runs.items():
-                arm = with_settings(
-                    experiment,
-                    training={"max_staleness": max_staleness},
-                    learner={"lr": _LR_THAT_CHANGES_NOTHING},
-                )
-                own.append(_train(arm, model_dir, run_dir, options.iterations))
-    figures.note(
-        f"{experiment.model.path}: batches of {experiment.training.groups_per_batch} groups of "
-        f"{experiment.training.group_size}; {options.repetitions} runs each, of "
-        f"{options.iterations} iterations after {_RAMP_UP_ITERATIONS} unmeasured ones"
-    )
-    for max_staleness, own in runs.items():
-        for what, unit in _UNITS.items():
-            figures.add(f"max_staleness {max_staleness}: {what}", (one[what] for one in own), unit)
-    figures.add_ratio("max_staleness 1: env steps", "max_staleness 0: env steps")
-
-
-def _train(
-    experiment: ExperimentConfig, model_dir: Path, run_dir: Path, num_iterations: int
-) -> dict[str, float]:
-    """What a run did, in `_UNITS`. Every wait inside has the deadlines of the experiment."""
-    algorithm = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir)).build_algo()
-    assert isinstance(algorithm, SERL)
-    algorithm.evaluation_interval = 0
-    try:
-        for _ in range(_RAMP_UP_ITERATIONS):
-            algorithm.train()
-        totals: Counter[str] = Counter()
-        started = time.perf_counter()
-        for _ in range(num_iterations):
-            algorithm.train()
-            totals.update(algorithm.iteration_metrics)  # pyright: ignore[reportArgumentType]
-        seconds = time.perf_counter() - started
-    finally:
-        algorithm.stop()
-    return {
-        "env steps": totals["runners/env_steps"] / seconds,
-        "iteration": seconds / num_iterations,
-        "waiting for a batch": totals["time/wait_for_batch_s"] / seconds,
-        "staleness": totals["staleness/mean"] / num_iterations,
-    }
 
 
 def startup(
