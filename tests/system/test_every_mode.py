@@ -6,6 +6,7 @@ next version, and plays, updates and publishes; one of them twice.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from serl.learner.learner_group import SERLLearnerGroup
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
 from serl.run.metrics_reference import undescribed
+from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
 from serl.types import TrajectoryGroup, staleness
 from tools.bench.play import Player, local_cluster, player_on_deployment, with_settings
@@ -143,7 +145,8 @@ def test_conversations_are_sampled_taught_and_trained_on_the_same_ids(house: Hou
     config.serving_names = house.names
     learners = SERLLearnerGroup(config=config)
     publish(learners, house)
-    player = Player(whole, house.model_dir, house.model_dir, house.names)
+    make_policy = functools.partial(PolicyClient, house.names)
+    player = Player(whole, house.model_dir, house.model_dir, make_policy)
     try:
         groups = player.play_groups(3)
     finally:

@@ -86,18 +86,14 @@ def _train(
     }
 
 
-class _SleepingLearner(SERLLearner):
-    """Takes no core: sleeps in the place of an update, and publishes the weights that it began with."""
+def _sleeping_learner(update_s: float) -> type[SERLLearner]:
+    """One that takes no core: its updates sleep, and it publishes the weights that it began with."""
 
-    update_s: float
+    class SleepingLearner(SERLLearner):
+        def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
+            report = LearnerReport()
+            with report.timed("update"):
+                time.sleep(update_s)
+            return report
 
-    def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
-        report = LearnerReport()
-        with report.timed("update"):
-            time.sleep(self.update_s)
-        return report
-
-
-def _sleeping_learner(update_s: float) -> type[_SleepingLearner]:
-    """One whose updates take ``update_s`` seconds."""
-    return type("_SleepingLearner", (_SleepingLearner,), {"update_s": update_s})
+    return SleepingLearner

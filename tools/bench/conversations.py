@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.learner.learner_group import SERLLearnerGroup
 from serl.private.rllib import local_learner
+from serl.serving.client import PolicyClient
 from serl.types import TrainingRow
 from tools.bench.figures import Figures
 from tools.bench.play import (
@@ -129,7 +131,7 @@ def prompts(
         local_cluster() as run_dir,
         player_on_deployment(windows, model_dir, run_dir) as (player, names),
     ):
-        other = Player(conversations, model_dir, run_dir, names)
+        other = Player(conversations, model_dir, run_dir, functools.partial(PolicyClient, names))
         try:
             for _ in range(options.repetitions):
                 for form, own in (("window", player), ("conversation", other)):

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from serl.buffer.task_sampler import TaskSampler
 from serl.config import ExperimentConfig
 from serl.gateway.client import GatewayClient
 from serl.gateway.start import GatewayNames, start_gateway, wait_until_gateway_ready
+from serl.rollout.episode import Policy
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.run.closed_cluster import start_closed_cluster
 from serl.run.driver_log import output_to_file
@@ -107,7 +108,7 @@ class Played:
 
 
 class Player:
-    """The env runners of ``experiment`` on the deployment ``names``; `stop` ends them.
+    """The env runners of ``experiment``, each with a policy of ``make_policy``; `stop` ends them.
 
     ``gateway``: through which agents ask, where the experiment plays one.
     """
@@ -117,11 +118,11 @@ class Player:
         experiment: ExperimentConfig,
         model_dir: Path,
         run_dir: Path,
-        names: ServingNames,
+        make_policy: Callable[[], Policy],
         gateway: GatewayNames | None = None,
     ) -> None:
         config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
-        config.make_policy = functools.partial(PolicyClient, names)
+        config.make_policy = make_policy
         config.make_gateway = gateway and functools.partial(GatewayClient, gateway)
         self.capacity = experiment.rollout.fewest_env_runners * experiment.rollout.max_concurrent_episodes
         self._runners = EnvRunnerGroup(config=config, local_env_runner=False)
@@ -216,7 +217,8 @@ def players_on_deployment(
         with ExitStack() as stack:
             players = []
             for experiment in experiments:
-                players.append(Player(experiment, model_dir, run_dir, names, gateway))
+                make_policy = functools.partial(PolicyClient, names)
+                players.append(Player(experiment, model_dir, run_dir, make_policy, gateway))
                 stack.callback(players[-1].stop)
             yield players, names
     finally:

@@ -19,6 +19,8 @@ from tools.bench.peers.iterations import Iteration, read_iterations
 # What a turn may take beside what it measures: its start, and two slow iterations.
 _TURN_TIMEOUT_S = 3600.0
 _SHOWN_OUTPUT = 4000
+# By itself Ray gives its workers a lower priority than a peer's process has.
+_VARIABLES = {"RAY_worker_niceness": "0", "HF_HUB_OFFLINE": "1"}
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -55,7 +57,7 @@ def _turn(arm: Arm, python: Path, shared: Sequence[str], measured_s: float) -> l
         ended = subprocess.run(
             command,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | _VARIABLES | {"PYTHONPATH": str(_ROOT)},
             capture_output=True,
             text=True,
             timeout=_TURN_TIMEOUT_S + measured_s,
