@@ -131,20 +131,25 @@ class _Clock(TrainerCallback):
 def _settings(
     experiment: ExperimentConfig, rows_of_group: int, stop_ids: list[int], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """GRPOConfig's: those of the experiment, and what makes of them the same minibatches."""
+    """GRPOConfig's: those of the experiment, and what makes of them the same minibatches.
+
+    Raises ValueError if a batch does not divide into them.
+    """
     training, learner = experiment.training, experiment.learner
     rows = training.groups_per_batch * rows_of_group
+    rows_of_step = GRPOConfig.per_device_train_batch_size * learner.num_minibatches
+    if rows % rows_of_step:
+        raise ValueError(f"{rows} rows of a batch do not divide into {rows_of_step}")
     settings = {
         "num_generations": rows_of_group,
         "generation_batch_size": rows,
-        "gradient_accumulation_steps": rows
-        // GRPOConfig.per_device_train_batch_size
-        // learner.num_minibatches,
+        "gradient_accumulation_steps": rows // rows_of_step,
         "max_steps": training.num_iterations * learner.num_minibatches,
         "max_completion_length": experiment.rollout.max_response_length,
         "temperature": experiment.rollout.temperature,
         "learning_rate": learner.lr,
         "lr_scheduler_type": learner.lr_schedule,
+        "warmup_steps": learner.lr_warmup_updates * learner.num_minibatches,
         "weight_decay": learner.weight_decay,
         "max_grad_norm": learner.grad_clip,
         "seed": experiment.seed,
