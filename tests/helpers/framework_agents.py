@@ -10,13 +10,13 @@ def tasks(split: str) -> list[dict[str, Any]]:
     return [{"id": f"{split} sum", "question": "How much is 2 + 3?", "answer": "5"}]
 
 
-def of_smolagents(task: dict[str, Any]) -> float:
+def of_smolagents(task: dict[str, Any], **options: Any) -> float:
     from smolagents import CodeAgent, OpenAIServerModel  # pyright: ignore[reportMissingImports]
 
     model = OpenAIServerModel(
         "policy", api_base=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"]
     )
-    said = CodeAgent(tools=[], model=model, max_steps=3).run(task["question"])
+    said = CodeAgent(tools=[], model=model, max_steps=3, **options).run(task["question"])
     return float(str(said) == task["answer"])
 
 
