@@ -61,9 +61,8 @@ def _train(
     experiment: ExperimentConfig, model_dir: Path, run_dir: Path, options: argparse.Namespace
 ) -> dict[str, float]:
     """What a run did, in `_UNITS`. Every wait inside has the deadlines of the experiment."""
-    config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir))
-    if options.learner_s:
-        config.learners(learner_class=_sleeping_learner(options.learner_s))
+    kind = _with_sleeping_learner(options.learner_s) if options.learner_s else SERLConfig
+    config = kind.from_experiment(experiment, str(model_dir), str(run_dir))
     algorithm = config.build_algo()
     assert isinstance(algorithm, SERL)
     algorithm.evaluation_interval = 0
@@ -86,8 +85,8 @@ def _train(
     }
 
 
-def _sleeping_learner(update_s: float) -> type[SERLLearner]:
-    """One that takes no core: its updates sleep, and it publishes the weights that it began with."""
+def _with_sleeping_learner(update_s: float) -> type[SERLConfig]:
+    """A learner that takes no core: its updates sleep, and it publishes the weights that it began with."""
 
     class SleepingLearner(SERLLearner):
         def update_policy(self, plan: LearnerPlan, weights_seq_no: int) -> LearnerReport:
@@ -96,4 +95,8 @@ def _sleeping_learner(update_s: float) -> type[SERLLearner]:
                 time.sleep(update_s)
             return report
 
-    return SleepingLearner
+    class ConfigOfSleeping(SERLConfig):
+        def get_default_learner_class(self) -> type:
+            return SleepingLearner
+
+    return ConfigOfSleeping
