@@ -34,11 +34,16 @@ def measuring_provider(experiment: ExperimentConfig, setting: str) -> MeasuringP
     """The environment, which ``setting`` asks what actions are worth. Raises TypeError if it cannot tell."""
     provider = make_provider(experiment.env.name, experiment.env.args)
     if not isinstance(provider, MeasuringProvider):
-        raise TypeError(
-            f"{setting} contradicts env.name = {experiment.env.name!r}: its provider has no `progress` "
-            "(see envs/base.py)"
-        )
+        raise TypeError(cannot_measure(experiment, setting))
     return provider
+
+
+def cannot_measure(experiment: ExperimentConfig, setting: str) -> str:
+    """The sentence about ``setting`` and an environment without `MeasuringProvider.progress`."""
+    return (
+        f"{setting} contradicts env.name = {experiment.env.name!r}: its provider has no `progress` "
+        "(see envs/base.py)"
+    )
 
 
 def judged_trajectory(provider: MeasuringProvider, trajectory: Trajectory) -> list[JudgedStep]:

@@ -121,7 +121,10 @@ def test_tune_searches_stops_trials_and_goes_on_after_a_failure(ray_cluster: Non
         SERL,
         param_space=space.sections(evaluation={"interval": 0}, training={"num_iterations": 2}),  # pyright: ignore[reportArgumentType]
         tune_config=tune.TuneConfig(
-            metric=RETURN, mode="max", scheduler=ASHAScheduler(max_t=2), max_concurrent_trials=2
+            metric=RETURN,
+            mode="max",
+            scheduler=ASHAScheduler(max_t=2, grace_period=2),
+            max_concurrent_trials=2,
         ),
         run_config=tune.RunConfig(
             name="search",

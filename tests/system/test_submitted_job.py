@@ -20,6 +20,8 @@ from tools.drill.processes import not_in_use, processes_below, shared_memory_fil
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 _TIME_TO_SAVE = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
+# Ray's command line takes a core for seconds each time.
+_ASK_AGAIN_S = 3.0
 _SETTINGS = (
     "training.groups_per_batch=2",
     "training.group_size=4",
@@ -67,7 +69,7 @@ class _Cluster:
             assert code == 0 or "No available agent" in said, said
             return code == 0
 
-        _wait_until(is_taken, 120, lambda: "the agent of the head")
+        _wait_until(is_taken, 120, lambda: "the agent of the head", every_s=_ASK_AGAIN_S)
 
     def actors_of_runs(self) -> set[str]:
         kinds = {"env_runner", "learner", "replica", "weight_store"}
@@ -108,11 +110,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "checkout"
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
+def _wait_until(
+    condition: Callable[[], bool], timeout_s: float, what: Callable[[], str], every_s: float = 0.2
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what()}"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def _num_updates(run_dir: Path) -> int:
@@ -144,7 +148,10 @@ def test_a_job_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
         _wait_until(is_tidy, 30, logs("first", "actors and weights to be gone"))
 
         cluster.submit("second", run_dir, f"training.num_iterations={stopped_at + 1}")
-        has_succeeded = "Job 'second' succeeded"
-        _wait_until(lambda: has_succeeded in cluster.job("status", "second"), 300, logs("second", "its end"))
-        assert _num_updates(run_dir) == stopped_at + 1
+        _wait_until(lambda: _num_updates(run_dir) == stopped_at + 1, 300, logs("second", "one more update"))
+
+        def has_succeeded() -> bool:
+            return "Job 'second' succeeded" in cluster.job("status", "second")
+
+        _wait_until(has_succeeded, 120, logs("second", "its end"), every_s=_ASK_AGAIN_S)
         _wait_until(is_tidy, 30, logs("second", "actors and weights to be gone"))

@@ -38,7 +38,7 @@ _SETTINGS = (
     "evaluation.interval=50",
     "cluster.heartbeat_timeout_s=60",
     "learner.num_learners=1",
-    # Episodes this short hardly ever succeed: soon no row would have an advantage, and learners nothing to do.
+    # Episodes this short hardly ever succeed: soon no row would have an advantage, and learners no work.
     "loss.entropy_coefficient=0.001",
 )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.base import EnvProvider, TaskSet, assert_disjoint
+from envs.base import EnvProvider, MeasuringProvider, TaskSet, assert_disjoint
 from envs.registry import make_provider
-from serl.batch.controls import ProgressJudge
 from serl.config import ExperimentConfig
-from serl.run.credit import CreditMeter
+from serl.rollout.progress import cannot_measure
 from serl.run.preflight.finding import Finding
 
 
@@ -39,11 +38,15 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
             f"{evaluation.split!r}, which has {len(held_out)} tasks"
         )
         findings.append(Finding("wrong", "data", text))
-    for asks_for_progress in (CreditMeter.of, ProgressJudge.of):
-        try:
-            asks_for_progress(experiment)
-        except (TypeError, ValueError) as error:
-            findings.append(Finding("wrong", "environment", str(error)))
+    asks_for_progress = {
+        "logging.credit = true": experiment.logging.credit,
+        "hindsight.control = progress": experiment.hindsight.control == "progress",
+    }
+    findings += [
+        Finding("wrong", "environment", cannot_measure(experiment, setting))
+        for setting, is_set in asks_for_progress.items()
+        if is_set and not isinstance(provider, MeasuringProvider)
+    ]
     return Tasks(provider, train, held_out), findings
 
 

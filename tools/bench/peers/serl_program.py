@@ -9,6 +9,7 @@ from pathlib import Path
 from serl.algorithm import SERL, SERLConfig
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
+from serl.run.surroundings import write_any_character
 from tools.bench.peers.iterations import Iteration, append_iteration, is_measured, program_parser
 from tools.bench.play import local_cluster, processor_seconds
 
@@ -45,4 +46,5 @@ def _train(algorithm: SERL, measured_s: float, output: Path) -> None:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())

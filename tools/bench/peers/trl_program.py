@@ -27,6 +27,7 @@ from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
+from serl.run.surroundings import write_any_character
 from serl.types import RolloutRequest
 from tools.bench.peers.iterations import Iteration, append_iteration, is_measured, program_parser
 from tools.bench.peers.lockstep import LockstepPlayer
@@ -206,4 +207,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    write_any_character()
     sys.exit(main())
