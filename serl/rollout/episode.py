@@ -102,13 +102,7 @@ async def run_episode(
             end_reason = "prompt_too_long"
             break
         prompt_ids = _with_hint(request, prompt, record.steps, encoder, settings, counters)
-        asked = time.perf_counter()
-        try:
-            completion = await _ask(policy, prompt_ids, request, len(record.steps), settings)
-        finally:
-            seconds = time.perf_counter() - asked
-            record.generation_seconds += seconds
-            add_seconds(counters, "generation_seconds", seconds)
+        completion = await _ask_timed(policy, prompt_ids, request, record, settings, counters)
         prompts.answered(completion.token_ids)
         step = await _act(request, env, encoder, prompt, completion, state)
         if prompt.origin == "continuation":
@@ -162,6 +156,23 @@ def _with_hint(
         counters["hints_left_out"] += 1
         return prompt.token_ids
     return token_ids
+
+
+async def _ask_timed(
+    policy: Policy,
+    prompt_ids: list[int],
+    request: RolloutRequest,
+    record: _Record,
+    settings: EpisodeSettings,
+    counters: Counter[str],
+) -> Completion:
+    asked = time.perf_counter()
+    try:
+        return await _ask(policy, prompt_ids, request, len(record.steps), settings)
+    finally:
+        seconds = time.perf_counter() - asked
+        record.generation_seconds += seconds
+        add_seconds(counters, "generation_seconds", seconds)
 
 
 async def _ask(
