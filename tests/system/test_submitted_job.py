@@ -60,7 +60,8 @@ class _Cluster:
         return said
 
     def submit(self, name: str, run_dir: Path, *settings: str) -> None:
-        run = ("serl-run", "experiments/quickstart.yaml", "--resume-or-start", str(run_dir), *_SETTINGS)
+        serl_run = str(RAY.with_name("serl-run"))
+        run = (serl_run, "experiments/quickstart.yaml", "--resume-or-start", str(run_dir), *_SETTINGS)
         how = ("--no-wait", "--working-dir", ".", "--runtime-env-json", _TIME_TO_SAVE)
 
         def is_taken() -> bool:
