@@ -26,12 +26,12 @@ def collect_evidence(group: GroupView, settings: HindsightSection) -> list[list[
         return [[anchors.of(attempt) for attempt in of_trajectory] for of_trajectory in attempts]
     needs_all = settings.combine == "all"
     return [
-        [_step_evidence(attempt, group, sources, needs_all) for attempt in of_trajectory]
+        [step_evidence(attempt, group, sources, needs_all) for attempt in of_trajectory]
         for of_trajectory in attempts
     ]
 
 
-def _step_evidence(
+def step_evidence(
     attempt: Attempt, group: GroupView, sources: Sequence[EvidenceSource], needs_all: bool
 ) -> StepEvidence:
     """Evidence of all ``sources`` or of none, else of the first that has some."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from serl.config import HindsightSection
+from serl.hindsight.collect import step_evidence
 from serl.hindsight.context import render_context
-from serl.hindsight.evidence import Attempt, GroupView, StepEvidence
+from serl.hindsight.evidence import Attempt, GroupView
 from serl.hindsight.sources import evidence_source
 from serl.types import Trajectory
 
@@ -24,11 +24,7 @@ def hint_of(
     """
     group = GroupView(attempts, settings)
     to_come = Trajectory("", attempts[0].group_id, len(attempts), attempts[0].task, [], 0.0, False, "")
-    for name in settings.repair.sources:
-        source = evidence_source(name, settings.args.get(name, {}))
-        evidence = source.collect(Attempt(to_come, len(attempts), 0), group)
-        if evidence is not None:
-            known = StepEvidence(parts=(replace(evidence, source=source.name),))
-            text, stats = render_context(known, count_tokens, max_tokens)
-            return None if stats.over_budget else text
-    return None
+    sources = [evidence_source(name, settings.args.get(name, {})) for name in settings.repair.sources]
+    known = step_evidence(Attempt(to_come, len(attempts), 0), group, sources, needs_all=False)
+    text, stats = render_context(known, count_tokens, max_tokens)
+    return None if stats.over_budget else text

@@ -38,11 +38,10 @@ from serl.rollout.agent_processes import AgentProcesses
 from serl.rollout.env_calls import EnvCalls, foreign_code
 from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
-from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
-from serl.types import RolloutRequest, Sampling, Trajectory
+from serl.types import RolloutRequest, Trajectory
 
 T = TypeVar("T")
 
@@ -234,19 +233,6 @@ async def _cancel_other_tasks() -> None:
 
 def _episode_settings(experiment: ExperimentConfig) -> tuple[EpisodeSettings, EpisodeSettings]:
     """How training and evaluation episodes are played."""
-    env, rollout = experiment.env, experiment.rollout
-    training = EpisodeSettings(
-        max_steps=env.max_steps,
-        prompts=PromptSettings.of(experiment),
-        max_hinted_prompt_length=experiment.hindsight.max_context_length,
-        request_timeout_s=rollout.request_timeout_s,
-        sampling=Sampling(
-            temperature=rollout.temperature,
-            max_tokens=rollout.max_response_length,
-            stop=rollout.stop,
-            seed=None,
-        ),
-        seeded_requests=rollout.seeded_requests,
-    )
+    training = EpisodeSettings.of(experiment)
     evaluation_sampling = replace(training.sampling, temperature=experiment.evaluation.temperature)
     return training, replace(training, sampling=evaluation_sampling)

@@ -12,9 +12,10 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from envs.base import EnvProvider
+from serl.config import ExperimentConfig
 from serl.rollout.actions import ResponseAction, action_token_mask
 from serl.rollout.env_calls import EnvCalls, EpisodeFailure, foreign_code
 from serl.rollout.episode_prompts import PromptSettings, episode_prompts
@@ -50,6 +51,24 @@ class EpisodeSettings:
     request_timeout_s: float
     sampling: Sampling
     seeded_requests: bool
+
+    @classmethod
+    def of(cls, experiment: ExperimentConfig) -> Self:
+        """Those of training."""
+        rollout = experiment.rollout
+        return cls(
+            max_steps=experiment.env.max_steps,
+            prompts=PromptSettings.of(experiment),
+            max_hinted_prompt_length=experiment.hindsight.max_context_length,
+            request_timeout_s=rollout.request_timeout_s,
+            sampling=Sampling(
+                temperature=rollout.temperature,
+                max_tokens=rollout.max_response_length,
+                stop=rollout.stop,
+                seed=None,
+            ),
+            seeded_requests=rollout.seeded_requests,
+        )
 
 
 def sampling_seed(rollout_seed: int, step_index: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+from serl.models.resolve import cache_folder
 
 # `rollout_func` and what this benchmark calls beside it are experimental there, and change with versions.
 TRL = "trl==1.16.0"
@@ -14,8 +15,8 @@ _INSTALL_TIMEOUT_S = 1800.0
 
 
 def default_folder() -> Path:
-    """Below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serl" / "peers"
+    """Below the user's cache folder. Raises ModelPathError as `cache_folder` does."""
+    return cache_folder() / "peers"
 
 
 def ready_environment(folder: Path) -> Path:

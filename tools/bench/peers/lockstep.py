@@ -6,13 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from envs.base import EnvProvider
 from serl.config import ExperimentConfig
 from serl.rollout.env_calls import EnvCalls
 from serl.rollout.episode import EpisodeSettings, run_episode
-from serl.rollout.episode_prompts import PromptSettings
 from serl.rollout.prompt import PromptEncoder
 from serl.types import Completion, RolloutRequest, Sampling, Trajectory
 
@@ -52,17 +51,9 @@ class LockstepPlayer:
     def __init__(self, experiment: ExperimentConfig, provider: EnvProvider, encoder: PromptEncoder) -> None:
         if provider.make_env().blocking:
             raise ValueError(f"env {experiment.env.name!r} blocks: its episodes cannot be played in lockstep")
-        rollout = experiment.rollout
         self._provider = provider
         self._encoder = encoder
-        self._settings = EpisodeSettings(
-            max_steps=experiment.env.max_steps,
-            prompts=PromptSettings.of(experiment),
-            max_hinted_prompt_length=experiment.hindsight.max_context_length,
-            request_timeout_s=rollout.request_timeout_s,
-            sampling=Sampling(rollout.temperature, rollout.max_response_length, rollout.stop, seed=None),
-            seeded_requests=False,
-        )
+        self._settings = replace(EpisodeSettings.of(experiment), seeded_requests=False)
 
     def play(self, requests: Sequence[RolloutRequest], respond: Respond) -> list[Trajectory]:
         """In the order of ``requests``. Raises EpisodeFailure, and what ``respond`` raises."""
