@@ -17,6 +17,7 @@ from tools.report.figures import draw_time
 from tools.report.reading import progress, read_sweep
 from tools.report.statistics import (
     compare,
+    compare_all,
     compare_means,
     holm,
     mean_interval,
@@ -200,6 +201,23 @@ def test_arms_are_compared_by_the_mean_of_their_evaluations_seed_by_seed(tmp_pat
     assert comparison.difference.half_width == pytest.approx(12.7062 * 0.125, rel=1e-5)
     assert comparison.p_value == pytest.approx(1 - 2 * math.atan(3) / math.pi)
     assert comparison.adjusted == comparison.p_value and comparison.time_ratio == 1.0
+
+
+def test_with_a_baseline_only_pairs_with_it_are_compared_and_adjusted_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for arm in ("distil", "grpo", "serl"):
+        for seed in (0, 1):
+            write_run(tmp_path, arm, seed, [0, 0, 0, 0], [1, seed, 0, arm == "distil"])
+    sweep = read_sweep(tmp_path)
+    assert [(c.left, c.right) for c in compare_means(sweep, "grpo")] == [("distil", "grpo"), ("serl", "grpo")]
+    assert [(c.left, c.right) for c in compare_all(sweep, "grpo")] == [("distil", "grpo"), ("serl", "grpo")]
+    assert len(compare_means(sweep)) == len(compare_all(sweep)) == 3
+    assert main([str(tmp_path), "--baseline", "grpo"]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| distil − grpo | 2 |" in page and "serl − grpo" in page and "distil − serl" not in page
+    assert main([str(tmp_path), "--baseline", "gpro"]) == 2
+    assert "no arm of the sweep: distil, grpo, serl" in capsys.readouterr().err
 
 
 def test_credit_is_drawn_beside_success_and_perfect_credit_is_told(tmp_path: Path):

@@ -25,15 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for page and figures (default SWEEP/report)")
     parser.add_argument("--title", help="the page's heading (default: the sweep's folder)")
     parser.add_argument("--notes", type=Path, help="Markdown that says what you make of it")
+    parser.add_argument("--baseline", metavar="ARM", help="compare every other arm with this one alone")
     options = parser.parse_args(arguments)
     try:
         sweep = read_sweep(options.sweep)
+        if options.baseline is not None and options.baseline not in sweep.arms:
+            arms = ", ".join(sweep.arms)
+            raise UnreadableSweepError(f"--baseline {options.baseline} is no arm of the sweep: {arms}")
         notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
     except (OSError, UnicodeDecodeError, ConfigError, UnreadableSweepError) as error:
         print(error, file=sys.stderr)
         return 2
     title = options.title or options.sweep.resolve().name
-    print(write_report(sweep, options.out or options.sweep / "report", title, notes))
+    print(write_report(sweep, options.out or options.sweep / "report", title, notes, options.baseline))
     return 0
 
 

@@ -97,18 +97,20 @@ sampled under the weights that are trained.
 """
 
 
-def write_report(sweep: Sweep, out: Path, title: str, notes: str = "") -> Path:
+def write_report(
+    sweep: Sweep, out: Path, title: str, notes: str = "", baseline: str | None = None
+) -> Path:
     """Writes ``out/report.md`` and the figures that there is data for; returns the page.
 
-    ``notes`` is Markdown of a person's, shown as such after the summary.
+    ``notes`` is Markdown of a person's, shown as such after the summary. ``baseline``: see `compare_all`.
     """
     out.mkdir(parents=True, exist_ok=True)
     sections = [
         f"# {title}\n",
         *_summary(sweep, out),
         *_notes(notes),
-        *_mean_comparisons(compare_means(sweep)),
-        *_comparisons(compare_all(sweep)),
+        *_mean_comparisons(compare_means(sweep, baseline)),
+        *_comparisons(compare_all(sweep, baseline)),
         *_task_types(sweep),
         *_training(sweep, out),
         *_time(sweep, out),

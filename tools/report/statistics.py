@@ -71,9 +71,12 @@ class Comparison:
     adjusted: float = math.nan
 
 
-def compare_all(sweep: Sweep) -> list[Comparison]:
-    """All pairs of arms that share a seed with recorded outcomes, p-values adjusted over all of them."""
-    return _of_all_pairs(sweep, compare)
+def compare_all(sweep: Sweep, baseline: str | None = None) -> list[Comparison]:
+    """Pairs of arms that share a seed with recorded outcomes, p-values adjusted over them.
+
+    With ``baseline`` each other arm with that one alone, so that what is not asked costs nothing.
+    """
+    return _of_pairs(sweep, compare, baseline)
 
 
 def compare(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> Comparison | None:
@@ -133,9 +136,9 @@ class MeanComparison:
 AnyComparison = TypeVar("AnyComparison", Comparison, MeanComparison)
 
 
-def compare_means(sweep: Sweep) -> list[MeanComparison]:
-    """All pairs of arms that share two seeds with evaluations after updates, p-values adjusted over them."""
-    return _of_all_pairs(sweep, _compare_means)
+def compare_means(sweep: Sweep, baseline: str | None = None) -> list[MeanComparison]:
+    """Those pairs, as in `compare_all`, that share two seeds with evaluations after updates."""
+    return _of_pairs(sweep, _compare_means, baseline)
 
 
 def _compare_means(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> MeanComparison | None:
@@ -161,12 +164,18 @@ def _compare_means(left_runs: Sequence[Run], right_runs: Sequence[Run]) -> MeanC
     )
 
 
-def _of_all_pairs(
-    sweep: Sweep, compared: Callable[[Sequence[Run], Sequence[Run]], AnyComparison | None]
+def _of_pairs(
+    sweep: Sweep,
+    compared: Callable[[Sequence[Run], Sequence[Run]], AnyComparison | None],
+    baseline: str | None,
 ) -> list[AnyComparison]:
     """What ``compared`` makes of each pair of arms, where it can, with Holm's adjustment over all of them."""
-    pairs = [compared(sweep.of(left), sweep.of(right)) for left, right in combinations(sweep.arms, 2)]
-    found = [comparison for comparison in pairs if comparison is not None]
+    if baseline is None:
+        pairs = list(combinations(sweep.arms, 2))
+    else:
+        pairs = [(arm, baseline) for arm in sweep.arms if arm != baseline]
+    comparisons = [compared(sweep.of(left), sweep.of(right)) for left, right in pairs]
+    found = [comparison for comparison in comparisons if comparison is not None]
     adjusted = holm([comparison.p_value for comparison in found])
     return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
 
