@@ -97,9 +97,7 @@ sampled under the weights that are trained.
 """
 
 
-def write_report(
-    sweep: Sweep, out: Path, title: str, notes: str = "", baseline: str | None = None
-) -> Path:
+def write_report(sweep: Sweep, out: Path, title: str, notes: str = "", baseline: str | None = None) -> Path:
     """Writes ``out/report.md`` and the figures that there is data for; returns the page.
 
     ``notes`` is Markdown of a person's, shown as such after the summary. ``baseline``: see `compare_all`.
