@@ -14,8 +14,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (
-    (ABLATION, ABLATION / "_base.yaml", {"hindsight"}, 5),
-    (ABLATION / "exploratory", ABLATION / "_base.yaml", {"hindsight", "advantage"}, 6),
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 10),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 2),
 )
@@ -38,12 +37,22 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
     assert all(one != other for index, one in enumerate(settings) for other in settings[:index])
 
 
-def test_the_control_differs_from_its_arm_in_the_shuffle_alone():
-    centered, shuffled = (
-        load_experiment(ABLATION / f"success_or_feedback_centered{suffix}.yaml").hindsight.model_dump()
-        for suffix in ("", "_shuffled")
+@pytest.mark.parametrize(
+    ("arm", "control"), [("distil_no_evidence", "no_evidence"), ("distil_other_group", "other_group")]
+)
+def test_a_control_of_distillation_differs_from_it_in_what_the_teacher_reads_alone(arm: str, control: str):
+    distil, controlled = (
+        load_experiment(ABLATION / f"{name}.yaml").hindsight.model_dump() for name in ("distil", arm)
     )
-    assert {name for name in centered if centered[name] != shuffled[name]} == {"shuffle"}
+    assert distil | {"control": control} == controlled
+
+
+def test_the_weights_of_a_success_are_compared_with_the_most_that_weights_can_give():
+    oracle, success = (
+        load_experiment(ABLATION / f"{name}.yaml").hindsight.model_dump()
+        for name in ("oracle", "reweight_success")
+    )
+    assert {name for name in oracle if oracle[name] != success[name]} == {"mode", "sources", "control"}
 
 
 def test_the_staleness_arms_differ_in_the_bound_alone():
