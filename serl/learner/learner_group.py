@@ -102,7 +102,10 @@ class SERLLearnerGroup(LearnerGroup):
         if self.is_local:
             super().shutdown()
             return
-        end_learners(remote_learners(self))
+        # RLlib calls this of a group that is forgotten too, be it after the cluster's end: any call of Ray would
+        # then start another one.
+        if ray.is_initialized():
+            end_learners(remote_learners(self))
         set_remote_learners(self, [])
 
     def start_update(self, rows: TrainingRows, weights_seq_no: int) -> UpdateHandle:

@@ -314,3 +314,12 @@ def test_weights_are_published_by_a_learner_that_knows_the_deployment_only(model
     with pytest.raises(RuntimeError, match="no policy deployment"):
         learner_group(model_dir).publish_weights(1)
     assert torch.get_num_threads() == 1
+
+
+def test_learners_that_are_forgotten_after_the_end_of_their_cluster_start_no_new_one(
+    two_learners: SERLLearnerGroup,
+) -> None:
+    assert len(two_learners) == 2
+    ray.shutdown()
+    two_learners.shutdown()
+    assert not ray.is_initialized()
