@@ -93,7 +93,8 @@ def _recorded(trajectories: Sequence[Trajectory]) -> list[deque[RecordedRequest]
 def _start_bare_engine(experiment: ExperimentConfig, model_dir: Path) -> Any:
     """In a process of its own, with a replica's environment; it ends with its handle."""
     environment = {"env_vars": replica_environment(experiment.serving)}
-    actor = ray.remote(_BareEngine).options(num_cpus=0, runtime_env=environment)
+    num_gpus = experiment.serving.num_gpus_per_replica
+    actor = ray.remote(_BareEngine).options(num_cpus=0, num_gpus=num_gpus, runtime_env=environment)
     return actor.remote(experiment, str(model_dir))
 
 
