@@ -309,6 +309,12 @@ def test_with_an_importance_sampling_cap_stale_rows_are_weighted_instead_of_clip
     assert corrected["train_inference_mismatch"] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_learners_do_without_attention_that_is_planned_anew_for_every_shape(model_dir: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    learner_group(model_dir)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_bfloat16_computes_in_low_precision_on_float32_weights(
     model_dir: Path, groups: list[TrajectoryGroup]
 ) -> None:

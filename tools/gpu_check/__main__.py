@@ -86,7 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "checks", nargs="*", metavar="CHECK", help=f"some of them: {', '.join(names)} (all)", default=[]
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="that all may take together (10)")
+    parser.add_argument("--minutes", type=float, default=15.0, help="that all may take together (15)")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.checks if name not in names]:
         parser.error(f"no such check: {', '.join(unknown)}; there are {', '.join(names)}")
