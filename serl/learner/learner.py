@@ -75,8 +75,8 @@ class SERLLearner(LearnerProcess, TorchLearner):
         torch.set_num_threads(self._experiment.learner.num_threads)
         # RLlib asks for deterministic algorithms; overwriting every new tensor with NaN is no part of that.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        # cuDNN, PyTorch's first choice on Hopper and Blackwell, plans every shape that it has not met, for up to
-        # a second, and hardly any two micro-batches have one shape.
+        # cuDNN, PyTorch's first choice on Hopper and Blackwell, plans every shape that it has not met, for
+        # up to a second, and hardly any two micro-batches have one shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self._compute_dtype: torch.dtype = getattr(torch, self._experiment.model.dtype)
         self._num_learners = max(1, self._experiment.learner.num_learners)

@@ -102,8 +102,8 @@ class SERLLearnerGroup(LearnerGroup):
         if self.is_local:
             super().shutdown()
             return
-        # RLlib calls this of a group that is forgotten too, be it after the cluster's end: any call of Ray would
-        # then start another one.
+        # RLlib calls this of a group that is forgotten too, be it after the cluster's end: any call of Ray
+        # would then start another one.
         if ray.is_initialized():
             end_learners(remote_learners(self))
         set_remote_learners(self, [])
