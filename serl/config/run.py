@@ -34,7 +34,7 @@ class CheckpointSection(Section):
     keep: PositiveInt = 2
     """How many of the newest stay on disk."""
     timeout_s: PositiveFloat = 600.0
-    """Seconds that learners may take to write or read one."""
+    """Seconds that learners may take to write or read one, and that a run waits for one to be complete."""
     copy_to: str | None = Field(default=None, pattern=r"^[\w+.-]+://")
     """A URI such as ``s3://bucket/runs`` below which each is kept as well, in a folder of the run's name; a
     run whose copies cannot be written ends. ``serl-run --resume-or-start`` fetches the newest where the run

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
 from serl.durable_files import sync_folder
@@ -98,20 +99,22 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, and removes all but the newest ``keep``.
 
     What fails leaves no folder, and earlier checkpoints as they were. ``on_written`` is called in the thread
-    with each that is complete; what it raises is raised as if the checkpoint could not be written. Whoever
-    uses the writer as a context has waited for the last one at its end.
+    with each that is complete; what it raises is raised as if the checkpoint could not be written. Nobody
+    waits longer than ``timeout_s`` for one. Whoever uses the writer as a context has waited for the last one
+    at its end.
     """
 
     def __init__(
         self,
         checkpoints_dir: Path,
         keep: int,
+        timeout_s: float,
         on_written: Callable[[Path], object] = lambda checkpoint: None,
     ) -> None:
         self._checkpoints_dir = checkpoints_dir
         self._keep = keep
+        self._timeout_s = timeout_s
         self._on_written = on_written
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[float] | None = None
         self._metrics: dict[str, float] = {}
 
@@ -120,7 +123,6 @@ class CheckpointWriter:
 
     def __exit__(self, *raised: object) -> None:
         self.abandon()
-        self._thread.shutdown()
 
     def start(self, iteration: int, copy: Callable[[Path], Callable[[], object]]) -> None:
         """Lets ``copy`` make an empty folder, and what it answers fill that in the thread.
@@ -136,17 +138,28 @@ class CheckpointWriter:
             write = copy(partial)
         except BaseException as error:
             self._give_up(partial, error)
-        self._writing = self._thread.submit(self._write, partial, target, write)
+        self._writing = Future()
+        arguments = (self._writing, partial, target, write)
+        # Where a file system hangs, the process can still end.
+        threading.Thread(target=self._fulfil, args=arguments, name="checkpoint", daemon=True).start()
         self._metrics["checkpoint/seconds_paused"] = time.monotonic() - started
 
     def wait(self) -> None:
         """Returns when nothing is being written.
 
-        Raises CheckpointError if files could not be written, or whatever else was raised.
+        Raises CheckpointError if files could not be written or are not within ``timeout_s``, or whatever else
+        was raised.
         """
         writing, self._writing = self._writing, None
-        if writing is not None:
-            self._metrics["checkpoint/seconds_written"] = writing.result()
+        if writing is None:
+            return
+        if not wait([writing], self._timeout_s).done:
+            raise CheckpointError(
+                f"the newest checkpoint below {self._checkpoints_dir} is still not complete after "
+                f"checkpoint.timeout_s = {self._timeout_s:g} s, earlier ones are as they were: does the "
+                "disk, or where copies go, answer?"
+            )
+        self._metrics["checkpoint/seconds_written"] = writing.result()
 
     def abandon(self) -> None:
         """`wait` for whoever has something worse to tell: what is raised is logged."""
@@ -161,6 +174,12 @@ class CheckpointWriter:
             self.wait()
         metrics, self._metrics = self._metrics, {}
         return metrics
+
+    def _fulfil(self, writing: Future[float], *of_one: Any) -> None:
+        try:
+            writing.set_result(self._write(*of_one))
+        except BaseException as error:
+            writing.set_exception(error)
 
     def _write(self, partial: Path, target: Path, write: Callable[[], object]) -> float:
         """How many seconds it took."""

@@ -32,10 +32,11 @@ _RUN_FILES = (CONFIG, METRICS, EVALUATIONS)
 def checkpoint_writer(run_dir: Path, settings: CheckpointSection) -> CheckpointWriter:
     """One that copies what it has written, with ``checkpoint.copy_to``; raises as `CheckpointCopies` does."""
     checkpoints_dir = run_dir / CHECKPOINTS
+    keep, timeout_s = settings.keep, settings.timeout_s
     if settings.copy_to is None:
-        return CheckpointWriter(checkpoints_dir, settings.keep)
-    copies = CheckpointCopies(settings.copy_to, run_dir, settings.keep)
-    return CheckpointWriter(checkpoints_dir, settings.keep, on_written=copies.add)
+        return CheckpointWriter(checkpoints_dir, keep, timeout_s)
+    copies = CheckpointCopies(settings.copy_to, run_dir, keep)
+    return CheckpointWriter(checkpoints_dir, keep, timeout_s, on_written=copies.add)
 
 
 class CheckpointCopies:

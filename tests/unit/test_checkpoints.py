@@ -101,7 +101,7 @@ def test_a_run_that_never_saved_anything_may_start(tmp_path: Path):
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[CheckpointWriter]:
     (tmp_path / "checkpoints").mkdir()
-    with CheckpointWriter(tmp_path / "checkpoints", keep=2) as writer:
+    with CheckpointWriter(tmp_path / "checkpoints", keep=2, timeout_s=30.0) as writer:
         yield writer
 
 
@@ -204,6 +204,19 @@ def test_an_iteration_that_ends_tells_of_a_checkpoint_that_failed_before(
     writer.start(2, fail)
     writer.abandon()
     writer.wait()
+
+
+def test_a_checkpoint_on_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path):
+    kept, answers = write_checkpoint(tmp_path, 1), threading.Event()
+    started = time.monotonic()
+    with CheckpointWriter(tmp_path / "checkpoints", keep=2, timeout_s=0.2) as writer:
+        writer.start(2, lambda folder: answers.wait)
+        with pytest.raises(CheckpointError, match=r"not complete after checkpoint\.timeout_s = 0\.2 s"):
+            writer.wait()
+        writer.start(3, lambda folder: answers.wait)
+    assert time.monotonic() - started < 10.0
+    verify_checkpoint(kept)
+    answers.set()
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
