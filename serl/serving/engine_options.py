@@ -64,8 +64,10 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
 
     Ray sets ``OMP_NUM_THREADS=1`` in actors, and threads of GNU OpenMP that spin while they wait take
     the cores from everybody else, hence the first three. On CPU two helpers of the sampler would be
-    compiled with a C++ compiler at the first request (14 s), hence ``TORCH_COMPILE_DISABLE``. vLLM would
-    configure logging anew, which closes Serve's handlers: a controller that is restarted asks every replica
+    compiled with a C++ compiler at the first request (14 s), hence ``TORCH_COMPILE_DISABLE``. What oneDNN
+    builds for a shape of a batch it would keep for the last thousand shapes: a quarter of a GB, which holds
+    freed memory back too, and is no faster, hence ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``. vLLM would configure
+    logging anew, which closes Serve's handlers: a controller that is restarted asks every replica
     for the file of its log, and would end those that have none any more, hence ``VLLM_CONFIGURE_LOGGING``.
     """
     environment = {
@@ -80,7 +82,7 @@ def replica_environment(serving: ServingSection) -> dict[str, str]:
         **CODE_ON_REPLICAS_OWN_LOOP,
     }
     if not runs_on_gpu(serving):
-        environment["TORCH_COMPILE_DISABLE"] = "1"
+        environment |= {"TORCH_COMPILE_DISABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
     return environment
 
 
