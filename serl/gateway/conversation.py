@@ -6,6 +6,8 @@ a request begins with an answered conversation ──────────▶
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from serl.gateway.messages import conversation_keys, next_key
 from serl.gateway.protocol import ApiError
 from serl.rollout.conversation import AnsweredPrompt, ChatMessage, RenderedPrompt
 from serl.rollout.prompt import PromptEncoder
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["start", "continuation", "branch", "template_branch"]
 
@@ -58,7 +62,8 @@ class Conversations:
             kind = "template_branch"
             try:
                 prompt = answer.answered.continued(messages[num_known:], tools, self._encoder)
-            except Exception:  # a template that does not take it as it was sampled gets what the agent sent
+            except Exception as error:  # the template gets what the agent sent instead, and may take that
+                _tell_once(repr(error))
                 continue
             if prompt is not None:
                 return self._continue(answer, prompt, keys[-1])
@@ -116,6 +121,11 @@ class Conversations:
             raise ApiError(
                 400, f"messages: the model's chat template raised {error!r}", "invalid_value", "messages"
             ) from error
+
+
+@functools.lru_cache(maxsize=100)
+def _tell_once(what: str) -> None:
+    logger.warning("the chat template does not take an answer as it was sampled: %s", what)
 
 
 def _text(answer: _Answer) -> str:

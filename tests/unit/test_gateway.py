@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gateway_helpers import (
+    CHAT,
     END,
     THINKING_LEFT_OUT,
     TOOL,
@@ -26,6 +27,7 @@ from rollout_helpers import ScriptedClient
 from envs.agent.report import read_report
 from serl.batch.group import add_evidence, finish
 from serl.config import ExperimentConfig, HindsightSection, ModelSection
+from serl.gateway.conversation import Conversations
 from serl.gateway.tool_calls import FoundCall, ToolCallParser
 from serl.rollout.agent_steps import agent_steps
 from serl.rollout.episode import sampling_seed
@@ -139,6 +141,19 @@ def test_a_template_that_leaves_thinking_out_of_history_begins_a_branch_of_its_o
     assert record.answers[1].prompt_ids == encoder.ids(rendered)
     assert record.answers[1].continues is None
     assert record.counters == {"agent_template_branches": 1}
+
+
+def test_a_template_that_does_not_take_an_answer_as_it_was_sampled_says_why(
+    caplog: pytest.LogCaptureFixture,
+):
+    choosy = CHAT.replace("{{ m.content }}", "{{ 1 / 0 if 'raw' in m.content else m.content }}")
+    encoder = PromptEncoder(chat_tokenizer(choosy))
+    conversations = Conversations(encoder)
+    first = conversations.chat_prompt([user("Go")], ())
+    conversations.add_chat(0, first, encoder.ids("raw" + END), assistant("parsed"))
+    prompt = conversations.chat_prompt([user("Go"), assistant("parsed"), user("On")], ())
+    assert (prompt.kind, prompt.continues) == ("template_branch", None)
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_several_choices_are_sampled_under_seeds_of_their_own_and_each_can_be_continued(
