@@ -176,3 +176,4 @@ def test_a_sweep_is_not_mixed_with_runs_of_other_settings(tmp_path: Path, capsys
     assert sweep(arms, out) == DONE
     assert sweep(arms, out, "learner.lr=0.5") == BAD_INPUT
     assert "learner.lr: 1e-06 -> 0.5; use another --out" in capsys.readouterr().err
+    assert sweep(arms, out.rename(tmp_path / "elsewhere")) == DONE

@@ -140,10 +140,15 @@ def add_attempt(folder: Path, attempt: Attempt) -> None:
 
 
 def contradictions(run: PlannedRun, experiment: ExperimentConfig) -> Iterator[str]:
-    """What keeps earlier run directories from being runs of ``experiment``: other settings."""
+    """What keeps earlier run directories from being runs of ``experiment``: other settings.
+
+    Where a sweep was when a run was made says nothing: its folder may have been moved.
+    """
     for run_dir in run_dirs(run.folder):
         try:
-            changes = check_resumable(load_experiment(run_dir / CONFIG, recorded=True), experiment)
+            recorded = load_experiment(run_dir / CONFIG, recorded=True)
+            here = {"output_dir": experiment.output_dir}
+            changes = check_resumable(recorded.model_copy(update=here), experiment)
         except ConfigError as error:
             changes = str(error).splitlines()
         for change in changes:
