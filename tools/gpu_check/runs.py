@@ -15,6 +15,7 @@ from tools.gpu_check.results import Report, require
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
 _TIMEOUT_S = 300.0
 _UPDATES, _MORE_UPDATES = 2, 3
+_LAST_LINES = 3
 SHORT = (
     "training.group_size=4",
     "training.groups_per_batch=8",
@@ -70,9 +71,9 @@ def _serl_run(*arguments: str) -> float:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if ended.returncode:
         said = f"{ended.stdout}\n{ended.stderr}".strip().splitlines()
-        raise RuntimeError(
-            f"serl-run ended with {ended.returncode}: {said[-1] if said else 'it said nothing'}"
-        )
+        # Where the traceback is comes after what went wrong.
+        last_words = "; ".join(line for line in said[-_LAST_LINES:] if line) or "it said nothing"
+        raise RuntimeError(f"serl-run ended with {ended.returncode}: {last_words}")
     return time.monotonic() - started
 
 
