@@ -274,6 +274,8 @@ class _Watch:
 def run_to_first_episode() -> int:
     """`serl-run` with a watch in its hand: ``STARTED MOMENTS.json EXPERIMENT.yaml [key.path=value …]``."""
     started, file, *arguments = sys.argv[1:]
+    # Of arguments that it is given, `main` hears no signals.
+    sys.argv[1:] = arguments
     watch = _Watch(float(started))
     watch.note(_IMPORTED)
     watch.around(ray, "init", "ray begins", "ray ends")
@@ -289,7 +291,7 @@ def run_to_first_episode() -> int:
             os.kill(os.getpid(), signal.SIGINT)
 
     Console.progress = progress
-    return serl.run.cli.main(arguments)
+    return serl.run.cli.main()
 
 
 if __name__ == "__main__":
