@@ -13,7 +13,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -100,8 +101,8 @@ class CheckpointWriter:
 
     What fails leaves no folder, and earlier checkpoints as they were. ``on_written`` is called in the thread
     with each that is complete; what it raises is raised as if the checkpoint could not be written. Nobody
-    waits longer than ``timeout_s`` for one. Whoever uses the writer as a context has waited for the last one
-    at its end.
+    waits longer than ``timeout_s`` for one, which then never becomes a checkpoint. Whoever uses the writer as
+    a context has waited for the last one at its end.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        if not wait([writing], self._timeout_s).done:
+        if not wait([writing], self._timeout_s).done and writing.cancel():
             raise CheckpointError(
                 f"the newest checkpoint below {self._checkpoints_dir} is still not complete after "
                 f"checkpoint.timeout_s = {self._timeout_s:g} s, earlier ones are as they were: does the "
@@ -176,16 +177,21 @@ class CheckpointWriter:
         return metrics
 
     def _fulfil(self, writing: Future[float], *of_one: Any) -> None:
-        try:
-            writing.set_result(self._write(*of_one))
-        except BaseException as error:
-            writing.set_exception(error)
+        with suppress(InvalidStateError):  # nobody waits for it any more
+            try:
+                writing.set_result(self._write(writing, *of_one))
+            except BaseException as error:
+                writing.set_exception(error)
 
-    def _write(self, partial: Path, target: Path, write: Callable[[], object]) -> float:
+    def _write(
+        self, writing: Future[float], partial: Path, target: Path, write: Callable[[], object]
+    ) -> float:
         """How many seconds it took."""
         started = time.monotonic()
         try:
             write()
+            if writing.cancelled():
+                raise TimeoutError(f"{partial} came too late: nobody waits for it any more")
             partial.rename(target)
         except BaseException as error:
             self._give_up(partial, error)

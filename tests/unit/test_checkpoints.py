@@ -208,15 +208,23 @@ def test_an_iteration_that_ends_tells_of_a_checkpoint_that_failed_before(
 
 def test_a_checkpoint_on_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path):
     kept, answers = write_checkpoint(tmp_path, 1), threading.Event()
-    started = time.monotonic()
+    started, late = time.monotonic(), write_checkpoint(tmp_path / "elsewhere", 2)
+
+    def copy(folder: Path) -> Callable[[], object]:
+        return lambda: answers.wait(30.0) and late.rename(folder)
+
     with CheckpointWriter(tmp_path / "checkpoints", keep=2, timeout_s=0.2) as writer:
-        writer.start(2, lambda folder: answers.wait)
+        writer.start(2, copy)
+        (writing,) = (thread for thread in threading.enumerate() if thread.name == "checkpoint")
         with pytest.raises(CheckpointError, match=r"not complete after checkpoint\.timeout_s = 0\.2 s"):
             writer.wait()
         writer.start(3, lambda folder: answers.wait)
     assert time.monotonic() - started < 10.0
     verify_checkpoint(kept)
     answers.set()
+    writing.join(30.0)
+    assert not writing.is_alive()
+    assert list_checkpoints(tmp_path / "checkpoints") == [kept]
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
