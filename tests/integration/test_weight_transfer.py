@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,19 +256,25 @@ WRONG_UPDATES: list[tuple[Callable[[Named], Named], str]] = [
 
 
 @pytest.fixture
-def handles_are_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's handles within one process: the tensors themselves."""
+def handles_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's handles within one process: the numbers of tensors, beside what only torch can read."""
+    tensors: list[Tensor] = []
+
+    def reduce_tensor(tensor: Tensor) -> tuple[None, tuple[Any, ...]]:
+        tensors.append(tensor)
+        return None, (len(tensors) - 1, tensor.dtype, *[None] * 5)
+
     properties = type("Properties", (), {"uuid": "gpu"})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
-    monkeypatch.setattr(ipc_transfer, "reduce_tensor", lambda tensor: (None, (tensor, *[None] * 6)))
+    monkeypatch.setattr(ipc_transfer, "reduce_tensor", reduce_tensor)
     rebuild = "vllm.distributed.weight_transfer.ipc_engine.rebuild_cuda_tensor"
-    monkeypatch.setattr(rebuild, lambda tensor, *_: tensor)
+    monkeypatch.setattr(rebuild, lambda number, *_: tensors[number])
 
 
 @pytest.mark.parametrize("make_sender", [SharedMemorySender, NCCLSender, IPCSender])
 @pytest.mark.parametrize(("change", "why"), WRONG_UPDATES)
-@pytest.mark.usefixtures("handles_are_tensors")
+@pytest.mark.usefixtures("handles_are_numbers")
 def test_an_update_that_is_not_one_of_the_model_ends_the_replica(
     workers: list[PolicyWeightReceiver], application: str, make_sender: Any, change: Any, why: str
 ) -> None:
@@ -275,6 +284,14 @@ def test_an_update_that_is_not_one_of_the_model_ends_the_replica(
         # Before the group: what is announced can be refused without receiving it.
         update = update | {"group": None}
     assert_dies(replica, update, why)
+
+
+@pytest.mark.parametrize("make_sender", [SharedMemorySender, NCCLSender, IPCSender])
+@pytest.mark.usefixtures("handles_are_numbers")
+def test_the_weight_store_needs_no_torch_to_hand_an_update_on(application: str, make_sender: Any) -> None:
+    update = make_sender(application).prepare(Weights.of(named(1)), 1, {})
+    read = "import pickle, sys; pickle.load(sys.stdin.buffer); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", read], input=pickle.dumps(update), check=True, timeout=WAIT_S)
 
 
 @pytest.mark.parametrize("make_sender", [SharedMemorySender, NCCLSender, IPCSender])
@@ -300,7 +317,7 @@ def test_an_update_that_was_begun_and_never_received_does_not_finish(
         workers[0].finish_weight_update()
 
 
-@pytest.mark.usefixtures("handles_are_tensors")
+@pytest.mark.usefixtures("handles_are_numbers")
 def test_handles_are_loaded_and_checked(workers: list[PolicyWeightReceiver], application: str) -> None:
     sender, replica = IPCSender(application), Replica("replica", workers[:1])
     replica.load(sender.prepare(weights(1), 1, counts(replica)))

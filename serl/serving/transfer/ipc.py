@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -34,7 +35,8 @@ class IPCSender:
             "kind": "ipc",
             "weights_seq_no": weights_seq_no,
             "num_bytes": sum(tensor.nbytes for _, tensor in self._sent[:-1]),
-            "info": info | {"ipc_handles": handles},
+            # As bytes: the weight store, which hands this on, would have to import torch to read it.
+            "info": info | {"ipc_handles": pickle.dumps(handles)},
         }
 
     def transmit(self, timeout_s: float, check: Callable[[], None]) -> None:

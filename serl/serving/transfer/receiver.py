@@ -7,6 +7,7 @@ named in the engine's arguments; importing it registers the engine in each worke
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -83,7 +84,10 @@ class PolicyWeightReceiver(WeightTransferEngine[WeightTransferInitInfo, WeightTr
         if kind == "shared_memory":
             landing.load_weights(read_weights(update_info["path"]))
         else:
-            self._receive(self._engine(kind), update_info["info"], landing)
+            info = update_info["info"]
+            if kind == "ipc":
+                info = info | {"ipc_handles": pickle.loads(info["ipc_handles"])}
+            self._receive(self._engine(kind), info, landing)
         landing.check_complete(self._target.parameters)
         self._landed = True
 

@@ -155,8 +155,8 @@ def _settings(
         "max_grad_norm": learner.grad_clip,
         "seed": experiment.seed,
         "generation_kwargs": {"stop_token_ids" if options.vllm else "eos_token_id": stop_ids},
-        # As SERL's learner computes on CPUs.
-        "bf16": False,
+        # As SERL's learner computes.
+        "bf16": experiment.model.dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "report_to": "none",
         "save_strategy": "no",
