@@ -56,6 +56,8 @@ def test_a_file_in_shared_memory_is_in_use_while_a_process_has_it_open() -> None
 
 def test_faults_come_one_by_one_joined_or_at_random_from_the_seed() -> None:
     assert [each.name for each in faults_of("sigterm", random.Random(0))] == ["sigterm"]
+    repeated = faults_of("sigterm*2+learner_killed", random.Random(0))
+    assert [each.name for each in repeated] == ["sigterm", "sigterm", "learner_killed"]
     joined = faults_of("learner_killed+gcs_killed", random.Random(0))
     assert [each.name for each in joined] == ["learner_killed", "gcs_killed"]
     chains = [[each.name for each in faults_of(CHAIN, random.Random(seed))] for seed in (0, 0, 1)]

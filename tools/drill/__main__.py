@@ -2,7 +2,7 @@
 
     python -m tools.drill --seeds 20 --out drills           every fault, 20 random moments each
     python -m tools.drill learner_killed chain --seeds 3    some of them
-    python -m tools.drill env_runner_stopped+learner_killed+sigterm     one after another in one run
+    python -m tools.drill env_runner_stopped+learner_killed*2     one after another in one run
     python -m tools.drill soak --updates 1000               does anything grow? (see soak --help)
 
 Each drill is a run of the quickstart, cut short, at a random moment of which a fault strikes a random process
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import signal
 import sys
@@ -36,7 +37,7 @@ from serl.run.surroundings import write_any_character
 from tools.arguments import positive
 from tools.drill import soak
 from tools.drill.drill import DrillResult, play
-from tools.drill.faults import CHAIN, FAULTS
+from tools.drill.faults import CHAIN, FAULTS, faults_of
 from tools.drill.table import line, table
 
 PASSED, FAILED, BAD_INPUT = 0, 1, 2
@@ -98,7 +99,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "faults",
         nargs="*",
         metavar="FAULT",
-        help=f"of: {names}; a+b: one after another; none: all; key.path=value: of the experiment",
+        help=f"of: {names}; a+b*2: one after another; none: all; key.path=value: of the experiment",
     )
     parser.add_argument("--seeds", type=positive, default=1, help="drills of every fault (default 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first one (default 0)")
@@ -110,8 +111,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.overrides = [text for text in options.faults if "=" in text]
     options.faults = [text for text in options.faults if "=" not in text] or [*FAULTS, CHAIN]
     for name in options.faults:
-        if unknown := [each for each in name.split("+") if each not in FAULTS and name != CHAIN]:
-            parser.error(f"no fault is called {unknown[0]!r}; there are {names}")
+        try:
+            if not faults_of(name, random.Random()):
+                parser.error(f"{name!r}: no fault strikes")
+        except KeyError as unknown:
+            parser.error(f"no fault is called {unknown}; there are {names}")
+        except ValueError:
+            parser.error(f"{name!r}: a whole number must follow *")
     return options
 
 

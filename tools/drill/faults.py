@@ -129,11 +129,11 @@ FAULTS: Mapping[str, Fault] = _all_faults()
 
 
 def faults_of(name: str, generator: random.Random) -> list[Fault]:
-    """One fault, several joined by ``+``, or for `CHAIN` some at random.
+    """One fault, several joined by ``+``, one ``*N`` times, or for `CHAIN` some at random.
 
-    Raises KeyError with the name that is none.
+    Raises KeyError with the name that is none, ValueError if ``N`` is no number.
     """
-    names = name.split("+")
     if name == CHAIN:
-        names = generator.choices(sorted(FAULTS), k=CHAIN_LENGTH)
-    return [FAULTS[each] for each in names]
+        return [FAULTS[each] for each in generator.choices(sorted(FAULTS), k=CHAIN_LENGTH)]
+    parts = [part.partition("*") for part in name.split("+")]
+    return [FAULTS[each] for each, star, times in parts for _ in range(int(times) if star else 1)]
