@@ -147,12 +147,15 @@ class WebshopDemonstrator:
         return f"click[{self._rng.choice(refused)}]" if refused else None
 
     def try_out(self, action: str) -> tuple[str, bool]:
+        """An option before its turn is not nearer: what is chosen shows on no page, so one would be forgotten."""
         future = self._env.copy()
         assert future.engine is not None
         _, _, _, _, info = future.step(action)
-        return info["feedback"], actions_left(future.engine, self.purchase) < actions_left(
-            self._engine, self.purchase
-        )
+        before = _missing_options(self._engine, self.purchase)
+        after = _missing_options(future.engine, self.purchase)
+        is_before_its_turn = len(after) < len(before) and before[0] in after
+        is_nearer = actions_left(future.engine, self.purchase) < actions_left(self._engine, self.purchase)
+        return info["feedback"], is_nearer and not is_before_its_turn
 
     def best_action(self) -> str:
         return self._decide(self._engine)[1]
@@ -185,9 +188,8 @@ class WebshopDemonstrator:
         if engine.asin == purchase.asin:
             if BUY_NOW.lower() not in engine.clickables:
                 return "go back", f"click[{PREVIOUS_PAGE}]"
-            for name, value in purchase.choice.items():
-                if engine.options.get(name) != value:
-                    return f"choose {name}", f"click[{value}]"
+            for name in _missing_options(engine, purchase):
+                return f"choose {name}", f"click[{purchase.choice[name]}]"
             return "buy it", f"click[{BUY_NOW}]"
         if not _is_searched(engine, purchase):
             return "search", f"search[{purchase.query}]"
@@ -207,7 +209,7 @@ def actions_left(engine: Engine, purchase: Purchase) -> int:
     """
     if engine.score is not None:
         return 0 if engine.score.total == FULL_SCORE else _NEVER
-    missing = sum(engine.options.get(name) != value for name, value in purchase.choice.items())
+    missing = len(_missing_options(engine, purchase))
     on_sub_page = engine.asin is not None and BUY_NOW.lower() not in engine.clickables
     if engine.asin == purchase.asin:
         return missing + 1 + on_sub_page
@@ -216,6 +218,11 @@ def actions_left(engine: Engine, purchase: Purchase) -> int:
         return 1 + purchase.result_page - 1 + from_results
     back = 0 if engine.asin is None else 1 + on_sub_page
     return back + abs(engine.result_page - purchase.result_page) + from_results
+
+
+def _missing_options(engine: Engine, purchase: Purchase) -> list[str]:
+    """In the order in which the demonstrator chooses them."""
+    return [name for name, value in purchase.choice.items() if engine.options.get(name) != value]
 
 
 def _is_searched(engine: Engine, purchase: Purchase) -> bool:

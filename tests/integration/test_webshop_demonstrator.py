@@ -94,6 +94,20 @@ def test_an_action_is_tried_out_in_a_copy_and_judged_by_what_is_left_to_do(provi
     assert nearer and feedback.endswith("Your score (min 0.0, max 1.0): 1.00")
 
 
+def test_an_option_before_its_turn_brings_the_task_no_nearer(provider: WebshopProvider) -> None:
+    env, task_id = started(provider, num_options=2)
+    demonstrator = provider.demonstrator(env, random.Random(0), 0.0)
+    for action in demonstrator.solution()[:-3]:
+        env.step(action)
+    first, second = demonstrator.solution()[-3:-1]
+    assert demonstrator.best_action() == first
+    assert [demonstrator.try_out(action)[1] for action in (first, second)] == [True, False]
+    env.step(second)  # as a policy may, and the first one's turn is still to come
+    assert [demonstrator.try_out(action)[1] for action in (first, second)] == [True, False]
+    env.step(first)
+    assert demonstrator.best_action() == "click[Buy Now]"
+
+
 def test_the_demonstrator_knows_the_best_action_and_a_solution(provider: WebshopProvider) -> None:
     env, task_id = started(provider, num_options=1)
     demonstrator = provider.demonstrator(env, random.Random(0), 0.0)
