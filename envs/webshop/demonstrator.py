@@ -147,7 +147,7 @@ class WebshopDemonstrator:
         return f"click[{self._rng.choice(refused)}]" if refused else None
 
     def try_out(self, action: str) -> tuple[str, bool]:
-        """An option before its turn is not nearer: what is chosen shows on no page, so one would be forgotten."""
+        """An option before its turn is not nearer: no page shows what is chosen, so it would be forgotten."""
         future = self._env.copy()
         assert future.engine is not None
         _, _, _, _, info = future.step(action)
