@@ -63,6 +63,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=defaults.demonstrations.detour_share,
         help="random actions of the demonstrator, which are learned too (%(default)s)",
     )
+    parser.add_argument(
+        "--stray-thought-share",
+        type=float,
+        default=defaults.demonstrations.stray_thought_share,
+        help="labels beside hindsight that stand behind the thought of another step (%(default)s)",
+    )
     parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
     parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
@@ -105,6 +111,7 @@ def warm_start_settings(experiment: ExperimentConfig, options: argparse.Namespac
             history_length=experiment.env.history_length,
             prompt=experiment.rollout.prompt,
             detour_share=options.detour_share,
+            stray_thought_share=options.stray_thought_share,
         ),
         cloning=replace(defaults.cloning, batch_size=options.batch_size, lr=options.lr),
     )

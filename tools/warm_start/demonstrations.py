@@ -8,7 +8,9 @@ The same states are also shown with hindsight, rendered as for the teacher, so t
 before it becomes its own teacher. The environment's answer to one action tried there: the label is that
 action if it brought the task nearer, and the best one if not, so no answer lies beside a label that it speaks
 against. And an attempt that succeeded: the label is its latest action that brings the task nearer from here,
-and the best one if there is none. Labels beside hindsight are never detours: it is good for something.
+and the best one if there is none. Labels beside hindsight are never detours: it is good for something. A teacher
+scores actions behind the thoughts of the student, which may have led astray: a share of these labels stands
+behind a thought of some other step, so that what is known counts for more than what was thought.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class DemonstrationSettings:
 
     With ``imitate_detours`` the expert's detours are labels too: the policy learns to wander now and then,
     which reinforcement learning can take away again. Of the other states, a share is also shown with the
-    environment's answer, some of these beside a success, and a share with a success.
+    environment's answer, some of these beside a success, and a share with a success. ``stray_thought_share`` of
+    what is shown with either has a thought of another step.
     """
 
     num_episodes: int = 2400
@@ -50,6 +53,7 @@ class DemonstrationSettings:
     answer_share: float = 1.0
     success_share: float = 1.0
     success_beside_answer_share: float = 0.15
+    stray_thought_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,12 @@ def demonstrate(
 ) -> Iterator[Demonstration]:
     """``num_episodes`` episodes over seeded shuffles of ``tasks``; the same arguments give the same steps."""
     rng = random.Random(seed)
+    thoughts: dict[str, None] = {}
     queue: list[Task] = []
     for _ in range(settings.num_episodes):
         if not queue:
             queue = rng.sample(list(tasks), len(tasks))
-        yield from _Episode(provider, queue.pop(), settings, rng).play()
+        yield from _Episode(provider, queue.pop(), settings, rng, thoughts).play()
 
 
 def response_text(thought: str, action: str) -> str:
@@ -79,11 +84,20 @@ def response_text(thought: str, action: str) -> str:
 
 
 class _Episode:
-    """One episode of the expert, with everything it takes to render prompts."""
+    """One episode of the expert, with everything it takes to render prompts.
+
+    ``thoughts`` are those of all steps so far, and get those of this episode.
+    """
 
     def __init__(
-        self, provider: DemonstratingProvider, task: Task, settings: DemonstrationSettings, rng: random.Random
+        self,
+        provider: DemonstratingProvider,
+        task: Task,
+        settings: DemonstrationSettings,
+        rng: random.Random,
+        thoughts: dict[str, None],
     ):
+        self._thoughts = thoughts
         self._provider, self._task, self._settings, self._rng = provider, task, settings, rng
         self._env = provider.make_env()
         self._state = EpisodeState(*self._env.reset(options={"task_id": task.task_id}))
@@ -96,6 +110,7 @@ class _Episode:
             if self._rng.random() < self._settings.inadmissible_action_share:
                 self._try_inadmissible_action()
             shown = self._demonstrator.act(real_observation, self._state.info)
+            self._thoughts[shown.thought] = None
             if not shown.is_detour or self._settings.imitate_detours:
                 yield Demonstration(self._messages(), response_text(shown.thought, shown.action))
                 if not shown.is_detour:
@@ -148,6 +163,9 @@ class _Episode:
         context, _ = render_context(StepEvidence(parts=tuple(parts)))
         assert context is not None
         messages = tuple(with_context(self._messages(), context))
+        share = self._settings.stray_thought_share
+        if share and self._rng.random() < share:
+            thought = self._rng.choice(list(self._thoughts))
         return Demonstration(messages, response_text(thought, label), has_hindsight=True)
 
     def _action_to_try(self, best: str, chosen: str) -> str:
