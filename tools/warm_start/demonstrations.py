@@ -8,9 +8,9 @@ The same states are also shown with hindsight, rendered as for the teacher, so t
 before it becomes its own teacher. The environment's answer to one action tried there: the label is that
 action if it brought the task nearer, and the best one if not, so no answer lies beside a label that it speaks
 against. And an attempt that succeeded: the label is its latest action that brings the task nearer from here,
-and the best one if there is none. Labels beside hindsight are never detours: it is good for something. A teacher
-scores actions behind the thoughts of the student, which may have led astray: a share of these labels stands
-behind a thought of some other step, so that what is known counts for more than what was thought.
+and the best one if there is none. Labels beside hindsight are never detours: it is good for something. A
+teacher scores actions behind the thoughts of the student, which may have led astray: a share of these labels
+stands behind a thought of some other step, so that what is known counts for more than what was thought.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DemonstrationSettings:
 
     With ``imitate_detours`` the expert's detours are labels too: the policy learns to wander now and then,
     which reinforcement learning can take away again. Of the other states, a share is also shown with the
-    environment's answer, some of these beside a success, and a share with a success. ``stray_thought_share`` of
-    what is shown with either has a thought of another step.
+    environment's answer, some of these beside a success, and a share with a success; of what is shown with
+    either, ``stray_thought_share`` has a thought of another step.
     """
 
     num_episodes: int = 2400
