@@ -10,7 +10,8 @@ action if it brought the task nearer, and the best one if not, so no answer lies
 against. And an attempt that succeeded: the label is its latest action that brings the task nearer from here,
 and the best one if there is none. Labels beside hindsight are never detours: it is good for something. A
 teacher scores actions behind the thoughts of the student, which may have led astray: a share of these labels
-stands behind a thought of some other step, so that what is known counts for more than what was thought.
+stands behind a thought of some other step, which is no label itself, so that what is known counts for more
+than what was thought.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ class DemonstrationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """Chat messages of one prompt and the response to learn."""
+    """Chat messages of one prompt and the response to learn, with the thought or behind it."""
 
     messages: tuple[dict[str, str], ...]
     response: str
     has_hindsight: bool = False
+    thought_is_given: bool = False
 
 
 def demonstrate(
@@ -164,9 +166,12 @@ class _Episode:
         assert context is not None
         messages = tuple(with_context(self._messages(), context))
         share = self._settings.stray_thought_share
-        if share and self._rng.random() < share:
+        is_stray = share > 0.0 and self._rng.random() < share
+        if is_stray:
             thought = self._rng.choice(list(self._thoughts))
-        return Demonstration(messages, response_text(thought, label), has_hindsight=True)
+        return Demonstration(
+            messages, response_text(thought, label), has_hindsight=True, thought_is_given=is_stray
+        )
 
     def _action_to_try(self, best: str, chosen: str) -> str:
         """As often right as wrong, and wrong in the ways of a policy: out of place, astray, or searching."""

@@ -88,12 +88,15 @@ def encode(
     Steps of a conversation are one sequence, in which each response is learned where it stands.
     """
     encoder = PromptEncoder(tokenizer)
-    end = token_id(tokenizer, END)
+    end, thought_end = token_id(tokenizer, END), token_id(tokenizer, "</think>")
     encoded: list[EncodedDemonstration] = []
     last_step: int | None = None
     for demonstration in demonstrations:
         prompt_ids = encoder.encode(demonstration.messages)
         response_ids = tokenizer.encode(demonstration.response, add_special_tokens=False)
+        if demonstration.thought_is_given:
+            behind = response_ids.index(thought_end) + 1
+            prompt_ids, response_ids = prompt_ids + response_ids[:behind], response_ids[behind:]
         own = EncodedDemonstration.of(prompt_ids, [*response_ids, end])
         is_step = not demonstration.has_hindsight
         joined = encoded[last_step].joined_by(own) if is_step and last_step is not None else None
