@@ -105,6 +105,21 @@ def test_no_label_is_an_action_that_the_shown_answer_refuses(demonstrations) -> 
     assert refused >= 5
 
 
+def test_a_thought_of_another_step_is_given_beside_hindsight_and_not_learned(
+    provider: AlfworldProvider, tokenizer
+) -> None:
+    settings = DemonstrationSettings(num_episodes=3, stray_thought_share=1.0)
+    shown = list(demonstrate(provider, provider.task_set("train").tasks, settings, seed=5))
+    told = [one for one in shown if one.has_hindsight]
+    assert told and all(one.thought_is_given == one.has_hindsight for one in shown)
+    (encoded,) = encode(told[:1], tokenizer)
+    learned = [
+        id_ for id_, is_learned in zip(encoded.token_ids, encoded.is_response, strict=True) if is_learned
+    ]
+    _, action = told[0].response.split("</think>")
+    assert tokenizer.decode(learned[:-1]) == action
+
+
 def test_the_demonstrator_knows_the_best_action_and_a_solution(provider: AlfworldProvider) -> None:
     for task in provider.task_set("train").tasks[:10]:
         env = provider.make_env()
