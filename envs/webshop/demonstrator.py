@@ -188,8 +188,9 @@ class WebshopDemonstrator:
         if engine.asin == purchase.asin:
             if BUY_NOW.lower() not in engine.clickables:
                 return "go back", f"click[{PREVIOUS_PAGE}]"
-            for name in _missing_options(engine, purchase):
-                return f"choose {name}", f"click[{purchase.choice[name]}]"
+            missing = _missing_options(engine, purchase)
+            if missing:
+                return f"choose {missing[0]}", f"click[{purchase.choice[missing[0]]}]"
             return "buy it", f"click[{BUY_NOW}]"
         if not _is_searched(engine, purchase):
             return "search", f"search[{purchase.query}]"

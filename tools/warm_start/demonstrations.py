@@ -166,6 +166,7 @@ class _Episode:
         assert context is not None
         messages = tuple(with_context(self._messages(), context))
         share = self._settings.stray_thought_share
+        # Nothing is drawn without a share: policies of before are made anew from the same draws.
         is_stray = share > 0.0 and self._rng.random() < share
         if is_stray:
             thought = self._rng.choice(list(self._thoughts))
