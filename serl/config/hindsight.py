@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, cast
@@ -16,6 +17,8 @@ from serl.config.problems import Problem, contradiction, validation_error
 from serl.config.registry import SOURCES
 from serl.config.repair import RepairSection
 from serl.config.section import Section
+
+Weight = Literal["log_ratio", "action_probability"]
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
@@ -126,8 +129,12 @@ class HindsightSection(Section):
     lambda_decay_steps: int = Field(default=50, ge=0)
     """Updates after which λ has decayed linearly to 0; 0: it stays."""
 
+    weight: Weight = "log_ratio"
+    """What an advantage is weighed by: on each action token the ``log_ratio`` of teacher and student (the
+    paper), or on every token of a step, thoughts too, the probability that the teacher gives its action."""
+
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """A weight is clipped to between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
+    """A weight is between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
 
     control: Literal["none", "progress", "other_group", "no_evidence"] = "none"
     """``progress``: a weight is 1 + or - ``weight_clip`` by whether the environment says that the action
@@ -199,7 +206,12 @@ class HindsightSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [*self._problems_of_control(), *self._problems_of_mode(), *self._problems_of_sources()]
+        problems = [
+            *self._problems_of_control(),
+            *self._problems_of_weight(),
+            *self._problems_of_mode(),
+            *self._problems_of_sources(),
+        ]
         problems = problems or list(self._problems_of_judging())
         if problems:
             raise validation_error("hindsight", problems)
@@ -211,6 +223,16 @@ class HindsightSection(Section):
                 f"hindsight.control = progress contradicts hindsight.objective = {self.objective}: it stands "
                 "in for a teacher that weighs advantages, and there is none to distil"
             )
+
+    def _problems_of_weight(self) -> Iterator[Problem]:
+        if self.weight == "log_ratio":
+            return
+        for key, used in (("baseline", "student"), ("center", "none"), ("shuffle", False)):
+            if (value := getattr(self, key)) != used:
+                yield contradiction(
+                    f"hindsight.{key} = {json.dumps(value)} contradicts hindsight.weight = {self.weight}: it "
+                    "says what becomes of a log-ratio, and there is none"
+                )
 
     def _problems_of_mode(self) -> Iterator[Problem]:
         if self.mode is not None and self.mode not in MODES:

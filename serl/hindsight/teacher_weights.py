@@ -15,6 +15,11 @@ Departures from the paper, all off unless asked for:
   Δ is then the context effect alone, without the teacher–student log-ratio that is there without context.
 - ``center`` subtracts the mean Δ of the selected tokens (of the batch, or of each step).
 - ``shuffle`` moves every weight to another selected token: a control with equal weights, all misplaced.
+- `action_weights` takes, in place of the log-ratio, the probability p that the teacher gives a step's whole
+  action, and weighs all tokens of the step with it: a policy that thinks first decides in its thoughts.
+
+    p  = Π π_T(a | s, c) over the step's action tokens
+    ŵ  = 1 + weight_clip · sign(A) · (2 p − 1)
 """
 
 from __future__ import annotations
@@ -88,6 +93,34 @@ def teacher_weights(
     metrics = _weight_metrics(chosen, token_advantages, weight_clip)
     metrics.update(log_ratio_mean=_mean(log_ratios), abs_log_ratio_mean=_mean(log_ratios.abs()))
     return weights, metrics
+
+
+def action_weights(
+    advantages: Tensor,
+    teacher_logprobs: Tensor,
+    selected: Tensor,
+    step_ids: Tensor,
+    *,
+    weight_clip: float,
+) -> tuple[Tensor, dict[str, float]]:
+    """The weight of every token by the probability of its step's action, 1 where a step has none selected.
+
+    All tensors are [tokens]; ``selected``, ``step_ids`` and ``weight_clip`` are those of `teacher_weights`. A
+    step's selected tokens are its action, and all of its tokens get its weight; where A is 0 it is 1.
+
+    The metrics are those of `teacher_weights`, over the tokens that are weighed, without the log-ratio's, and
+    ``action_probability_mean``.
+    """
+    num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
+    zeros = teacher_logprobs.new_zeros(num_steps)
+    logprobs = zeros.index_add(0, step_ids, torch.where(selected.bool(), teacher_logprobs, 0.0))
+    has_action = zeros.index_add(0, step_ids, selected.to(zeros.dtype)) > 0
+    mask = has_action[step_ids] & (advantages != 0.0)
+    probabilities = logprobs.clamp(max=0.0).exp()[step_ids][mask]
+    weights = torch.ones_like(advantages)
+    weights[mask] += weight_clip * torch.sign(advantages[mask]) * (2.0 * probabilities - 1.0)
+    metrics = _weight_metrics(weights[mask], advantages[mask], weight_clip)
+    return weights, metrics | {"action_probability_mean": _mean(probabilities)}
 
 
 def weighted_advantages(advantages: Tensor, weights: Tensor, effective_lambda: float) -> Tensor:

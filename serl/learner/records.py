@@ -16,11 +16,12 @@ from serl.types import TeacherRecord, TeacherRecords
 
 def teacher_records(rows: TrainingRows, tokens: ResponseTokens, weighted: WeightedTokens) -> TeacherRecords:
     """Records of the ``rows`` that are to be recorded, from the tensors of the update."""
-    weighed = compared = torch.zeros_like(tokens.selected)
+    scored = weighed = compared = torch.zeros_like(tokens.selected)
     effects = without_context = torch.zeros_like(tokens.old_logprobs)
     if weighted.scores is not None:
         scores = weighted.scores
-        weighed, compared = tokens.selected, scores.compared
+        scored, compared = tokens.selected, scores.compared
+        weighed = scored | (weighted.weights != 1.0)
         effects, without_context = log_ratio_parts(
             tokens.old_logprobs, scores.with_context, scores.without_context
         )
@@ -33,7 +34,7 @@ def teacher_records(rows: TrainingRows, tokens: ResponseTokens, weighted: Weight
             token_advantages=weighted.advantages[own].tolist(),
             context=rows.contexts.get(row),
             weights=_where(weighed[own], weighted.weights[own]),
-            log_ratios=_where(weighed[own], weighted.log_ratios[own]),
+            log_ratios=_where(scored[own], weighted.log_ratios[own]),
             context_effects=_where(compared[own], effects[own]) if has_parts else None,
             log_ratios_without_context=_where(compared[own], without_context[own]) if has_parts else None,
         )

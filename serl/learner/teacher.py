@@ -21,6 +21,7 @@ from serl.config import HindsightSection
 from serl.hindsight.distillation import TopTokens
 from serl.hindsight.teacher_weights import (
     Gather,
+    action_weights,
     log_ratio,
     log_ratio_parts,
     teacher_weights,
@@ -101,7 +102,7 @@ class WeightedTokens:
     """What the teacher made of T response tokens.
 
     ``advantages`` enter the loss; ``weights`` are 1 where the teacher had no say, and ``log_ratios``, before
-    centring, are 0 there. ``scores`` None: the teacher was not asked.
+    centring, are 0 where it scored nothing. ``scores`` None: the teacher was not asked.
     """
 
     advantages: Tensor
@@ -185,14 +186,39 @@ def weigh_tokens(
     seed: Sequence[int],
     gather: Gather,
 ) -> tuple[WeightedTokens, dict[str, float]]:
-    """The teacher's weights and what they make of the advantages, with the metrics of `teacher_weights`.
+    """The teacher's weights and what they make of the advantages, with the metrics of what made the weights.
 
     ``seed`` decides where `shuffle` moves the weights, ``gather`` as in `teacher_weights`.
     """
+    if settings.weight == "action_probability":
+        weights, metrics = action_weights(
+            tokens.advantages,
+            scores.with_context,
+            tokens.selected,
+            tokens.row_ids,
+            weight_clip=settings.weight_clip,
+        )
+    else:
+        weights, metrics = _log_ratio_weights(tokens, scores, settings, seed=seed, gather=gather)
+    base = scores.without_context if settings.baseline == "teacher" else tokens.old_logprobs
+    log_ratios = torch.where(tokens.selected, log_ratio(scores.with_context, base), 0.0)
+    return WeightedTokens(
+        weighted_advantages(tokens.advantages, weights, lambda_), weights, log_ratios, scores
+    ), metrics
+
+
+def _log_ratio_weights(
+    tokens: ResponseTokens,
+    scores: TeacherScores,
+    settings: HindsightSection,
+    *,
+    seed: Sequence[int],
+    gather: Gather,
+) -> tuple[Tensor, dict[str, float]]:
     generator = None
     if settings.shuffle:
         generator = torch.Generator().manual_seed(random.Random(f"{list(seed)}:shuffle").getrandbits(62))
-    weights, metrics = teacher_weights(
+    return teacher_weights(
         tokens.advantages,
         tokens.old_logprobs,
         scores.with_context,
@@ -205,11 +231,6 @@ def weigh_tokens(
         shuffle=generator,
         gather=gather,
     )
-    base = scores.without_context if settings.baseline == "teacher" else tokens.old_logprobs
-    log_ratios = torch.where(tokens.selected, log_ratio(scores.with_context, base), 0.0)
-    return WeightedTokens(
-        weighted_advantages(tokens.advantages, weights, lambda_), weights, log_ratios, scores
-    ), metrics
 
 
 def report_log_ratios(

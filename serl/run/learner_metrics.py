@@ -60,7 +60,10 @@ LEARNER: Mapping[str, str] = {
     "distill_gate": "Mean gate of distilled tokens.",
     "teacher_weight_mean": "Mean weight of weighted tokens.",
     "teacher_clipped_fraction": "Share of weighted tokens whose weight is at a bound of `weight_clip`.",
-    "teacher_num_selected_tokens": "Weighted tokens: action tokens of rows that the teacher read.",
+    "teacher_num_selected_tokens": "Weighted tokens: action tokens of rows that the teacher read, with "
+    "`weight: action_probability` all of their tokens.",
+    "teacher_action_probability_mean": "With that weight, mean probability that the teacher gives the action "
+    "of a weighted token's step.",
     "teacher_<sign>_weight_mean": "Mean weight of weighted tokens with a `positive` or `negative` advantage.",
     "teacher_<sign>_weight_min": "The least weight of these.",
     "teacher_<sign>_weight_max": "The greatest weight of these.",

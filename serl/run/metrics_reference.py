@@ -273,8 +273,8 @@ GROUPS: Mapping[str, MetricGroup] = {
         "whether the teacher tells progress from the rest, with `logging.credit`",
         {
             "auc_idle": "How often, of a recorded step that brought the task nearer and an admissible one "
-            "that did not, the former has the higher Δ, summed over its weighted tokens: 0.5 is a coin, and "
-            "then the weights carry no credit.",
+            "that did not, the former has the higher Δ (with `weight: action_probability`, log-prob by the "
+            "teacher), summed over its action: 0.5 is a coin, and then the weights carry no credit.",
             "auc_idle_positive": "The same among steps with a positive advantage.",
             "auc_rest": "As `auc_idle`, against inadmissible actions too.",
             "student_auc_idle": "As `auc_idle`, by the log-probs that the student's sampler recorded.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,29 @@ def test_weights_follow_from_recorded_gaps_and_token_advantages_from_weights(
             else:
                 assert weight == pytest.approx(min(max(2.718281828 ** (sign * delta), 0.1), 1.9), rel=1e-4)
                 assert token_advantage == pytest.approx(record.advantage * (0.5 + 0.5 * weight), rel=1e-5)
+
+
+def test_the_probability_of_an_action_is_that_of_a_plain_pass_and_weighs_its_thought_too(
+    model_dir: Path, groups: list[TrajectoryGroup]
+) -> None:
+    group = hindsight_group(model_dir, weight="action_probability")
+    rows = rows_of(group, groups)
+    records = records_of(update(group, groups, recorded=EVERYTHING))
+    num_weighed = 0
+    for row, record in zip(rows, records, strict=True):
+        if row.teacher_prompt_ids is None or not record.advantage:
+            assert known(record.weights) == pytest.approx([1.0] * len(known(record.weights)))
+            continue
+        scored = reference_logprobs(model_dir, row.teacher_prompt_ids, row.response_ids)
+        probability = math.exp(sum(p for p, action in zip(scored, row.action_mask, strict=True) if action))
+        weight = 1.0 + 0.9 * math.copysign(1.0, record.advantage) * (2.0 * probability - 1.0)
+        assert record.weights == pytest.approx([weight] * len(row.response_ids), abs=1e-4)
+        assert record.token_advantages == pytest.approx(
+            [record.advantage * (0.5 + 0.5 * weight)] * len(row.response_ids), abs=1e-4
+        )
+        assert [value is not None for value in record.log_ratios] == list(row.action_mask)
+        num_weighed += 1
+    assert num_weighed > 3
 
 
 def centred_weights(records: list[TeacherRecord], mean_of: dict[int, float]) -> list[float]:

@@ -11,7 +11,7 @@ from envs.base import MeasuringProvider, TextEnv
 from envs.example import GuessEnv, GuessProvider
 from serl.hindsight.credit import IDLE, REST, ScoredActions, group_wins
 from serl.rollout.progress import ActionKind, JudgedStep, ReplayError, judged_steps
-from serl.run.credit import CreditMeter
+from serl.run.credit import CreditMeter, teacher_score
 from serl.types import Step, Task, TeacherRecord
 
 Action = tuple[float, ActionKind, float, int]
@@ -131,7 +131,10 @@ def record(log_ratios: list[float | None], advantage: float) -> TeacherRecord:
 
 def test_a_run_logs_the_credit_of_what_it_recorded() -> None:
     steps = [guess(5, "Too high."), guess(1, "Too low."), guess(2, "Too low.")]
-    steps = [replace(step, old_logprobs=[-1.0], response_ids=[3]) for step in steps]
+    steps = [
+        replace(step, old_logprobs=logprobs, action_mask=[True] * len(logprobs))
+        for step, logprobs in zip(steps, ([-0.5, 0.0, -0.5], [-1.0], [-1.0]), strict=True)
+    ]
     trajectory = make_trajectory(steps, task=Task("3"))
     # Progress, idle, progress; the third has no evidence.
     records = {
@@ -139,7 +142,7 @@ def test_a_run_logs_the_credit_of_what_it_recorded() -> None:
         ("g-0", 1): record([0.4], 1.0),
         ("g-0", 2): record([None], -1.0),
     }
-    metrics = CreditMeter(MeasuredGuesses()).metrics([trajectory], records)
+    metrics = CreditMeter(MeasuredGuesses(), "log_ratio").metrics([trajectory], records)
     assert (
         metrics["credit/auc_idle"] == metrics["credit/auc_idle_positive"] == metrics["credit/auc_rest"] == 1.0
     )
@@ -149,8 +152,18 @@ def test_a_run_logs_the_credit_of_what_it_recorded() -> None:
     assert counts == {"progress": 1.0, "idle": 1.0, "inadmissible": 0.0}
 
 
+def test_the_score_of_an_action_is_its_log_ratio_or_its_log_prob_by_the_teacher() -> None:
+    step = replace(guess(5, None), old_logprobs=[-1.0, -2.0, -4.0])
+    scored = record([None, 0.5, -0.25], 1.0)
+    assert teacher_score(scored, step, "log_ratio") == 0.25
+    assert teacher_score(scored, step, "action_probability") == -5.75
+    assert teacher_score(record([None] * 3, 1.0), step, "log_ratio") is None
+
+
 def test_what_cannot_be_played_again_is_counted() -> None:
     trajectory = make_trajectory([guess(5, "Too low.")], task=Task("3"))
-    metrics = CreditMeter(MeasuredGuesses()).metrics([trajectory], {("g-0", 0): record([1.0], 1.0)})
+    metrics = CreditMeter(MeasuredGuesses(), "log_ratio").metrics(
+        [trajectory], {("g-0", 0): record([1.0], 1.0)}
+    )
     assert metrics["credit/trajectories_not_judged"] == 1.0
     assert metrics["credit/num_progress"] == 0.0 and math.isnan(metrics["credit/auc_idle"])

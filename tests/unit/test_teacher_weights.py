@@ -7,8 +7,14 @@ import math
 import pytest
 import torch
 
+from serl.config import HindsightSection
 from serl.hindsight.schedules import effective_lambda
-from serl.hindsight.teacher_weights import log_ratio_parts, teacher_weights, weighted_advantages
+from serl.hindsight.teacher_weights import (
+    action_weights,
+    log_ratio_parts,
+    teacher_weights,
+    weighted_advantages,
+)
 
 ALL = torch.ones(4, dtype=torch.bool)
 ADVANTAGES = torch.tensor([2.0, 2.0, -2.0, -2.0])
@@ -176,6 +182,52 @@ def test_shapes_other_than_flat_are_kept():
         step_ids=torch.tensor([[0, 0], [1, 1]]),
     )
     assert weights.shape == shape
+
+
+def test_the_probability_of_an_action_weighs_every_token_of_its_step():
+    # Steps of three, two, two and one tokens: a thought before the action, A < 0, no action, A = 0.
+    step_ids = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
+    selected = torch.tensor([False, True, True, True, True, False, False, True])
+    advantages = torch.tensor([2.0, 2.0, 2.0, -1.0, -1.0, 1.0, 1.0, 0.0])
+    teacher = torch.tensor([0.0, 0.5, 0.5, 0.8, 0.25, 0.0, 0.0, 0.9]).log()
+    weights, metrics = action_weights(advantages, teacher, selected, step_ids, weight_clip=0.8)
+    # p = 0.5 · 0.5 and 0.8 · 0.25; 1 + 0.8 · (2 p − 1) and 1 − 0.8 · (2 p − 1)
+    assert weights.tolist() == pytest.approx([0.6, 0.6, 0.6, 1.48, 1.48, 1.0, 1.0, 1.0])
+    assert metrics["num_selected_tokens"] == 5.0
+    assert metrics["weight_mean"] == pytest.approx((3 * 0.6 + 2 * 1.48) / 5)
+    assert metrics["positive_weight_max"] == pytest.approx(0.6)
+    assert metrics["action_probability_mean"] == pytest.approx((3 * 0.25 + 2 * 0.2) / 5)
+    assert metrics["clipped_fraction"] == 0.0
+
+
+def test_an_action_that_the_teacher_would_always_or_never_take_reaches_the_bounds():
+    advantages, steps = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4)
+    teacher = torch.tensor([0.0, -500.0, 0.0, -500.0])
+    weights, _ = action_weights(advantages, teacher, ALL, steps, weight_clip=0.5)
+    assert weights.tolist() == [1.5, 0.5, 0.5, 1.5]
+
+
+def test_nothing_is_weighed_where_nothing_is_selected():
+    for size in (0, 2):
+        nothing = torch.zeros(size)
+        steps = torch.zeros(size, dtype=torch.long)
+        weights, metrics = action_weights(nothing, nothing, nothing.bool(), steps, weight_clip=0.5)
+        assert weights.tolist() == [1.0] * size
+        assert metrics["num_selected_tokens"] == 0.0 and metrics["weight_mean"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"baseline": "teacher"}, 'hindsight.baseline = "teacher" contradicts hindsight.weight'),
+        ({"center": "batch"}, 'hindsight.center = "batch" contradicts'),
+        ({"shuffle": True}, "hindsight.shuffle = true contradicts"),
+    ],
+)
+def test_what_shapes_a_log_ratio_is_refused_where_there_is_none(keys, message):
+    HindsightSection.model_validate(keys)
+    with pytest.raises(ValueError, match=message):
+        HindsightSection.model_validate(keys | {"weight": "action_probability"})
 
 
 def test_missing_companions_are_named():

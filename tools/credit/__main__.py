@@ -126,7 +126,9 @@ def measure(subject: Subject, options: argparse.Namespace) -> Report:
     for line in credit_heading(report.student):
         print(line)
     if subject.records is not None:
-        _add_credit(report, RECORDED, measure_records(groups, subject.records))
+        _add_credit(
+            report, RECORDED, measure_records(groups, subject.records, subject.config.hindsight.weight)
+        )
     if subject.policy is None:
         return report
     names = options.sources or list(sections(subject.config))

@@ -12,13 +12,13 @@ from typing import Any
 from envs.base import MeasuringProvider
 from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.config import ExperimentConfig, HindsightSection
-from serl.config.hindsight import judged_sources
+from serl.config.hindsight import Weight, judged_sources
 from serl.config.hindsight_modes import MODES
 from serl.config.registry import SOURCES
 from serl.hindsight.credit import IDLE, REST, Auc, ScoredActions
 from serl.hindsight.teacher_weights import log_ratio
 from serl.rollout.progress import ActionKind, judged_trajectory
-from serl.run.credit import action_logprob, summed_log_ratio
+from serl.run.credit import action_logprob, teacher_score
 from serl.types import TeacherRecords, TrajectoryGroup
 from tools.credit.policy import Policy
 
@@ -136,14 +136,15 @@ def measure_student(groups: Sequence[JudgedGroup]) -> Credit:
     return Credit.of(ScoredActions.of(actions), share=1.0)
 
 
-def measure_records(groups: Sequence[JudgedGroup], records: TeacherRecords) -> Credit:
-    """Of the log-ratios that a run recorded, exactly those that it trained on."""
+def measure_records(groups: Sequence[JudgedGroup], records: TeacherRecords, weight: Weight) -> Credit:
+    """Of what the weights of a run were made of, exactly as it recorded and trained on it."""
     actions: list[tuple[float, ActionKind, float, int]] = []
     for index, group in enumerate(groups):
         rows = group.finished.rows
         for row in group.rows:
             record = records.get((rows.trajectory_ids[row], rows.step_indices[row]))
-            score = None if record is None else summed_log_ratio(record)
+            step = group.finished.group.steps[row]
+            score = None if record is None else teacher_score(record, step, weight)
             if score is not None:
                 actions.append((score, *_about(group, row), index))
     return Credit.of(ScoredActions.of(actions), len(actions) / sum(len(group.rows) for group in groups))
@@ -158,8 +159,9 @@ def measure_sources(
 ) -> Iterator[tuple[str, Credit]]:
     """Of the context effect, log π_T(a | s, c) − log π_T(a | s), with ``policy`` as the teacher, by name.
 
-    That is Δ of training while the teacher is the policy that sampled. ``names`` are those of `sections`. Of
-    each the teacher reads ``max_tokens`` tokens: rows of a random order that depends on nothing else.
+    That is Δ of training while the teacher is the policy that sampled; where ``hindsight.weight`` is
+    ``action_probability``, of log π_T(a | s, c). ``names`` are those of `sections`. Of each the teacher reads
+    ``max_tokens`` tokens: rows of a random order that depends on nothing else.
     """
     place = [(index, row) for index, group in enumerate(groups) for row in group.rows]
     random.Random(0).shuffle(place)
@@ -181,9 +183,11 @@ def measure_sources(
             [rows[index].response_ids[row].tolist() for index, row in chosen],
             [rows[index].action_mask[row].tolist() for index, row in chosen],
         )
+        scores = dict(zip(chosen, with_context, strict=True))
+        if config.hindsight.weight == "log_ratio":
+            scores = {at: log_ratio(scored, without_context[at]) for at, scored in scores.items()}
         actions = [
-            (float(log_ratio(scored, without_context[at]).sum()), *_about(groups[at[0]], at[1]), at[0])
-            for at, scored in zip(chosen, with_context, strict=True)
+            (float(score.sum()), *_about(groups[index], row), index) for (index, row), score in scores.items()
         ]
         yield name, Credit.of(ScoredActions.of(actions), len(known) / len(place))
 
