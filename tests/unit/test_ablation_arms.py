@@ -14,7 +14,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (
-    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 10),
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 12),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 2),
 )
@@ -38,13 +38,19 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
 
 
 @pytest.mark.parametrize(
-    ("arm", "control"), [("distil_no_evidence", "no_evidence"), ("distil_other_group", "other_group")]
+    ("arm", "control"),
+    [
+        ("distil", "no_evidence"),
+        ("distil", "other_group"),
+        ("action_probability", "no_evidence"),
+    ],
 )
-def test_a_control_of_distillation_differs_from_it_in_what_the_teacher_reads_alone(arm: str, control: str):
-    distil, controlled = (
-        load_experiment(ABLATION / f"{name}.yaml").hindsight.model_dump() for name in ("distil", arm)
+def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(arm: str, control: str):
+    own, controlled = (
+        load_experiment(ABLATION / f"{name}.yaml").hindsight.model_dump()
+        for name in (arm, f"{arm}_{control}")
     )
-    assert distil | {"control": control} == controlled
+    assert own | {"control": control} == controlled
 
 
 def test_the_weights_of_a_success_are_compared_with_the_most_that_weights_can_give():
