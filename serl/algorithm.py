@@ -320,7 +320,7 @@ class SERL(RLlibInterface):
         """
         totals, reached = self._totals, self._weights_seq_no
         totals["rollouts_given_up"] += self._pool.give_up(self.experiment.cluster.heartbeat_timeout_s)
-        self._learners.start()
+        self._learners.start(self.should_stop)
         self._actors.watch_learners(self._learners)
         self._resume_from(checkpoint)
         totals.update(learner_restarts=1, updates_redone=reached - self._weights_seq_no)

@@ -6,9 +6,11 @@ the middle of an update whether it still lives.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -16,25 +18,37 @@ import psutil
 import ray
 import torch.distributed as dist
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+logger = logging.getLogger(__name__)
+
 HEARTBEAT = "heartbeat"
 SAVING = "saving"
 
+_POLL_S = 1.0
+_NO_PLACE = ": are their CPUs and GPUs (learner.num_…_per_learner) free beside env runners and replicas?"
+# What has been answered is small and has only to arrive.
+_ANSWER_TIMEOUT_S = 30.0
 
-class LearnerStartError(RuntimeError):
-    """The learners' processes are not there in time."""
+
+class LearnerError(RuntimeError):
+    """A learner failed, died, or did not answer in time; the text says which one and doing what."""
 
 
 def start_learners(
-    config: Any, module_spec: Any, placement_group: PlacementGroup | None, timeout_s: float
+    config: Any,
+    module_spec: Any,
+    placement_group: PlacementGroup | None,
+    timeout_s: float,
+    should_stop: Callable[[], bool],
 ) -> list[ActorHandle]:
     """``config.num_learners`` built learners of ``config.learner_class``, in the order of their ranks.
 
-    Raises LearnerStartError if they do not all get a place in the cluster within ``timeout_s``, and what
-    building one raises.
+    Raises LearnerError if they do not all have a place in the cluster and the model within ``timeout_s``,
+    when the first of them fails, and soon after ``should_stop`` says so.
     """
     actor_class: Any = ray.remote(concurrency_groups={HEARTBEAT: 1, SAVING: 1})(config.learner_class)  # pyright: ignore[reportCallIssue]
     options = {"num_cpus": config.num_cpus_per_learner, "num_gpus": config.num_gpus_per_learner}
@@ -45,17 +59,21 @@ def start_learners(
         cast(ActorHandle, actor_class.options(**options).remote(**arguments, started_as=number))
         for number in range(config.num_learners)
     ]
+    answered = _Answers(timeout_s, should_stop).of
     try:
-        ranked = _ranked(learners, timeout_s)
+        nodes = answered([each.node_id.remote() for each in learners], "start", _NO_PLACE)
+        # Neighbours are on one node, and on a single one ranks are the numbers that the learners' reprs show.
+        order = sorted(range(len(nodes)), key=lambda index: nodes.index(nodes[index]))
+        ranked = [learners[index] for index in order]
         for index, learner in enumerate(ranked):
             learner._set_learner_index_and_placement_group.remote(
                 learner_index=index, placement_group=placement_group
             )
         if len(ranked) > 1:
-            store = ray.get(ranked[0].open_store.remote(), timeout=timeout_s)
+            (store,) = answered([ranked[0].open_store.remote()], "open_store")
             joins = [learner.join.remote(rank, len(ranked), store) for rank, learner in enumerate(ranked)]
-            ray.get(joins, timeout=timeout_s)
-        ray.get([learner.build.remote() for learner in ranked], timeout=timeout_s)
+            answered(joins, "join")
+        answered([learner.build.remote() for learner in ranked], "build")
     except BaseException:
         end_learners(learners)
         raise
@@ -68,19 +86,63 @@ def end_learners(learners: Sequence[ActorHandle]) -> None:
         ray.kill(learner)
 
 
-def _ranked(learners: Sequence[ActorHandle], timeout_s: float) -> list[ActorHandle]:
-    answers: list[Any] = [each.node_id.remote() for each in learners]
-    placed, missing = ray.wait(answers, num_returns=len(answers), timeout=timeout_s)
-    if missing:
-        raise LearnerStartError(
-            f"{len(placed)} of {len(learners)} learners have a place in the cluster, waited {timeout_s:g} s: "
-            "are learner.num_cpus_per_learner and learner.num_gpus_per_learner free beside env runners and "
-            "replicas?"
-        )
-    nodes: list[str] = ray.get(answers, timeout=timeout_s)
-    # Neighbours are on one node, and on a single one ranks are the numbers that the learners' reprs show.
-    order = sorted(range(len(nodes)), key=lambda index: nodes.index(nodes[index]))
-    return [learners[index] for index in order]
+def gathered(answers: Sequence[Any], timeout_s: float, what: str) -> list[Any] | None:
+    """The results of ``answers``, one of each learner; None if they are not all there within ``timeout_s``.
+
+    Raises LearnerError at the first failure: a learner that waits in a collective for a failed one never
+    answers.
+    """
+    results: dict[Any, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    pending = list(answers)
+    while pending:
+        wait_s = max(deadline - time.monotonic(), 0.0)
+        ready, pending = ray.wait(pending, num_returns=1, timeout=wait_s, fetch_local=False)
+        for answer in ready:
+            results[answer] = _result(answer, answers.index(answer), what)
+        if not ready:
+            return None
+    return [results[answer] for answer in answers]
+
+
+def _result(answer: Any, learner_index: int, what: str) -> Any:
+    try:
+        return ray.get(answer, timeout=_ANSWER_TIMEOUT_S)
+    except RayTaskError as error:
+        cause = error.cause
+        raise LearnerError(
+            f"learner {learner_index} failed in {what}: {type(cause).__name__}: {cause}"
+        ) from error
+    except GetTimeoutError as error:
+        raise LearnerError(
+            f"the answer of learner {learner_index} to {what} did not arrive within {_ANSWER_TIMEOUT_S:g} s"
+        ) from error
+    except RayError as error:  # not only RayActorError: Ray has others for too little memory, a lost node, …
+        logger.error("learner %d: %s", learner_index, error)
+        why = "" if isinstance(error, RayActorError) else f": {type(error).__name__}"
+        raise LearnerError(f"learner {learner_index} died in {what}{why}") from error
+
+
+class _Answers:
+    """Waits for learners that start, for all of it together until ``timeout_s`` have passed."""
+
+    def __init__(self, timeout_s: float, should_stop: Callable[[], bool]) -> None:
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._should_stop = should_stop
+
+    def of(self, calls: Sequence[Any], what: str, hint: str = "") -> list[Any]:
+        """The results of ``calls``; raises LearnerError, whose text ends with ``hint`` if they are late."""
+        while (results := gathered(calls, _POLL_S, what)) is None:
+            if self._should_stop():
+                raise LearnerError(f"a stop was asked for before the learners had finished {what}")
+            if time.monotonic() > self._deadline:
+                ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0.0, fetch_local=False)
+                raise LearnerError(
+                    f"{len(ready)} of {len(calls)} learners finished {what} within "
+                    f"learner.start_timeout_s = {self._timeout_s:g} s{hint}"
+                )
+        return results
 
 
 class LearnerProcess:

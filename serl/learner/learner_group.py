@@ -8,7 +8,6 @@ the first failure of any of them is a `LearnerError`; `start` puts new ones in t
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
@@ -24,7 +22,7 @@ from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
-from serl.learner.actors import end_learners, start_learners
+from serl.learner.actors import LearnerError, end_learners, gathered, start_learners
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows
@@ -37,13 +35,7 @@ from serl.private.rllib import (
 from serl.serving.weights import Broadcast
 from serl.types import TeacherRecords
 
-logger = logging.getLogger(__name__)
-
 _PING_TIMEOUT_S = 30.0
-
-
-class LearnerError(RuntimeError):
-    """A learner failed, died, or did not answer in time; the text says which one and doing what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +81,14 @@ class SERLLearnerGroup(LearnerGroup):
             begin_remote_group(self, config, module_spec or config.get_multi_rl_module_spec())
             self.start()
 
-    def start(self) -> None:
+    def start(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Starts remote learners in the place of those there were; raises as `start_learners` does."""
         self.shutdown()
         self._in_flight = None
         timeout_s = self._experiment.learner.start_timeout_s
-        learners = start_learners(self.config, self._module_spec, self._placement_group, timeout_s)
+        learners = start_learners(
+            self.config, self._module_spec, self._placement_group, timeout_s, should_stop
+        )
         set_remote_learners(self, learners)
 
     def shutdown(self) -> None:
@@ -249,40 +243,7 @@ class SERLLearnerGroup(LearnerGroup):
         ]
 
     def _gathered(self, answers: list[Any], timeout_s: float, what: str) -> list[Any] | None:
-        """All results, or None if they are not there within ``timeout_s``; LearnerError at the first failure.
-
-        The first: a learner that waits in a collective for a failed one never answers.
-        """
-        if self.is_local:
-            return answers
-        results: dict[Any, Any] = {}
-        deadline = time.monotonic() + timeout_s
-        pending = list(answers)
-        while pending:
-            wait_s = max(deadline - time.monotonic(), 0.0)
-            ready, pending = ray.wait(pending, num_returns=1, timeout=wait_s, fetch_local=False)
-            for answer in ready:
-                results[answer] = self._result(answer, answers.index(answer), what)
-            if not ready:
-                return None
-        return [results[answer] for answer in answers]
-
-    @staticmethod
-    def _result(answer: Any, learner_index: int, what: str) -> Any:
-        try:
-            return ray.get(answer, timeout=_PING_TIMEOUT_S)
-        except RayTaskError as error:
-            cause = error.cause
-            raise LearnerError(
-                f"learner {learner_index} failed in {what}: {type(cause).__name__}: {cause}"
-            ) from error
-        except RayActorError as error:
-            logger.error("learner %d: %s", learner_index, error)
-            raise LearnerError(f"learner {learner_index} died in {what}") from error
-        except GetTimeoutError as error:
-            raise LearnerError(
-                f"the answer of learner {learner_index} to {what} did not arrive within {_PING_TIMEOUT_S:g} s"
-            ) from error
+        return answers if self.is_local else gathered(answers, timeout_s, what)
 
 
 def update_metrics(reports: Sequence[LearnerReport]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,25 @@ def test_a_learner_that_dies_during_an_update_fails_it_and_new_ones_do_it_from_a
     alone.load(tmp_path, timeout_s=START_S)
     expected = finished(alone, started_update(alone, groups, 2))
     assert again["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+def test_learners_that_do_not_start_are_a_failure_of_learners_like_any_other(tmp_path: Path) -> None:
+    policy = save_tiny_policy(tmp_path / "policy")
+    group = learner_group(policy, learner={"num_learners": 1, "num_cpus_per_learner": 0.0})
+    try:
+        with pytest.raises(LearnerError, match="a stop was asked for before the learners had finished"):
+            group.start(should_stop=lambda: True)
+        (policy / "config.json").unlink()
+        with pytest.raises(LearnerError, match="learner 0 failed in build: "):
+            group.start()
+        assert remote_learners(group) == []
+    finally:
+        group.shutdown()
+    no_place = {"num_learners": 2, "num_cpus_per_learner": 7.0, "start_timeout_s": 3.0}
+    started = time.monotonic()
+    with pytest.raises(LearnerError, match=r"of 2 learners finished start within .* = 3 s: are their CPUs"):
+        learner_group(save_tiny_policy(tmp_path / "other"), learner=no_place)
+    assert time.monotonic() - started < 60.0
 
 
 def test_an_update_that_takes_too_long_fails_with_its_deadline(
