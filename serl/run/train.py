@@ -19,7 +19,7 @@ from serl.learner.learner_group import LearnerError
 from serl.models.merge import holds_adapters, write_merged
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import CheckpointWriter, find_checkpoint
+from serl.run.checkpoint import CHECKPOINTS, CheckpointWriter, find_checkpoint, list_checkpoints
 from serl.run.checkpoint_copies import checkpoint_writer
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
@@ -45,8 +45,9 @@ def train(
     """Trains to ``training.num_iterations``; ``resume`` is the checkpoint to resume from.
 
     Remote learners that fail are replaced in place and resume from the newest checkpoint. Returns False if
-    ``stop`` was set before the end; a checkpoint has been written then. Raises LearnerError when they fail
-    more often than ``training.max_restarts`` allows.
+    ``stop`` was set before the end; there is a checkpoint then, of the last finished update unless learners
+    failed. Raises LearnerError when they fail more often than ``training.max_restarts`` allows, or are not
+    replaced because of ``stop``, with no checkpoint to resume from.
     """
     model_dir = resolve_model(experiment.model.path)
     restarts = RestartBudget(experiment.training.max_restarts)
@@ -73,9 +74,15 @@ def train(
             except LearnerError as error:
                 if experiment.learner.num_learners == 0:
                     raise
+                checkpoints.abandon()
+                if stop.is_set():
+                    newest = list_checkpoints(run_dir.path / CHECKPOINTS)[-1:]
+                    if not newest:
+                        raise
+                    console.note(f"{error}; nobody is left to save what came after {newest[0].name}")
+                    return False
                 logger.exception("replacing the learners")
                 which = restarts.spend(error, algorithm.weights_seq_no)
-                checkpoints.abandon()
                 checkpoint, _ = find_checkpoint(run_dir.path)
                 resumed = "the beginning" if checkpoint is None else checkpoint.name
                 console.note(f"{error}; new learners resume from {resumed} ({which})")
