@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def require_run_dir(folder: Path, new: bool) -> None:
         raise ConfigError([f"{folder} {found}: it is no run directory"])
 
 
-def checkpoint_to_resume(run_dir: Path, start: bool) -> Path | None:
-    """The newest sound checkpoint, after a line about each newer one, which is set aside.
+def checkpoint_to_resume(run_dir: Path, start: bool, say: Callable[[str], object] = print) -> Path | None:
+    """The newest sound checkpoint, after ``say`` was told of each newer one, which is set aside.
 
     None if there is none and the run may ``start``. Raises CheckpointError if there is none, or if there are
     only damaged ones: nobody wants such a run to start anew by itself.
@@ -66,7 +66,7 @@ def checkpoint_to_resume(run_dir: Path, start: bool) -> Path | None:
         raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/{reasons}")
     for found in damaged:
         before = checkpoint.name if checkpoint else "the beginning"
-        print(f"{found.reason}; it is kept as {found.set_aside().name}, the run resumes from {before}")
+        say(f"{found.reason}; it is kept as {found.set_aside().name}, the run resumes from {before}")
     return checkpoint
 
 

@@ -19,7 +19,7 @@ from serl.learner.learner_group import LearnerError
 from serl.models.merge import holds_adapters, write_merged
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
-from serl.run.checkpoint import CHECKPOINTS, CheckpointWriter, find_checkpoint, list_checkpoints
+from serl.run.checkpoint import CHECKPOINTS, CheckpointWriter, list_checkpoints
 from serl.run.checkpoint_copies import checkpoint_writer
 from serl.run.cluster import running_algorithm
 from serl.run.console import Console
@@ -28,6 +28,7 @@ from serl.run.evaluations import append_evaluation, read_evaluations
 from serl.run.ray_metrics import exported_metrics
 from serl.run.records import TRAJECTORIES, TrajectoryWriter
 from serl.run.restarts import RestartBudget
+from serl.run.resume import checkpoint_to_resume
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
 
@@ -47,7 +48,7 @@ def train(
     Remote learners that fail are replaced in place and resume from the newest checkpoint. Returns False if
     ``stop`` was set before the end; there is a checkpoint then, of the last finished update unless learners
     failed. Raises LearnerError when they fail more often than ``training.max_restarts`` allows, or are not
-    replaced because of ``stop``, with no checkpoint to resume from.
+    replaced because of ``stop``, with no checkpoint to resume from; CheckpointError if all are damaged.
     """
     model_dir = resolve_model(experiment.model.path)
     restarts = RestartBudget(experiment.training.max_restarts)
@@ -83,7 +84,7 @@ def train(
                     return False
                 logger.exception("replacing the learners")
                 which = restarts.spend(error, algorithm.weights_seq_no)
-                checkpoint, _ = find_checkpoint(run_dir.path)
+                checkpoint = checkpoint_to_resume(run_dir.path, start=True, say=console.note)
                 resumed = "the beginning" if checkpoint is None else checkpoint.name
                 console.note(f"{error}; new learners resume from {resumed} ({which})")
                 begin = partial(algorithm.restart_learners, checkpoint)

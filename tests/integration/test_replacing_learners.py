@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
 from serl.durable_files import write_hashed
 from serl.learner.learner_group import LearnerError
@@ -19,6 +21,7 @@ from serl.run.checkpoint import list_checkpoints
 from serl.run.console import Console
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
+from serl.run_folder import checkpoint_path
 
 
 class Algorithm:
@@ -86,6 +89,16 @@ class Run:
     def a_learner_dies(self) -> None:
         raise LearnerError("learner 0 died in the update")
 
+    def a_learner_dies_beside_damaged(self, *iterations: int) -> None:
+        damaged = [checkpoint_path(self.checkpoints, iteration) for iteration in iterations]
+        deadline = time.monotonic() + 60.0
+        while not set(damaged) <= set(list_checkpoints(self.checkpoints)):
+            assert time.monotonic() < deadline, "the checkpoints are not written"
+            time.sleep(0.01)
+        for checkpoint in damaged:
+            (checkpoint / "weights").write_bytes(b"other")
+        self.a_learner_dies()
+
     def a_learner_dies_after_a_stop(self) -> None:
         self.stop.set()
         self.a_learner_dies()
@@ -114,5 +127,24 @@ def test_a_learner_that_dies_after_a_stop_was_asked_for_is_not_replaced(run: Run
 def test_without_a_checkpoint_such_a_run_fails(run: Run) -> None:
     algorithm = Algorithm({1: run.a_learner_dies_after_a_stop})
     with pytest.raises(LearnerError, match="learner 0 died in the update"):
+        run.train(algorithm)
+    assert algorithm.resumed_from == []
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_set_aside_and_its_update_saved_again(run: Run) -> None:
+    algorithm = Algorithm({3: lambda: run.a_learner_dies_beside_damaged(2)})
+    assert run.train(algorithm)
+    assert algorithm.resumed_from == ["iteration_000001"]
+    names = ["iteration_000001", "iteration_000002", "iteration_000003"]
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == names
+    assert (run.checkpoints / "iteration_000002.damaged" / "weights").read_bytes() == b"other"
+    assert (
+        "weights has 5 bytes, 1 were written; it is kept as iteration_000002.damaged" in run.said.getvalue()
+    )
+
+
+def test_a_run_with_nothing_but_damaged_checkpoints_does_not_start_anew_by_itself(run: Run) -> None:
+    algorithm = Algorithm({3: lambda: run.a_learner_dies_beside_damaged(1, 2)})
+    with pytest.raises(CheckpointError, match="(?s)iteration_000002 is damaged.*iteration_000001 is damaged"):
         run.train(algorithm)
     assert algorithm.resumed_from == []
