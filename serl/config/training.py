@@ -28,8 +28,9 @@ class TrainingSection(Section):
     iteration_timeout_s: PositiveFloat = 3600.0
     """Seconds that one iteration may take; then the run fails."""
     max_restarts: int = Field(default=3, ge=0)
-    """How often within an hour remote learners that failed are replaced, and the run resumes in place from
-    its newest checkpoint; then it fails."""
+    """How often within an hour, or without a new update, remote learners that failed are replaced, and the
+    run resumes in place from its newest checkpoint; then it fails, or when learners raise the same error in
+    the same update twice."""
 
 
 class LearnerSection(Section):

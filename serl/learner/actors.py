@@ -38,6 +38,10 @@ class LearnerError(RuntimeError):
     """A learner failed, died, or did not answer in time; the text says which one and doing what."""
 
 
+class LearnerRaisedError(LearnerError):
+    """What a learner was doing raised an error: where it does the same again, so may this."""
+
+
 def start_learners(
     config: Any,
     module_spec: Any,
@@ -110,7 +114,7 @@ def _result(answer: Any, learner_index: int, what: str) -> Any:
         return ray.get(answer, timeout=_ANSWER_TIMEOUT_S)
     except RayTaskError as error:
         cause = error.cause
-        raise LearnerError(
+        raise LearnerRaisedError(
             f"learner {learner_index} failed in {what}: {type(cause).__name__}: {cause}"
         ) from error
     except GetTimeoutError as error:

@@ -21,7 +21,8 @@ from learner_helpers import (
 from ray import cloudpickle
 
 from serl.batch.packing import plan_update
-from serl.learner.learner_group import LearnerError, SERLLearnerGroup, UpdateHandle, UpdateResult
+from serl.learner.actors import LearnerError, LearnerRaisedError
+from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.learner.publishing import published_weights
 from serl.learner.teacher import context_free_rows
 from serl.private.rllib import remote_learners
@@ -302,7 +303,7 @@ def test_learners_that_do_not_start_are_a_failure_of_learners_like_any_other(tmp
         with pytest.raises(LearnerError, match="a stop was asked for before the learners had finished"):
             group.start(should_stop=lambda: True)
         (policy / "config.json").unlink()
-        with pytest.raises(LearnerError, match="learner 0 failed in build: "):
+        with pytest.raises(LearnerRaisedError, match="learner 0 failed in build: "):
             group.start()
         assert remote_learners(group) == []
     finally:
