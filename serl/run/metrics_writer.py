@@ -8,13 +8,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from serl.run.event_files import EventFiles
 from serl.run.failures import FAILURES
 from serl.run.json_lines import parse_line, read_lines, row_of
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -27,27 +25,21 @@ class MetricsWriter:
     def __init__(self, run_dir: Path) -> None:
         self.sinks: list[Callable[[Mapping[str, float]], None]] = []
         self._run_dir = run_dir
-        self._board: SummaryWriter | None = None
+        self._board: EventFiles | None = None
 
-    def start(self, iteration: int) -> None:
+    def start(self, iteration: int, say: Callable[[str], object] = print) -> None:
         """Resumes from ``iteration``; what was written of later iterations is dropped, at 0 everything.
 
-        Failures stay: they are not undone by an iteration that is played again.
+        Failures stay: they are not undone by an iteration that is played again. ``say`` is told when curves
+        cannot be written, without which a run goes on.
         """
-        # tensorboardX imports torch, for which checking a config should not wait.
-        from tensorboardX import SummaryWriter
-
         for file in self._run_dir.glob("*.jsonl"):
             if file.name != FAILURES:
                 # What is of iteration 0, the evaluation of the start, is played again.
                 drop_lines_after(file, iteration if iteration else -1)
         board = self._run_dir / "tensorboard"
-        # Event files are named after the second they began in: two of one second would be one file.
-        self._board = SummaryWriter(
-            str(board),
-            purge_step=iteration + 1 if iteration else (0 if board.exists() else None),
-            filename_suffix=f".{iteration:08d}",
-        )
+        purge_step = iteration + 1 if iteration else (0 if board.exists() else None)
+        self._board = EventFiles(board, purge_step, say)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Appends one line. NaN and infinities are null in JSON and stay what they are in TensorBoard.
@@ -60,9 +52,7 @@ class MetricsWriter:
         finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         with (self._run_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | finite, ensure_ascii=False, allow_nan=False) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, float(value), iteration)
-        self._board.flush()
+        self._board.write(iteration, metrics)
         for sink in self.sinks:
             sink(metrics)
 

@@ -64,7 +64,7 @@ def train(
             try:
                 if begin is not None:
                     begin()
-                run_dir.metrics.start(algorithm.weights_seq_no)
+                run_dir.metrics.start(algorithm.weights_seq_no, console.note)
                 records = TrajectoryWriter(
                     run_dir.path,
                     PromptEncoder.load(str(model_dir)).tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -102,6 +103,49 @@ def test_a_resumed_run_drops_later_lines_and_continues_the_same_curves(tmp_path:
     assert [line["iteration"] for line in lines_of(first.path / "trajectories.jsonl")] == [1, 2]
     board = EventAccumulator(str(first.path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_run_whose_curves_cannot_be_written_for_a_while_goes_on_and_so_do_they(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path))
+    said: list[str] = []
+    run_dir.metrics.start(0, said.append)
+    # More names than a queue would hold, and than fit a file's buffer.
+    metrics = {f"loss/of_part_{number}": float(number) for number in range(1000)}
+    run_dir.metrics.write(1, metrics)
+    (event_file,) = (run_dir.path / "tensorboard").iterdir()
+    (descriptor,) = [
+        int(entry.name)
+        for entry in Path("/proc/self/fd").iterdir()
+        if entry.exists() and entry.resolve() == event_file.resolve()
+    ]
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, descriptor)
+    os.close(full)
+    run_dir.metrics.write(2, metrics)
+    assert said == [
+        f"{run_dir.path / 'tensorboard'} lacks points, which metrics.jsonl has: No space left on device"
+    ]
+    run_dir.metrics.write(3, metrics)
+    run_dir.metrics.close()
+    assert [line["iteration"] for line in lines_of(run_dir.path / "metrics.jsonl")] == [1, 2, 3]
+    board = EventAccumulator(str(run_dir.path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss/of_part_999")] == [
+        (1, 999.0),
+        (3, 999.0),
+    ]
+    assert len(said) == 1
+
+
+def test_a_run_without_room_for_curves_tells_it_once_and_goes_on(tmp_path: Path):
+    run_dir = RunDir.create(experiment_in(tmp_path))
+    (run_dir.path / "tensorboard").touch()
+    said: list[str] = []
+    run_dir.metrics.start(0, said.append)
+    for iteration in (1, 2):
+        run_dir.metrics.write(iteration, {"loss": 1.0})
+    run_dir.metrics.close()
+    assert len(said) == 1 and "File exists" in said[0]
+    assert len(lines_of(run_dir.path / "metrics.jsonl")) == 2
 
 
 def test_a_resumed_run_keeps_its_former_config_beside_the_new_one(tmp_path: Path):
