@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +69,8 @@ def digest_of(path: Path) -> FileDigest:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Leaves what was at ``path`` before, or all of ``data``, wherever the process or the machine stops."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # A process id would be another's, too, in another container.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     try:
         write_hashed(unfinished, data)
         unfinished.replace(path)

@@ -31,7 +31,7 @@ BEAT_INTERVAL_S = 10.0
 DEAD_AFTER_S = 60.0
 # A holder that lives beats twice in this time; one that has been silent for long is watched no longer.
 _SHORTEST_WATCH_S = 2.5 * BEAT_INTERVAL_S
-# Two that take over at once, without locks that they share, see who wrote last.
+# Two that begin at once, without locks that they share, see who wrote last.
 _SETTLE_S = 3.0
 
 
@@ -72,7 +72,9 @@ _WRITER = TypeAdapter(Writer)
 class WriterLock:
     """Held from `acquire` to `release`. ``on_lost`` is called, in a thread, if another process took over.
 
-    That can happen only to a process that was stopped for longer than ``DEAD_AFTER_S``.
+    That can happen only to a process that was stopped for longer than ``DEAD_AFTER_S``, or that begins when
+    another one does with which it shares no locks. It is called again at every heartbeat from then on, for
+    whoever sets it later.
     """
 
     def __init__(self, run_dir: Path, descriptor: int, writer: Writer) -> None:
@@ -123,18 +125,21 @@ class WriterLock:
         os.close(self._descriptor)
 
     def _beat(self) -> None:
-        while not self._released.wait(BEAT_INTERVAL_S):
+        wait_s = _SETTLE_S
+        while not self._released.wait(wait_s):
+            wait_s = BEAT_INTERVAL_S
             try:
                 found = read_writer(self._record.parent)
-                if not self._is_ours(found):
-                    self.on_lost(f"{self._record.parent} was taken over by {found}; this process was stopped")
-                    return
-                write_json(self._record, asdict(replace(self._writer, beat=time.time())))
+                if self._is_ours(found):
+                    write_json(self._record, asdict(replace(self._writer, beat=time.time())))
+                elif found is not None or self._record.with_name(LOCK).exists():
+                    who = found or "another process, which has ended since"
+                    self.on_lost(f"{self._record.parent} was taken over by {who}")
             except OSError:
                 continue  # a full disk, a file system that is away: who takes over then is seen next time
 
     def _is_ours(self, found: Writer | None) -> bool:
-        return found is None or found.token == self._writer.token
+        return found is not None and found.token == self._writer.token
 
 
 def read_writer(run_dir: Path) -> Writer | None:

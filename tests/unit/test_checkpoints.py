@@ -249,3 +249,17 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_alone(
     with pytest.raises(OSError, match="No space left"):
         write_atomically(file, b'{"a": 2}')
     assert json.loads(file.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [file]
+
+
+def test_two_processes_with_one_id_may_write_a_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in two containers: the second one writes all of it before the first one's file gets its name."""
+    file = tmp_path / "writer.json"
+
+    def then_another_process(path: Path, data: bytes) -> None:
+        monkeypatch.undo()
+        write_hashed(path, data)
+        write_atomically(file, b"the second's")
+
+    monkeypatch.setattr("serl.durable_files.write_hashed", then_another_process)
+    write_atomically(file, b"the first's")
+    assert file.read_bytes() == b"the first's" and list(tmp_path.iterdir()) == [file]

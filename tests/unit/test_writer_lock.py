@@ -122,6 +122,69 @@ def test_a_writer_whose_place_was_taken_hears_of_it(tmp_path: Path, monkeypatch:
     assert read_writer(tmp_path) == successor, "a successor's record was removed"
 
 
+def test_whoever_asks_after_the_place_was_taken_hears_of_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer_lock, "BEAT_INTERVAL_S", 0.1)
+    lock = WriterLock.acquire(tmp_path)
+    written_elsewhere(tmp_path, seconds_ago=0.0)
+    for _ in range(2):
+        told = threading.Event()
+        lock.on_lost = lambda text, told=told: told.set()
+        assert told.wait(timeout=20)
+    lock.release()
+
+
+def test_of_two_that_begin_at_once_without_shared_locks_the_first_to_write_soon_hears_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer_lock, "BEAT_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(writer_lock, "_SETTLE_S", 0.5)
+    lock = WriterLock.acquire(tmp_path)
+    told = threading.Event()
+    lock.on_lost = lambda text: told.set()
+    written_elsewhere(tmp_path, seconds_ago=0.0)
+    assert told.wait(timeout=20)
+    lock.release()
+
+
+def test_a_writer_whose_successor_has_ended_hears_of_it_and_writes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer_lock, "BEAT_INTERVAL_S", 0.1)
+    lock = WriterLock.acquire(tmp_path)
+    why: list[str] = []
+    told = threading.Event()
+    lock.on_lost = lambda text: (why.append(text), told.set())
+    (tmp_path / RECORD).unlink()
+    assert told.wait(timeout=20)
+    assert "taken over by another process, which has ended since" in why[0]
+    assert read_writer(tmp_path) is None
+    lock.release()
+
+
+def test_a_file_system_that_is_away_for_a_while_was_taken_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer_lock, "BEAT_INTERVAL_S", 0.1)
+    monkeypatch.setattr(writer_lock, "_SETTLE_S", 0.1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = WriterLock.acquire(folder)
+    why: list[str] = []
+    lock.on_lost = why.append
+    folder.rename(tmp_path / "away")
+    time.sleep(1.0)
+    (tmp_path / "away").rename(folder)
+    first = read_writer(folder)
+    deadline = time.monotonic() + 60
+    while read_writer(folder) == first:
+        assert time.monotonic() < deadline, "no heartbeat"
+        time.sleep(0.05)
+    assert first is not None and why == []
+    lock.release()
+
+
 def test_a_heartbeat_changes_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer_lock, "BEAT_INTERVAL_S", 0.1)
     lock = WriterLock.acquire(tmp_path)
