@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +61,12 @@ class DamagedCheckpoint:
             number += 1
             target = self.path.with_name(f"{self.path.name}.damaged-{number}")
         return self.path.rename(target)
+
+
+def set_aside(damaged: Iterable[DamagedCheckpoint], resumed: str, say: Callable[[str], object]) -> None:
+    """Sets them aside, with a line about each to ``say``; the run resumes from ``resumed``."""
+    for found in damaged:
+        say(f"{found.reason}; it is kept as {found.set_aside().name}, the run resumes from {resumed}")
 
 
 def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[DamagedCheckpoint]]:

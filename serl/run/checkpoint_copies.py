@@ -8,7 +8,8 @@ without it is no checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,14 @@ from fsspec.core import url_to_fs
 from serl.algorithm_state import ALGORITHM_STATE, CheckpointError
 from serl.config.run import CheckpointSection
 from serl.durable_files import sync_folder
-from serl.run.checkpoint import CHECKPOINTS, CheckpointWriter, is_checkpoint_name
+from serl.manifest import verify_checkpoint
+from serl.run.checkpoint import (
+    CHECKPOINTS,
+    CheckpointWriter,
+    DamagedCheckpoint,
+    is_checkpoint_name,
+    set_aside,
+)
 from serl.run.evaluations import EVALUATIONS
 from serl.run.metrics_writer import METRICS
 from serl.run_folder import CONFIG
@@ -75,27 +83,50 @@ class CheckpointCopies:
             for name in self._names()[: -self._keep]:
                 self._files.rm(str(self._checkpoints / name), recursive=True)
 
-    def fetch_newest(self) -> str | None:
-        """Brings the newest checkpoint into the run directory, which has none; its name, if there is one.
+    def fetch_newest(
+        self, damaged: Iterable[DamagedCheckpoint] = (), say: Callable[[str], object] = print
+    ) -> Path | None:
+        """Brings the newest sound copy into the run directory, whose ``damaged`` ones are set aside for it.
 
-        Whether it is as it was written is for the caller to ask. Raises CheckpointError.
+        Those that are damaged themselves are told to ``say`` and stay where they are. None if there is no
+        copy; raises CheckpointError, also if all are damaged.
         """
         with self._told("read"):
-            if not (names := self._names()):
-                return None
-            for name in _RUN_FILES:
-                if self._files.exists(str(self._root / name)):
-                    self._files.get_file(str(self._root / name), str(self._run_dir / name))
-            there, here = self._checkpoints / names[-1], self._run_dir / CHECKPOINTS / names[-1]
+            names = self._names()
+        for name in reversed(names):
+            here = self._run_dir / CHECKPOINTS / name
             partial = here.with_suffix(".partial")
-            found: list[str] = self._files.find(str(there))
-            for file in found:
-                target = partial / PurePosixPath(file).relative_to(there)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(file, str(target))
+            with self._told("read"):
+                self._fetch(self._checkpoints / name, partial)
+            try:
+                verify_checkpoint(partial)
+            except CheckpointError as error:
+                shutil.rmtree(partial)
+                say(str(error).replace(str(partial), f"{self.uri}/{CHECKPOINTS}/{name}"))
+                continue
+            with self._told("read"):
+                self._fetch_run_files()
+            set_aside(damaged, name, say)
             partial.rename(here)
             sync_folder(here.parent)
-            return names[-1]
+            say(f"{name} was fetched from {self.uri}")
+            return here
+        if names:
+            raise CheckpointError(f"{self.uri} holds damaged checkpoints only, {self._run_dir} no sound one")
+        return None
+
+    def _fetch(self, there: PurePosixPath, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a fetch that was interrupted
+        found: list[str] = self._files.find(str(there))
+        for file in found:
+            target = folder / PurePosixPath(file).relative_to(there)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(file, str(target))
+
+    def _fetch_run_files(self) -> None:
+        for name in _RUN_FILES:
+            if self._files.exists(str(self._root / name)):
+                self._files.get_file(str(self._root / name), str(self._run_dir / name))
 
     def _names(self) -> list[str]:
         """Of the complete copies, the oldest first."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
@@ -22,7 +23,7 @@ from serl.config.renamed import former_keys
 from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
-from serl.run.checkpoint import CHECKPOINTS, list_checkpoints
+from serl.run.checkpoint import CHECKPOINTS
 from serl.run.ending import explain
 from serl.run.guardian import Guardian
 from serl.run.preflight import (
@@ -50,6 +51,9 @@ from serl.run.surroundings import (
 )
 from serl.run.writer_lock import RunDirInUseError, WriterLock
 from serl.serving.weights_folder import release_all_folders
+
+if TYPE_CHECKING:
+    from serl.run.checkpoint_copies import CheckpointCopies
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -94,9 +98,13 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
         require_run_dir(folder, new=bool(options.resume_or_start))
         if folder.exists():
             lock = _lock(folder, held)
-        if options.resume_or_start:
-            lock = _fetch_copy(options, folder, lock, held)
-        checkpoint = checkpoint_to_resume(folder, start=bool(options.resume_or_start))
+        start = bool(options.resume_or_start)
+        copies = _copies(options, folder) if start else None
+        if copies is None:
+            checkpoint = checkpoint_to_resume(folder, start)
+        else:
+            lock = lock or _lock(folder, held)
+            checkpoint = checkpoint_to_resume(folder, start, fetch=copies.fetch_newest)
     experiment = _experiment(options, checkpoint)
     if options.evaluate:
         check_evaluable(experiment, options.evaluate)
@@ -131,22 +139,15 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
     return _Prepared(experiment, run_dir, lock or _lock(run_dir.path, held), checkpoint)
 
 
-def _fetch_copy(
-    options: argparse.Namespace, folder: Path, lock: WriterLock | None, held: ExitStack
-) -> WriterLock | None:
-    """Brings the newest checkpoint from where it was copied to, if ``folder`` has none; its lock."""
+def _copies(options: argparse.Namespace, folder: Path) -> CheckpointCopies | None:
+    """Where checkpoints of ``folder``, which is made, are copied to, with ``checkpoint.copy_to``."""
     checkpoint = load_experiment(options.experiment, options.overrides).checkpoint
-    checkpoints_dir = folder / CHECKPOINTS
-    if checkpoint.copy_to is None or list_checkpoints(checkpoints_dir):
-        return lock
+    if checkpoint.copy_to is None:
+        return None
     from serl.run.checkpoint_copies import CheckpointCopies
 
-    checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock or _lock(folder, held)
-    copies = CheckpointCopies(checkpoint.copy_to, folder, checkpoint.keep)
-    if name := copies.fetch_newest():
-        print(f"{name} was fetched from {copies.uri}")
-    return lock
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    return CheckpointCopies(checkpoint.copy_to, folder, checkpoint.keep)
 
 
 def _lock(folder: Path, held: ExitStack) -> WriterLock:

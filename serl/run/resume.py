@@ -11,7 +11,7 @@ from serl.algorithm_state import ALGORITHM_STATE, CheckpointError, read_algorith
 from serl.config import ExperimentConfig
 from serl.config.errors import ConfigError
 from serl.config.wording import shown
-from serl.run.checkpoint import find_checkpoint
+from serl.run.checkpoint import DamagedCheckpoint, find_checkpoint, set_aside
 from serl.run.evaluations import evaluations_file, read_evaluations
 from serl.run.metrics_writer import drop_lines_after
 from serl.run.preflight.output import is_deleted_by_ray, why_not_kept
@@ -53,20 +53,26 @@ def require_run_dir(folder: Path, new: bool) -> None:
         raise ConfigError([f"{folder} {found}: it is no run directory"])
 
 
-def checkpoint_to_resume(run_dir: Path, start: bool, say: Callable[[str], object] = print) -> Path | None:
+def checkpoint_to_resume(
+    run_dir: Path,
+    start: bool,
+    say: Callable[[str], object] = print,
+    fetch: Callable[[list[DamagedCheckpoint]], Path | None] = lambda damaged: None,
+) -> Path | None:
     """The newest sound checkpoint, after ``say`` was told of each newer one, which is set aside.
 
-    None if there is none and the run may ``start``. Raises CheckpointError if there is none, or if there are
-    only damaged ones: nobody wants such a run to start anew by itself.
+    Where there is none, what ``fetch`` brings from elsewhere. None if that is nothing and the run may
+    ``start``. Raises CheckpointError if it may not, or if there are only damaged ones: nobody wants such a
+    run to start anew by itself.
     """
     checkpoint, damaged = find_checkpoint(run_dir)
+    if checkpoint is None and (fetched := fetch(damaged)) is not None:
+        return fetched
     was_complete = [found for found in damaged if (found.path / ALGORITHM_STATE).exists()]
     if checkpoint is None and (was_complete or not start):
         reasons = "".join(f"\n{found.reason}" for found in damaged)
         raise CheckpointError(f"{run_dir} holds no complete checkpoint below checkpoints/{reasons}")
-    for found in damaged:
-        before = checkpoint.name if checkpoint else "the beginning"
-        say(f"{found.reason}; it is kept as {found.set_aside().name}, the run resumes from {before}")
+    set_aside(damaged, checkpoint.name if checkpoint else "the beginning", say)
     return checkpoint
 
 
