@@ -21,7 +21,7 @@ from serl.algorithm_state import (
     read_algorithm_state,
     write_algorithm_state,
 )
-from serl.durable_files import FileDigest, digest_of, write_json
+from serl.durable_files import FileDigest, digest_of, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _MAX_THREADS = 8
@@ -53,6 +53,8 @@ def complete_checkpoint(directory: Path, files: Mapping[str, FileDigest], state:
             f"{elsewhere[0]} of the checkpoint {directory.stem} is not in {directory}, where the driver is: "
             "learners on other hosts need an output_dir that all hosts share"
         )
+    for folder in {(directory / name).parent for name in files}:
+        sync_folder(folder)
     write_manifest(directory, {**files, ALGORITHM_STATE: algorithm_state_digest(state)})
     write_algorithm_state(directory, state)
 

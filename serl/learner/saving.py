@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from serl.config import LoRASection
-from serl.durable_files import FileDigest, digest_of, json_bytes, write_hashed
+from serl.durable_files import FileDigest, digest_of, hashed_file, json_bytes, write_hashed
 from serl.learner.state import (
     LEARNER_FILE,
     LEARNER_FOLDER,
@@ -159,8 +159,10 @@ def _copy_description(source: Path, target: Path, left_out: tuple[str, ...]) -> 
     for file in source.iterdir():
         is_weight = file.suffix in {".safetensors", ".bin", ".gguf"} or file.name.endswith(".index.json")
         if file.is_file() and not is_weight and file.name not in left_out:
-            copy = Path(shutil.copyfile(file, target / file.name))
-            digests[copy] = digest_of(copy)
+            copy = target / file.name
+            with file.open("rb") as content, hashed_file(copy) as written:
+                shutil.copyfileobj(content, written)
+            digests[copy] = written.digest
     return digests
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from serl.durable_files import digest_of
+from serl.manifest import complete_checkpoint
 from serl.types import TrajectoryGroup
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
@@ -46,6 +48,25 @@ def test_a_run_continues_from_a_checkpoint_bit_for_bit(
         assert metrics[name] == expected[name]
     after = weights(original)
     assert all(torch.equal(tensor, after[name]) for name, tensor in weights(resumed).items())
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_a_checkpoint_that_is_complete_is_on_the_disk_with_every_file_and_folder(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    group = learner_group(model_dir, model={"path": str(model_dir), "lora": lora})
+    complete_checkpoint(tmp_path, group.save(tmp_path, timeout_s=60.0), {"weights_seq_no": 1})
+    found = [tmp_path, *tmp_path.rglob("*")]
+    assert {"tokenizer.json", "policy", "learner.json", "algorithm.json"} <= {path.name for path in found}
+    assert [path for path in found if path.stat().st_ino not in synced] == []
 
 
 def test_transformers_loads_the_saved_policy(
