@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ from serl.rollout.episode_pool import EpisodePool
 from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.report import RolloutReport
+from serl.rollout.signals import unblock_signals_for_children
 from serl.types import RolloutRequest, Trajectory
 
 T = TypeVar("T")
@@ -70,13 +72,15 @@ class EnvRunnerConfig(Protocol):
 class SERLEnvRunner(EnvRunner):
     """Plays the requests it is sent, up to ``rollout.max_concurrent_episodes`` at a time.
 
-    ``config`` is RLlib's, and an `EnvRunnerConfig`.
+    ``config`` is RLlib's, and an `EnvRunnerConfig`. No method is a coroutine: Ray would run them all outside
+    the main thread, which alone may handle signals.
     """
 
     config: EnvRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
+        unblock_signals_for_children()
         if Path(self.config.start_dir).is_dir():  # a cluster that was joined was started in another one
             os.chdir(self.config.start_dir)
         experiment = self.config.experiment
@@ -91,7 +95,7 @@ class SERLEnvRunner(EnvRunner):
         self._agents: AgentEpisodes | None = None
         self._num_reported_retries = 0
         max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
-        self._pool = EpisodePool(self._play, max_concurrent_episodes)
+        self._pool = EpisodePool(partial(_play, self), max_concurrent_episodes)
         self._env_threads = ThreadPoolExecutor(max_concurrent_episodes, thread_name_prefix="env")
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
@@ -161,30 +165,6 @@ class SERLEnvRunner(EnvRunner):
             self._agents.close()
         self._env_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _play(self, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
-        assert self._policy is not None
-        settings = self._evaluation_settings if request.evaluation else self._training_settings
-        if self._agents is not None:
-            experiment = self.config.experiment
-            split = experiment.evaluation.split if request.evaluation else experiment.env.train_split
-            return await self._agents.play(request, split, settings, counters)
-        timeout_s = self.config.experiment.env.call_timeout_s
-        with foreign_code("environment_error", f"task {request.task.task_id!r}: make_env"):
-            made = self.provider.make_env()
-        env = EnvCalls(made, request.task, self._env_threads, timeout_s, counters)
-        try:
-            return await run_episode(
-                request,
-                env,
-                self.provider,
-                self.encoder,
-                self._policy,
-                settings,
-                counters,
-            )
-        finally:
-            env.close()
-
     def _make_policy(self) -> Policy:
         if self.config.make_policy is None:
             raise ValueError("the config's make_policy is not set: start the policy deployment first")
@@ -220,6 +200,31 @@ class SERLEnvRunner(EnvRunner):
                 f"waited {timeout_s:g} s for {waited_for}: something holds the event loop, such as an "
                 "environment that blocks and does not declare it"
             ) from error
+
+
+async def _play(runner: SERLEnvRunner, request: RolloutRequest, counters: Counter[str]) -> Trajectory:
+    assert runner._policy is not None
+    settings = runner._evaluation_settings if request.evaluation else runner._training_settings
+    if runner._agents is not None:
+        experiment = runner.config.experiment
+        split = experiment.evaluation.split if request.evaluation else experiment.env.train_split
+        return await runner._agents.play(request, split, settings, counters)
+    timeout_s = runner.config.experiment.env.call_timeout_s
+    with foreign_code("environment_error", f"task {request.task.task_id!r}: make_env"):
+        made = runner.provider.make_env()
+    env = EnvCalls(made, request.task, runner._env_threads, timeout_s, counters)
+    try:
+        return await run_episode(
+            request,
+            env,
+            runner.provider,
+            runner.encoder,
+            runner._policy,
+            settings,
+            counters,
+        )
+    finally:
+        env.close()
 
 
 async def _cancel_other_tasks() -> None:

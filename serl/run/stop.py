@@ -2,8 +2,9 @@
 
 SIGINT, SIGTERM and SIGHUP are blocked here, in every thread that is started later and in every process below,
 which inherits the mask: Slurm and others send SIGTERM to all processes of a job step, and learners that died
-of it would take the weights with them. One thread listens to the signals, so they are heard whatever the main
-thread does, and whichever thread of a library that was there before they reach.
+of it would take the weights with them. Env runners unblock them for what environments start
+(`serl.rollout.signals`). One thread listens to the signals, so they are heard whatever the main thread does,
+and whichever thread of a library that was there before they reach.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -86,6 +88,15 @@ def test_more_requests_than_places_are_all_played_by_all_runners(group: EnvRunne
     assert sorted(t.rollout_index for t in report.trajectories) == [0, 1, 2, 3, 4, 5]
     assert report.counters["env_steps"] == 12
     assert (pool.num_running, pool.num_queued) == (0, 0)
+
+
+def test_what_environments_start_hears_a_signal_that_ray_blocks(group: EnvRunnerGroup) -> None:
+    def interrupt_a_child(runner: object) -> int:
+        child = subprocess.Popen(["sleep", "60"])
+        child.send_signal(signal.SIGINT)
+        return child.wait(30)
+
+    assert group.foreach_env_runner(interrupt_a_child, local_env_runner=False) == [-2, -2]
 
 
 def test_the_episodes_of_a_runner_that_dies_come_back_as_failed_and_it_is_replaced(
