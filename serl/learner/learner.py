@@ -57,12 +57,13 @@ from serl.learner.teacher import (
 from serl.learner.token_batch import Layout, TokenBatch, make_token_batch
 from serl.learner.token_scores import TokenScores
 from serl.models.weights import named_weights
+from serl.no_pickles import NoPickles
 from serl.private.rllib import forget_registered_parameters, learner_index
 from serl.serving.transfer.sender import Weights
 from serl.serving.weights import Broadcast, WeightPublisher
 
 
-class SERLLearner(LearnerProcess, TorchLearner):
+class SERLLearner(LearnerProcess, NoPickles, TorchLearner):
     """Policy, teacher and optimizer of one learner process; `SERLLearnerGroup` calls the public methods.
 
     With more than one learner all of them must be given the same call: they meet in collectives.

@@ -26,6 +26,7 @@ from serl.learner.actors import LearnerError, end_learners, gathered, start_lear
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows
+from serl.no_pickles import NoPickles
 from serl.private.rllib import (
     begin_remote_group,
     local_learner,
@@ -65,7 +66,7 @@ class UpdateResult:
     records: TeacherRecords = field(default_factory=dict)
 
 
-class SERLLearnerGroup(LearnerGroup):
+class SERLLearnerGroup(NoPickles, LearnerGroup):
     """``num_learners`` remote learners, or one in this process if that is 0.
 
     What a learner raises becomes a `LearnerError`; a local learner's errors come as they are.

@@ -27,6 +27,7 @@ from serl.learner.tree_attention import (
 from serl.models.lora import adapter_weights, add_adapters
 from serl.models.resolve import is_hub_id
 from serl.models.weights import cast_parameters, empty_model, load_model, named_weights
+from serl.no_pickles import NoPickles
 from serl.private.transformers import attends_to_all_before, attention_implementation
 
 # The adapters that a model may have.
@@ -64,7 +65,7 @@ def build_model(config: Mapping[str, Any], empty: bool) -> Any:
     return model
 
 
-class CausalLMModule(TorchRLModule):
+class CausalLMModule(NoPickles, TorchRLModule):
     """A policy or a teacher.
 
     ``model_config``: that of `build_model`, ``temperature`` (that of the sampler),

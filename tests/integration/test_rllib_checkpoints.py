@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -11,6 +12,9 @@ from run_helpers import write_checkpoint
 
 from serl.algorithm import SERL
 from serl.algorithm_state import CheckpointError
+from serl.learner.learner import SERLLearner
+from serl.learner.learner_group import SERLLearnerGroup
+from serl.learner.rl_module import CausalLMModule
 from serl.manifest import DamagedCheckpointError
 
 
@@ -32,6 +36,18 @@ def test_rllibs_pickles_are_not_read(tmp_path: Path) -> None:
     algorithm = SERL.__new__(SERL)
     for way in (SERL.from_checkpoint, algorithm.restore_from_path, algorithm.restore):
         with pytest.raises(CheckpointError, match="is not a complete checkpoint: algorithm.json"):
+            way(str(tmp_path))
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("component", [CausalLMModule, SERLLearner, SERLLearnerGroup])
+def test_rllibs_pickles_of_a_component_are_not_read(component: Any, tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    (tmp_path / "metadata.json").write_text("{}")
+    for name in ("class_and_ctor_args.pkl", "state.pkl", f"{component.STATE_FILE_NAME}.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(Trap(sprung)))
+    for way in (component.from_checkpoint, component.__new__(component).restore_from_path):
+        with pytest.raises(NotImplementedError, match=f"{component.__name__}.* would read pickles"):
             way(str(tmp_path))
     assert not sprung.exists()
 
