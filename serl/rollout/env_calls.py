@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -38,6 +38,35 @@ def foreign_code(reason: str, what: str) -> Generator[None]:
         yield
     except RAISED_BY_FOREIGN_CODE as error:
         raise EpisodeFailure(reason, f"{what} raised {error!r}") from error
+
+
+class EnvThreads(ThreadPoolExecutor):
+    """Twice as many threads as the episodes that run at a time, for the calls of blocking environments.
+
+    A call that hangs holds its thread for ever, so only until ``num_hung`` has reached ``num_episodes`` is
+    there a thread for each episode. One hangs that runs for longer than ``timeout_s`` seconds, `close` too.
+    """
+
+    def __init__(self, num_episodes: int, timeout_s: float) -> None:
+        super().__init__(2 * num_episodes, thread_name_prefix="env")
+        self._timeout_s = timeout_s
+        self._started: dict[object, float] = {}
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        return super().submit(self._timed, partial(fn, *args, **kwargs))
+
+    @property
+    def num_hung(self) -> int:
+        now = time.monotonic()
+        return sum(now - started > self._timeout_s for started in list(self._started.values()))
+
+    def _timed(self, function: Callable[[], T]) -> T:
+        call = object()
+        self._started[call] = time.monotonic()
+        try:
+            return function()
+        finally:
+            del self._started[call]
 
 
 class EnvCalls:

@@ -20,7 +20,6 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.rollout.agent_episode import AgentEpisodes
 from serl.rollout.agent_processes import AgentProcesses
-from serl.rollout.env_calls import EnvCalls, foreign_code
+from serl.rollout.env_calls import EnvCalls, EnvThreads, foreign_code
 from serl.rollout.episode import EpisodeSettings, Policy, run_episode
 from serl.rollout.episode_pool import EpisodePool
 from serl.rollout.gateway import Gateway
@@ -96,7 +95,8 @@ class SERLEnvRunner(EnvRunner):
         self._num_reported_retries = 0
         max_concurrent_episodes = experiment.rollout.max_concurrent_episodes
         self._pool = EpisodePool(partial(_play, self), max_concurrent_episodes)
-        self._env_threads = ThreadPoolExecutor(max_concurrent_episodes, thread_name_prefix="env")
+        self._env_threads = EnvThreads(max_concurrent_episodes, experiment.env.call_timeout_s)
+        self._unfit = ""
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
         self._loop_thread.start()
@@ -120,7 +120,9 @@ class SERLEnvRunner(EnvRunner):
             if self._policy is None and requests:
                 self._policy = self._make_policy()
                 self._agents = self._make_agents()
-            return self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
+            report = self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
+            report.unfit = self._unfit = self._why_unfit()
+            return report
         except Exception:  # RLlib ends the process of a runner that raises, and the driver is not told why
             return RolloutReport(error=traceback.format_exc())
 
@@ -129,6 +131,12 @@ class SERLEnvRunner(EnvRunner):
     ) -> RolloutReport:
         """RLlib's name for `exchange`."""
         return self.exchange(requests, wait_s)
+
+    def ping(self) -> str:
+        """Raises RuntimeError once this runner is unfit, lest it be taken for the one in its place."""
+        if self._unfit:
+            raise RuntimeError(self._unfit)
+        return super().ping()
 
     def abort(self) -> RolloutReport:
         """Ends all episodes now; reports what had finished, and the others as failed (``aborted``)."""
@@ -164,6 +172,13 @@ class SERLEnvRunner(EnvRunner):
         if self._agents is not None:
             self._agents.close()
         self._env_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _why_unfit(self) -> str:
+        num_hung = self._env_threads.num_hung
+        if num_hung < self.config.experiment.rollout.max_concurrent_episodes:
+            return ""
+        timeout_s = self.config.experiment.env.call_timeout_s
+        return f"{num_hung} calls of its environments hang (env.call_timeout_s = {timeout_s:g} s)"
 
     def _make_policy(self) -> Policy:
         if self.config.make_policy is None:

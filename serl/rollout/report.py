@@ -42,7 +42,8 @@ class RolloutReport:
     ``agent_branches``, ``agent_template_branches``, ``agent_options_set_aside``, ``agent_requests_refused``
     and ``agent_calls_after_end``. The seconds add up over episodes that run at the same time, so they can
     exceed wall time; failed episodes count in what they did before they failed.
-    ``error`` is the traceback of an error that is no failure of one episode ("": there was none).
+    ``error`` is the traceback of an error that is no failure of one episode ("": there was none),
+    ``unfit`` why the env runner must be replaced, with which what is unfinished is lost ("": it plays on).
     """
 
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -50,3 +51,4 @@ class RolloutReport:
     counters: Counter[str] = field(default_factory=Counter)
     num_unfinished: int = 0
     error: str = ""
+    unfit: str = ""

@@ -2,7 +2,8 @@
 
 One `exchange` call is open per runner: it carries new requests there and finished trajectories back. A runner
 that dies loses its episodes; they come back as failed requests, are counted, and are played again. One that
-has no place in the cluster, or not yet, gets no episodes: nobody waits for it.
+says that it is unfit is killed, and counts as one that died. One that has no place in the cluster, or not
+yet, gets no episodes: nobody waits for it.
 """
 
 from __future__ import annotations
@@ -239,6 +240,10 @@ class EnvRunnerPool:
             episodes.pop((trajectory.group_id, trajectory.rollout_index), None)
         for failure in reply.failures:
             episodes.pop((failure.request.group_id, failure.request.rollout_index), None)
+        if reply.unfit:
+            ray.kill(self._actors.actors()[runner], no_restart=False)
+            self._actors.set_actor_state(runner, healthy=False)
+            self._lose_runner(runner, reply.unfit, report)
 
     def _lose_runner(self, runner: int, error: str, report: PoolReport) -> None:
         lost = self._running.pop(runner, {})

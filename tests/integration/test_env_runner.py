@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rollout_helpers import ScriptedClient, rollout_request
+from rollout_helpers import Corridor, ScriptedClient, rollout_request
 from runner_helpers import RunnerConfig, runner_config, scripted_policy
 
 from serl.config import EnvSection
@@ -107,6 +107,35 @@ def test_stop_ends_running_episodes_and_threads_and_may_be_called_twice(runner: 
     assert not any(thread.name == "episodes" and thread.is_alive() for thread in threading.enumerate())
     with pytest.raises(AssertionError, match="has stopped"):
         runner.assert_healthy()
+
+
+def test_an_env_runner_full_of_calls_that_hang_reports_what_it_has_and_says_that_it_is_unfit(
+    config: RunnerConfig, policy: ScriptedClient
+):
+    config.experiment = config.experiment.model_copy(
+        update={
+            "env": EnvSection(name="rollout_helpers:make_provider", max_steps=5, call_timeout_s=0.3),
+            "rollout": config.experiment.rollout.model_copy(update={"max_concurrent_episodes": 2}),
+        }
+    )
+    config.make_policy = lambda: policy
+    runner = SERLEnvRunner(config=config, worker_index=1)
+    try:
+        assert runner.ping() == "pong"
+        runner.exchange([rollout_request("blocking 1", rollout_index=index) for index in (0, 1)], wait_s=0.0)
+        failed: list[str] = []
+        deadline = time.monotonic() + 60.0
+        while not (report := runner.exchange([], wait_s=0.2)).unfit:
+            assert time.monotonic() < deadline
+            failed += [failure.reason for failure in report.failures]
+        assert failed + [failure.reason for failure in report.failures] == ["environment_timeout"] * 2
+        assert report.unfit == "2 calls of its environments hang (env.call_timeout_s = 0.3 s)"
+        with pytest.raises(RuntimeError, match="2 calls of its environments hang"):
+            runner.ping()
+    finally:
+        Corridor.gate.set()
+        runner.stop()
+        Corridor.gate.clear()
 
 
 def test_rllib_finds_the_spaces_and_an_empty_state(runner: SERLEnvRunner):

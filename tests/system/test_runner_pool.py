@@ -115,6 +115,34 @@ def test_the_episodes_of_a_runner_that_dies_come_back_as_failed_and_it_is_replac
     assert len(poll_until(pool, 3).trajectories) == 3
 
 
+def test_a_runner_that_is_unfit_reports_is_replaced_and_its_episodes_come_back(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    config = runner_config(tmp_path)
+    config.experiment = config.experiment.model_copy(
+        update={
+            "env": config.experiment.env.model_copy(update={"call_timeout_s": 0.5}),
+            "rollout": config.experiment.rollout.model_copy(update={"max_concurrent_episodes": 2}),
+        }
+    )
+    config.make_policy = functools.partial(scripted_policy, str(tmp_path))
+    config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0)
+    config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.0)
+    group = EnvRunnerGroup(config=config, local_env_runner=False)
+    pool = EnvRunnerPool(group, max_concurrent_episodes=3, exchange_wait_s=0.2)  # one waits in the runner
+    try:
+        hanging = [rollout_request("blocking 1", rollout_index=index) for index in (0, 1)]
+        pool.submit([*hanging, rollout_request("corridor 2", rollout_index=9)])
+        failures = poll_until(pool, 3).failures
+        assert [failure.reason for failure in failures] == ["environment_timeout"] * 2 + ["env_runner_died"]
+        assert "died with 1 episodes (death 1): 2 calls of its environments hang" in failures[2].message
+        pool.submit(corridors(2, 3, 4))
+        report = poll_until(pool, 3)
+        assert len(report.trajectories) == 3 and report.counters["env_runners_died"] == 0
+    finally:
+        group.stop()
+
+
 def test_a_runner_without_a_place_keeps_nobody_waiting_and_one_not_wanted_ends_after_its_episodes(
     ray_cluster: None, tmp_path: Path
 ) -> None:

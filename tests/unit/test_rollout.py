@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from envs.base import Task
-from serl.rollout.env_calls import EnvCalls, EpisodeFailure
+from serl.rollout.env_calls import EnvCalls, EnvThreads, EpisodeFailure
 from serl.rollout.episode import EpisodeSettings, run_episode, sampling_seed
 from serl.rollout.prompt import PromptEncoder
 from serl.types import RequestRefused, Trajectory, VersionSpan
@@ -274,3 +274,29 @@ def test_a_blocking_environment_that_hangs_fails_its_episode(
         Corridor.gate.set()
         Corridor.gate.clear()
     assert failure.value.reason == "environment_timeout"
+
+
+def test_calls_that_hang_are_counted_until_they_end_and_leave_a_thread_for_each_episode():
+    async def play(threads: EnvThreads) -> None:
+        for _ in range(2):
+            env = EnvCalls(Corridor(), Task("blocking 1"), threads, timeout_s=0.2, counters=Counter())
+            await env.reset(0)
+            with pytest.raises(EpisodeFailure, match="step took longer than 0.2 s"):
+                await env.step("forward")
+        assert threads.num_hung == 2
+        sound = [
+            EnvCalls(Corridor(), Task("blocking 1"), threads, timeout_s=5.0, counters=Counter())
+            for _ in range(2)
+        ]
+        for _ in range(2):  # only from the second reset on do they know that they block
+            answers = await asyncio.gather(*(env.reset(0) for env in sound))
+        assert [observation for observation, _ in answers] == ["You stand at 0."] * 2
+
+    # A call that hangs keeps its thread, and leaving the context waits for it.
+    with EnvThreads(2, timeout_s=0.1) as threads:
+        try:
+            asyncio.run(play(threads))
+        finally:
+            Corridor.gate.set()
+    Corridor.gate.clear()
+    assert threads.num_hung == 0
