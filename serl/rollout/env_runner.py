@@ -50,6 +50,10 @@ T = TypeVar("T")
 _LOOP_ANSWER_TIMEOUT_S = 60.0
 
 
+class EventLoopHeldError(TimeoutError):
+    """The event loop of the episodes does not answer."""
+
+
 class EnvRunnerConfig(Protocol):
     """What an env runner needs of RLlib's config beyond RLlib's own fields.
 
@@ -113,6 +117,7 @@ class SERLEnvRunner(EnvRunner):
         nothing: whatever an episode raised beyond the failures that are reported is the report's ``error``,
         and so are what `make_provider` or `PromptEncoder.load` raised on this machine, and
         TooManyRequestsError if more than twice ``rollout.max_concurrent_episodes`` requests were unfinished.
+        One whose event loop does not answer is ``unfit``, and one of which too many calls hang.
         """
         if self._start_error:
             return RolloutReport(error=self._start_error)
@@ -123,6 +128,9 @@ class SERLEnvRunner(EnvRunner):
             report = self._report(self._pool.exchange(requests, wait_s), wait_s, "a report of its episodes")
             report.unfit = self._unfit = self._why_unfit()
             return report
+        except EventLoopHeldError as error:
+            self._unfit = str(error)
+            return RolloutReport(unfit=self._unfit)
         except Exception:  # RLlib ends the process of a runner that raises, and the driver is not told why
             return RolloutReport(error=traceback.format_exc())
 
@@ -211,7 +219,7 @@ class SERLEnvRunner(EnvRunner):
             if future.done():
                 raise
             future.cancel()
-            raise TimeoutError(
+            raise EventLoopHeldError(
                 f"waited {timeout_s:g} s for {waited_for}: something holds the event loop, such as an "
                 "environment that blocks and does not declare it"
             ) from error

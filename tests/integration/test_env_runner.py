@@ -138,6 +138,19 @@ def test_an_env_runner_full_of_calls_that_hang_reports_what_it_has_and_says_that
         Corridor.gate.clear()
 
 
+def test_an_env_runner_whose_event_loop_is_held_says_that_it_is_unfit(
+    runner: SERLEnvRunner, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr("serl.rollout.env_runner._LOOP_ANSWER_TIMEOUT_S", 0.5)
+        runner._loop.call_soon_threadsafe(time.sleep, 3.0)
+        report = runner.exchange([], wait_s=0.0)
+    assert report.error == ""
+    assert "waited 0.5 s for a report of its episodes: something holds the event loop" in report.unfit
+    with pytest.raises(RuntimeError, match="something holds the event loop"):
+        runner.ping()
+
+
 def test_rllib_finds_the_spaces_and_an_empty_state(runner: SERLEnvRunner):
     spaces = (runner.config.observation_space, runner.config.action_space)
     names = ("__env__", "__env_single__", "default_policy")
