@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class _Watched:
     on_death: Callable[[], None] | None
     on_answer: Callable[[Any], None] | None
     answer: Any = None
-    asked_at: float = 0.0
+    silent_s: float = 0.0
     has_answered: bool = False
 
 
@@ -39,7 +38,8 @@ class HeartbeatMonitor:
     """A thread that pings what it `watch`es, once a second; ``num_hung`` counts by kind what it ended.
 
     An actor must answer within ``timeout_s``; one that has not answered since it was started or restarted,
-    and may be importing torch or loading data, within ``start_timeout_s``.
+    and may be importing torch or loading data, within ``start_timeout_s``. Seconds are counted, not measured:
+    in those that all processes were stopped for nobody was silent.
     """
 
     def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
@@ -90,13 +90,15 @@ class HeartbeatMonitor:
 
     def _look_after(self, name: str, actor: _Watched) -> None:
         if actor.answer is None:
-            actor.answer, actor.asked_at = actor.ping(), time.monotonic()
+            actor.answer, actor.silent_s = actor.ping(), 0.0
+        else:
+            actor.silent_s += _INTERVAL_S
         if ray.wait([actor.answer], timeout=0.0)[0]:
             answer, actor.answer = actor.answer, None
             self._take(name, actor, answer)
             return
         limit_s = self._timeout_s if actor.has_answered else self._start_timeout_s
-        if time.monotonic() - actor.asked_at > limit_s:
+        if actor.silent_s >= limit_s:
             logger.error("%s has not answered for %g s: killing it", name, limit_s)
             self.num_hung[actor.kind] += 1
             actor.answer, actor.has_answered = None, False
