@@ -7,6 +7,7 @@
 | weight store | `ping` | a new one under the same name, with the newest snapshot |
 | Serve's controller | `check_alive` | Ray restarts it, and it finds its replicas again |
 | policy replica | Serve's health check, of its engine too | Serve starts another one |
+| gateway | Serve's health check | Serve starts another one |
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from serl.gateway.app import ROOT
 from serl.gateway.deployment import GatewayReplica
 from serl.private.ray_serve import CODE_ON_REPLICAS_OWN_LOOP, http_proxy_address
 from serl.serving.names import ServingNames
-from serl.serving.start import OPTIONS, ServingStartError, deploy, wait_until_running
+from serl.serving.start import OPTIONS, ServingStartError, deploy, health_checks, wait_until_running
 
 DEPLOYMENT = "gateway"
 _EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -41,6 +41,7 @@ def start_gateway(
         name=DEPLOYMENT,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": CODE_ON_REPLICAS_OWN_LOOP}},
+        **health_checks(experiment.cluster.heartbeat_timeout_s),
         **OPTIONS,
     )
     bound = deployment.bind(model_dir, experiment.serving.tool_parser, gateway.base_url, run_dir, names)

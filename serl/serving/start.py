@@ -242,8 +242,7 @@ def _deployment(experiment: ExperimentConfig) -> serve.Deployment:
             "runtime_env": _runtime_env(serving),
         },
         request_router_config={"request_router_class": SESSION_ROUTER},
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=_health_check_timeout_s(experiment.cluster.heartbeat_timeout_s),
+        **health_checks(experiment.cluster.heartbeat_timeout_s),
         **OPTIONS,
         **replicas,
     )
@@ -255,6 +254,7 @@ def _runtime_env(serving: ServingSection) -> dict[str, Any]:
     return of_job | {"env_vars": of_job.get("env_vars", {}) | replica_environment(serving)}
 
 
-def _health_check_timeout_s(heartbeat_timeout_s: float) -> float:
-    """Of one check, so that a silent replica has failed all of them within ``heartbeat_timeout_s``."""
-    return max(heartbeat_timeout_s / _NUM_HEALTH_CHECKS - _HEALTH_CHECK_PERIOD_S, 0.5)
+def health_checks(heartbeat_timeout_s: float) -> dict[str, float]:
+    """Options of a deployment, of which a silent replica fails all checks within ``heartbeat_timeout_s``."""
+    timeout_s = max(heartbeat_timeout_s / _NUM_HEALTH_CHECKS - _HEALTH_CHECK_PERIOD_S, 0.5)
+    return {"health_check_period_s": _HEALTH_CHECK_PERIOD_S, "health_check_timeout_s": timeout_s}

@@ -146,10 +146,8 @@ def _give_up_lock(application: str) -> None:
 def _remove_if_stale(folder: Path) -> bool:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False  # just being made, or just being removed
-    except PermissionError:
-        return False  # another user's
+    except OSError:  # just being made or removed, another user's, or no folder: anybody may put one there
+        return False
     try:
         if is_stale := try_lock(lock, fcntl.LOCK_EX):
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_weights_of_killed_runs_are_removed_and_those_of_live_ones_stay() -> Non
         claim_folder(application)
         release_folder(application)
     assert not live.exists()
+
+
+def test_what_is_no_folder_of_weights_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serl.serving.weights_folder.shared_memory_root", lambda: tmp_path)
+    (tmp_path / "serl-weights-file").touch()
+    (tmp_path / "serl-weights-circle").symlink_to(tmp_path / "serl-weights-circle")
+    (tmp_path / "serl-weights-odd" / "lock").mkdir(parents=True)
+    assert claim_folder("serl-new") == 0
+    release_folder("serl-new")
 
 
 def test_a_folder_lives_as_long_as_one_process_that_joined_it() -> None:
