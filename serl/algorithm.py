@@ -57,7 +57,7 @@ from serl.rollout.scaling import PoolScaler
 from serl.run_folder import CONFIG, config_yaml, create_run_folder
 from serl.serving.client import PolicyClient
 from serl.serving.names import ServingNames
-from serl.serving.start import start_serving, stop_serving, wait_until_ready
+from serl.serving.start import give_up_serving, start_serving, stop_serving, wait_until_ready
 from serl.serving.weights import BroadcastStats
 from serl.types import TeacherRecords, Trajectory
 from serl.watched_actors import WatchedActors
@@ -166,7 +166,7 @@ class SERL(RLlibInterface):
             wait_until_ready(names, experiment.serving.start_timeout_s)
             wait_until_gateway_ready(gateway, experiment.serving.start_timeout_s)
         except Exception:
-            stop_serving(names)
+            give_up_serving(names)
             raise
         assert self.env_runner_group is not None
         self._pool = EnvRunnerPool(self.env_runner_group, experiment.rollout.max_concurrent_episodes)

@@ -45,7 +45,7 @@ def start_gateway(
         **OPTIONS,
     )
     bound = deployment.bind(model_dir, experiment.serving.tool_parser, gateway.base_url, run_dir, names)
-    deploy(bound, application, route_prefix=f"/{application}")
+    deploy(bound, application, experiment.serving.start_timeout_s, route_prefix=f"/{application}")
     return gateway
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from serl.config import ExperimentConfig, ServingSection
-from serl.private.ray_core import started_its_cluster
+from serl.private.ray_core import ends_within, started_its_cluster
 from serl.private.ray_serve import SESSION_ROUTER
 from serl.serving.autoscaling import replicas_for_open_requests
 from serl.serving.custodian import appoint_custodian, delete_applications, dismiss_custodian
@@ -36,6 +37,9 @@ _MAX_RUN_NAME = 100
 
 _POLL_INTERVAL_S = 0.1
 _NAME_FREE_TIMEOUT_S = 30.0
+# Beyond the deadline of a deployment, for the controller to say what it lacks.
+_STATUS_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 30.0
 # Serve replaces a replica at the third failed check in a row.
 _NUM_HEALTH_CHECKS = 3
 _HEALTH_CHECK_PERIOD_S = 2.0
@@ -63,7 +67,7 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
 
     Ray must be initialised. The application is named after ``run_dir``; ``instance`` tells deployments of one
     cluster and host apart. The engines' logs go to ``run_dir/logs``. Raises FileExistsError if a deployment
-    ``instance`` is running.
+    ``instance`` is running, and, in the main thread, TimeoutError if Serve's controller does not answer.
     """
     serving = experiment.serving
     names = ServingNames(
@@ -84,18 +88,31 @@ def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, in
     if ray.util.get_current_placement_group() is not None:
         # That of a trial of Tune, into which Ray would put Serve's controller; it has no place for it.
         _start_serve_outside(options, serving.start_timeout_s)
-    _start_serve(options)
-    deploy(_deployment(experiment).bind(experiment, model_dir, run_dir, names), names.application)
+    with _controller_answers(serving.start_timeout_s):
+        _start_serve(options)
+    application = _deployment(experiment).bind(experiment, model_dir, run_dir, names)
+    deploy(application, names.application, serving.start_timeout_s)
     return names
 
 
-def deploy(application: serve.Application, name: str, route_prefix: str | None = None) -> None:
-    """Returns without waiting for it; without ``route_prefix`` it is not reached over HTTP."""
-    serve.run_many(
-        [serve.RunTarget(application, name=name, route_prefix=route_prefix)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+def deploy(
+    application: serve.Application, name: str, timeout_s: float, route_prefix: str | None = None
+) -> None:
+    """Returns without waiting for it; without ``route_prefix`` it is not reached over HTTP.
+
+    Raises TimeoutError, in the main thread, if Serve's controller does not answer within ``timeout_s``.
+    """
+    with _controller_answers(timeout_s):
+        serve.run_many(
+            [serve.RunTarget(application, name=name, route_prefix=route_prefix)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+
+def _controller_answers(timeout_s: float) -> AbstractContextManager[None]:
+    """Raises TimeoutError from the body, in the main thread: Serve itself asks its controller without end."""
+    return ends_within(timeout_s, f"Ray Serve's controller did not answer within {timeout_s:g} s")
 
 
 def _plain(name: str) -> str:
@@ -145,6 +162,11 @@ def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
 
 def wait_until_running(application_name: str, what: str, timeout_s: float) -> None:
     """Returns once the application ``what`` runs; raises as `wait_until_ready`."""
+    with _controller_answers(timeout_s + _STATUS_TIMEOUT_S):
+        _wait_until_running(application_name, what, timeout_s)
+
+
+def _wait_until_running(application_name: str, what: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         application = serve.status().applications.get(application_name)
@@ -170,6 +192,15 @@ def stop_serving(names: ServingNames) -> None:
     _stop(names.application)
 
 
+def give_up_serving(names: ServingNames) -> None:
+    """`stop_serving` after a start that failed; if the controller hangs, that is logged, not raised."""
+    try:
+        with _controller_answers(_STOP_TIMEOUT_S):
+            stop_serving(names)
+    except TimeoutError:
+        logger.exception("stopping %s, which did not start", names.application)
+
+
 def stop_all_serving() -> None:
     """Ends all deployments that this process started and did not stop."""
     for application in list(_weight_stores):
@@ -177,12 +208,14 @@ def stop_all_serving() -> None:
 
 
 def _stop(application: str) -> None:
-    delete_applications(application)
-    dismiss_custodian(application)
-    store = _weight_stores.pop(application, None)
-    if store is not None:
-        ray.kill(store)
-    release_folder(application)
+    try:
+        delete_applications(application)
+        dismiss_custodian(application)
+    finally:
+        store = _weight_stores.pop(application, None)
+        if store is not None:
+            ray.kill(store)
+        release_folder(application)
 
 
 def weight_store_of(names: ServingNames) -> ActorHandle:
