@@ -32,6 +32,9 @@ from serl.serving.weight_store import WeightVersion, live_actors
 
 logger = logging.getLogger(__name__)
 
+# In a longer pause this process did not run, or was busy elsewhere.
+_MAX_SECONDS_BETWEEN_LOOKS = 10.0
+
 
 class ServingLostError(RuntimeError):
     """No policy replica is left, and none comes."""
@@ -50,7 +53,8 @@ class WatchedActors:
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
         self._num_wanted = experiment.serving.fewest_replicas
         self._num_serving = self._num_wanted
-        self._served_at = time.monotonic()
+        self._unserved_s = 0.0
+        self._looked_at = time.monotonic()
         self._monitor = HeartbeatMonitor(
             experiment.cluster.heartbeat_timeout_s, experiment.rollout.start_timeout_s
         )
@@ -103,11 +107,14 @@ class WatchedActors:
         """Raises ServingLostError if no replica has lived for ``serving.start_timeout_s``.
 
         Serve gives a deployment up, for instance, that its restarted controller does not find as it was.
+        To be called every few seconds: those in which all processes were stopped do not count.
         """
-        silent_s = time.monotonic() - self._served_at
-        if silent_s > self._replica_start_timeout_s:
+        now = time.monotonic()
+        self._unserved_s += min(now - self._looked_at, _MAX_SECONDS_BETWEEN_LOOKS)
+        self._looked_at = now
+        if self._unserved_s > self._replica_start_timeout_s:
             raise ServingLostError(
-                f"no policy replica has served for {silent_s:.0f} s, and none came within "
+                f"no policy replica has served for {self._unserved_s:.0f} s, and none came within "
                 f"serving.start_timeout_s = {self._replica_start_timeout_s:g} s: see the newest "
                 "logs/serving-*.log, and the logs of Ray Serve's controller"
             )
@@ -122,7 +129,7 @@ class WatchedActors:
     def _look_for_replicas(self, registered: dict[str, int]) -> None:
         self._num_serving = len(live_actors() & registered.keys())
         if self._num_serving:
-            self._served_at = time.monotonic()
+            self._unserved_s = 0.0
 
     def _replace_weight_store(self) -> None:
         logger.warning("the weight store is gone: starting another one")

@@ -8,6 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+from serl import watched_actors
+from serl.config import ExperimentConfig, ModelSection, ServingSection
+from serl.serving.names import ServingNames
+from serl.watched_actors import ServingLostError, WatchedActors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,3 +95,24 @@ def test_actors_that_were_stopped_with_the_monitor_are_not_taken_for_silent():
 
 def test_an_env_runner_that_was_stopped_answers_afterwards():
     assert said_after_a_stop(_ENV_RUNNER, stopped_s=5.0) == "unfit '', error ''"
+
+
+def test_a_run_that_was_stopped_for_an_hour_looks_for_its_replicas_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(watched_actors, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(watched_actors, "serve_controller", MagicMock())
+    monkeypatch.setattr(watched_actors, "HeartbeatMonitor", MagicMock())
+    experiment = ExperimentConfig(
+        name="stopped", model=ModelSection(path="p"), serving=ServingSection(start_timeout_s=600.0)
+    )
+    actors = WatchedActors(experiment, ServingNames("serl-a", "policy", "store", "serl"))
+    clock[0] += 3600.0
+    actors.require_serving()
+    for _ in range(59):
+        clock[0] += 10.0
+        actors.require_serving()
+    clock[0] += 10.0
+    with pytest.raises(ServingLostError, match="no policy replica has served for 610 s"):
+        actors.require_serving()
