@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from envs.base import EnvProvider
-from serl.config.registry import OWN_NAME, import_own
+from serl.config.registry import OWN_NAME, import_own, raised_where
 
 ENTRY_POINT_GROUP = "serl.envs"
 BUILT_IN = {
@@ -38,9 +38,13 @@ def make_provider(name: str, args: dict[str, Any]) -> EnvProvider:
 
     ``name`` is a built-in name, a hub with an ID of its own, the name of an entry point in the group
     ``serl.envs``, or ``package.module:factory`` where ``factory(args)`` returns an `EnvProvider`.
-    Raises UnknownEnvironmentError, and whatever the factory raises for wrong arguments (ValueError).
+    Raises UnknownEnvironmentError, also if the factory exits, and whatever the factory raises for wrong
+    arguments (ValueError).
     """
-    return load_target(name)(args)
+    try:
+        return load_target(name)(args)
+    except SystemExit as error:  # uncaught it would end a command as if all were well
+        raise UnknownEnvironmentError(f"environment {name!r}: {raised_where(error)}") from error
 
 
 def load_target(name: str) -> Callable[..., Any]:

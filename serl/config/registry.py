@@ -145,9 +145,14 @@ def import_own(name: str) -> ModuleType:
         return importlib.import_module(name)
     except (ImportError, NameTakenError):
         raise
-    except Exception as error:  # a module may raise anything; it is refused like one that is not there
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ImportError(f"{error!r} ({place.filename}, line {place.lineno})") from error
+    except (Exception, SystemExit) as error:  # whatever it raises, it is refused like one that is not there
+        raise ImportError(raised_where(error)) from error
+
+
+def raised_where(error: BaseException) -> str:
+    """What somebody's own code raised, and the line that did."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{error!r} ({place.filename}, line {place.lineno})"
 
 
 def _options_of(function: Callable[..., Any]) -> type[BaseModel]:

@@ -134,6 +134,10 @@ def interrupting(args: dict[str, Any]) -> Interrupting:
     return Interrupting()
 
 
+def exiting(args: dict[str, Any]) -> Any:
+    raise SystemExit(0)
+
+
 class NotAnEnvironment:
     def __init__(self, args: dict[str, Any]):
         pass
@@ -190,6 +194,7 @@ def test_each_broken_promise_is_named_alone(
         (["alfwurld"], "unknown environment 'alfwurld'"),
         ([f"{__name__}:Missing"], "cannot be loaded"),
         ([f"{__name__}:NotAnEnvironment"], "neither TextEnv nor EnvProvider"),
+        ([f"{__name__}:exiting"], "exiting': SystemExit(0) ("),
         ([f"{__name__}:PoliteEnv", "key=1"], "built without arguments"),
         (["webshop", "catalogue"], "no key=value"),
         (["webshop", "catalogue=none"], "env.args.catalogue"),

@@ -259,6 +259,9 @@ def test_a_loss_of_ones_own_is_checked_by_its_registration(tmp_path: Path, monke
     assert (
         "'own_loss_for_config:other' on the command line: own_loss_for_config registers no such loss" in text
     )
+    (tmp_path / "own_loss_that_exits.py").write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
+    text = problem_of(tmp_path, MINIMAL, "loss.name=own_loss_that_exits:loss")
+    assert f"cannot be imported: SystemExit(0) ({tmp_path}/own_loss_that_exits.py, line 2)" in text
     text = problem_of(tmp_path, MINIMAL, "loss.name=no_such_module_at_all:loss")
     assert "cannot be imported: No module named 'no_such_module_at_all'" in text
 
