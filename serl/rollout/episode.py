@@ -146,7 +146,7 @@ async def run_episode(
         seconds=time.perf_counter() - started,
         environment_seconds=env.seconds,
         generation_seconds=record.generation_seconds,
-        metrics=state.info.get("metrics", {}),
+        metrics=state.info["metrics"],
         num_dropped_turns=record.num_dropped_turns,
     )
 

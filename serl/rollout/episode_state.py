@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, cast
 
 from envs.base import PromptParts, StepAnswer, Turn
 from envs.encodable import encodable
 
 
-def _encodable_info(info: dict[str, Any]) -> dict[str, Any]:
+def _taken_in(info: dict[str, Any]) -> dict[str, Any]:
+    """``info`` as all who read it later can; what is wrong with it must show here, in this episode alone."""
+
     def of(value: Any) -> Any:
         if isinstance(value, str):
             return encodable(value)
@@ -18,14 +22,25 @@ def _encodable_info(info: dict[str, Any]) -> dict[str, Any]:
             return entries if isinstance(value, list) else tuple(entries)
         return value
 
-    return {key: of(value) for key, value in info.items()}
+    taken = {key: of(value) for key, value in info.items()}
+    taken["success"] = bool(taken["success"])
+    if not isinstance(taken.get("feedback"), str | None):
+        raise TypeError(f"info['feedback'] is {taken['feedback']!r:.60}, expected str or None")
+    metrics = taken.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(
+        isinstance(name, str) and isinstance(value, Real) for name, value in metrics.items()
+    ):
+        raise TypeError(f"info['metrics'] is {metrics!r:.60}, expected numbers by name")
+    taken["metrics"] = {encodable(name): float(value) for name, value in metrics.items()}
+    return taken
 
 
 @dataclass(slots=True)
 class EpisodeState:
     """An episode between two actions. ``observation`` and ``info`` are the environment's last answer.
 
-    ``reward`` is the return so far. Begins as ``EpisodeState(*env.reset(…))``.
+    ``reward`` is the return so far. Begins as ``EpisodeState(*env.reset(…))``. This and `advance` raise
+    whatever comes of an answer that `TextEnv` does not allow, if it would harm more than this episode.
     """
 
     observation: str
@@ -36,7 +51,7 @@ class EpisodeState:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        self.observation, self.info = encodable(self.observation), _encodable_info(self.info)
+        self.observation, self.info = encodable(self.observation), _taken_in(self.info)
 
     @property
     def ended(self) -> bool:
@@ -44,7 +59,7 @@ class EpisodeState:
 
     @property
     def success(self) -> bool:
-        return bool(self.info["success"])
+        return self.info["success"]
 
     def prompt_parts(self, history_length: int) -> PromptParts:
         """What the next prompt is made of, with the last ``history_length`` turns."""
@@ -60,7 +75,9 @@ class EpisodeState:
         """Takes in what the environment answered to ``action``; returns the reward of this turn."""
         self.turns.append(Turn(self.observation, action))
         observation, reward, self.terminated, self.truncated, info = answer
-        self.observation, self.info = encodable(observation), _encodable_info(info)
+        self.observation, self.info = encodable(observation), _taken_in(info)
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward is {reward}")
         self.reward += reward
         return reward
 

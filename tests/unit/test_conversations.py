@@ -95,7 +95,7 @@ def test_a_conversation_that_grows_too_long_loses_its_oldest_observations_and_th
     rest on top, 309: two observations are cut from 100 to 8 + 3, 337 are left; two turns hold the other 28.
     """
     encoder, answer = encoder_of(), [*range(97, 121), 256]
-    info = {"task_description": "walk to the end", "admissible_actions": []}
+    info = {"task_description": "walk to the end", "admissible_actions": [], "success": False}
     state = EpisodeState("o" * 100, info)
     prompts = ConversationPrompts(CorridorProvider(), encoder, WHOLE, "a test")
     made = []
@@ -134,7 +134,7 @@ def test_the_responses_in_a_prompt_that_was_cut_are_still_the_sampled_ids():
 def test_an_episode_ends_where_first_and_newest_observation_alone_are_too_long(old_observation_length: int):
     encoder = encoder_of()
     settings = replace(WHOLE, old_observation_length=old_observation_length, max_prompt_length=150)
-    info = {"task_description": "walk", "admissible_actions": []}
+    info = {"task_description": "walk", "admissible_actions": [], "success": False}
     state = EpisodeState("o" * 60, info)
     prompts = ConversationPrompts(CorridorProvider(), encoder, settings, "a test")
     assert prompts.next(state) is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from envs.base import Turn
@@ -51,6 +52,34 @@ def test_half_a_surrogate_pair_from_an_environment_is_no_part_of_a_prompt():
     assert parts.observation == "cut \ufffd, whole \U0001f642"
     assert parts.admissible_actions == ("click[\ufffd]",)
     assert state.info["feedback"] == "\ufffd" and state.info["categories"] == ("\ufffd", 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            (1.0, info(metrics={"score": None})),
+            "info['metrics'] is {'score': None}, expected numbers by name",
+        ),
+        ((1.0, info(metrics={5: 1.0})), "info['metrics'] is {5: 1.0}, expected numbers by name"),
+        ((1.0, info(metrics=None)), "info['metrics'] is None, expected numbers by name"),
+        ((1.0, info(metrics={"score": 10**400})), "int too large to convert to float"),
+        ((1.0, info(feedback=5)), "info['feedback'] is 5, expected str or None"),
+        ((1.0, {"task_description": "walk"}), "'success'"),
+        ((float("nan"), info()), "the reward is nan"),
+    ],
+)
+def test_an_answer_that_would_harm_others_later_is_refused(answer: tuple[float, dict[str, Any]], words: str):
+    reward, told = answer
+    with pytest.raises((TypeError, KeyError, ValueError, OverflowError)) as refused:
+        walked(1).advance("right", ("at 2", reward, False, False, told))
+    assert str(refused.value) == words
+
+
+def test_metrics_are_numbers_under_names_that_can_be_written():
+    measured = info(metrics={"score\ud800": np.float32(0.5), "won": True})
+    assert EpisodeState("at 0", measured).info["metrics"] == {"score\ufffd": 0.5, "won": 1.0}
+    assert EpisodeState("at 0", info()).info["metrics"] == {}
 
 
 def test_a_copy_goes_its_own_way():
