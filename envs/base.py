@@ -7,7 +7,7 @@ import json
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -153,6 +153,17 @@ def turn_messages(provider: EnvProvider, parts: PromptParts) -> tuple[dict[str, 
     if not parts.num_past_turns:
         return provider.messages(parts)
     return ({"role": "user", "content": parts.observation},)
+
+
+def text_messages(messages: Iterable[dict[str, str]]) -> tuple[dict[str, str], ...]:
+    """``messages`` of a provider. Raises TypeError if one has no role and content, or not texts alone."""
+    given = tuple(messages)
+    for message in given:
+        if not {"role", "content"} <= message.keys() or not all(
+            isinstance(value, str) for value in message.values()
+        ):
+            raise TypeError(f"{message!r:.80} is no message with role and content as texts")
+    return given
 
 
 @runtime_checkable

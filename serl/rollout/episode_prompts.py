@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, Self
 
-from envs.base import EnvProvider, PromptParts, turn_messages
+from envs.base import EnvProvider, PromptParts, text_messages, turn_messages
 from serl.config import ExperimentConfig
 from serl.config.sampling import PromptForm
 from serl.rollout.conversation import AnsweredPrompt, ChatMessage, RenderedPrompt
@@ -94,7 +94,7 @@ class WindowPrompts:
 
     def _render(self, parts: PromptParts) -> tuple[ChatMessage, ...]:
         with _environments_messages(self._about):
-            return self._provider.messages(parts)
+            return text_messages(self._provider.messages(parts))
 
     def _encode(self, messages: Sequence[ChatMessage]) -> list[int]:
         with _template_or_tokenizer(self._about):
@@ -134,7 +134,7 @@ class ConversationPrompts:
     def next(self, state: EpisodeState) -> Prompt | None:
         parts = _parts(state, 0, self._about)
         with _environments_messages(self._about):
-            new = tuple(turn_messages(self._provider, parts))
+            new = text_messages(turn_messages(self._provider, parts))
         self._opening = self._opening or new
         self._turns.append(_Turn(new, []))
         with _template_or_tokenizer(self._about):

@@ -27,7 +27,7 @@ class Corridor(TextEnv):
 
     ``broken`` raises at the first step, ``unknown …`` at reset, a step of ``blocking N`` waits for ``gate``,
     of ``blocking exhausted`` it has no answer; ``exiting`` ends the process, ``mute`` gives no feedback, of
-    ``speechless`` no messages can be made, and ``stuck`` cannot be closed.
+    ``speechless`` no messages can be made, of ``numeric`` none of text, and ``stuck`` cannot be closed.
     """
 
     gate = threading.Event()
@@ -70,7 +70,7 @@ class Corridor(TextEnv):
     def _info(self, valid: bool, success: bool = False, feedback: str | None = None) -> dict[str, Any]:
         return {
             "admissible_actions": ["forward", "jump"],
-            "task_description": "" if self.kind == "speechless" else "walk to the end",
+            "task_description": {"speechless": "", "numeric": "5"}.get(self.kind, "walk to the end"),
             "task_type": "corridor",
             "success": success,
             "action_valid": valid,
@@ -88,6 +88,8 @@ class CorridorProvider:
     def messages(self, parts: PromptParts) -> tuple[dict[str, str], ...]:
         if not parts.task_description:
             raise LookupError("no words for the speechless")
+        if parts.task_description == "5":
+            return ({"role": "user", "content": 5},)  # pyright: ignore[reportReturnType]
         history = "".join(f"{turn.observation} > {turn.action}\n" for turn in parts.history)
         return (
             {"role": "system", "content": parts.task_description},

@@ -130,6 +130,30 @@ class Interrupting(GuessProvider):
         return ({"role": "system", "content": parts.observation},)
 
 
+class Numeric(GuessProvider):
+    def messages(self, parts):
+        return ({"role": "user", "content": 5},)
+
+
+def numeric(args: dict[str, Any]) -> Numeric:
+    return Numeric()
+
+
+class UnmeasuredEnv(GuessEnv):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {**info, "metrics": None}
+
+
+class Unmeasured(GuessProvider):
+    def make_env(self):
+        return UnmeasuredEnv()
+
+
+def unmeasured(args: dict[str, Any]) -> Unmeasured:
+    return Unmeasured()
+
+
 def interrupting(args: dict[str, Any]) -> Interrupting:
     return Interrupting()
 
@@ -174,6 +198,8 @@ def test_our_own_environments_keep_their_promises(
         ("meddling", "progress", "the episode goes another way once asked"),
         ("undecided", "progress", "nan is not a number"),
         ("backward", "progress", "0 after a success, but 3 before it"),
+        ("numeric", "messages", "{'role': 'user', 'content': 5} is no message with"),
+        ("unmeasured", "info", "info['metrics'] is None, expected numbers by name"),
         ("interrupting", "messages", "the last of turn_messages is not the user's"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import save_file
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM  # pyright: ignore[reportAttributeAccessIssue]
 
+from envs.base import PromptParts
 from envs.example import GuessEnv, GuessProvider
 from serl.config.load import load_experiment
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, ready_folder
@@ -188,6 +189,17 @@ class HangsAtReset(GuessEnv):
         time.sleep(60.0)
 
 
+class ExitsAtReset(GuessEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        raise SystemExit(0)
+
+
+class ActsByNumber(GuessEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = super().reset(**kwargs)
+        return observation, {**info, "admissible_actions": [1, 2]}
+
+
 class Provider(GuessProvider):
     def __init__(self, env: type[GuessEnv]) -> None:
         super().__init__()
@@ -217,6 +229,23 @@ def gone_for_half(args: dict[str, Any]) -> Provider:
     return Provider(GoneForHalfOfTheTasks)
 
 
+def exits_at_reset(args: dict[str, Any]) -> Provider:
+    return Provider(ExitsAtReset)
+
+
+def acts_by_number(args: dict[str, Any]) -> Provider:
+    return Provider(ActsByNumber)
+
+
+class SpeaksInNumbers(GuessProvider):
+    def messages(self, parts: PromptParts) -> Any:
+        return ({"role": "user", "content": 5},)
+
+
+def speaks_in_numbers(args: dict[str, Any]) -> SpeaksInNumbers:
+    return SpeaksInNumbers()
+
+
 def hangs_at_reset(args: dict[str, Any]) -> Provider:
     return Provider(HangsAtReset)
 
@@ -238,6 +267,12 @@ def guessing(factory: str, folder: Path) -> list[Finding]:
     [
         ("gone_at_step", "ConnectionError: simulator is gone"),
         ("gone_at_reset", "ConnectionError: simulator is gone"),
+        ("exits_at_reset", "SystemExit: 0"),
+        ("acts_by_number", "TypeError: the admissible action 1 is no text"),
+        (
+            "speaks_in_numbers",
+            "{'role': 'user', 'content': 5} is no message with role and content as texts",
+        ),
         ("hangs_at_reset", "no answer within env.call_timeout_s = 0.5"),
     ],
 )

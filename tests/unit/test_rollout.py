@@ -211,6 +211,10 @@ def test_a_prompt_that_cannot_be_made_fails_the_episode_and_says_who_raised(
     assert str(failure.value) == (
         "task 'speechless 1': the environment's messages raised LookupError('no words for the speechless')"
     )
+    with pytest.raises(EpisodeFailure) as failure:
+        play(ScriptedClient(encoder), "numeric 1")
+    assert failure.value.reason == "prompt_error"
+    assert "{'role': 'user', 'content': 5} is no message with role and content as texts" in str(failure.value)
     refusing = byte_tokenizer()
     refusing.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from envs.base import MeasuringProvider, TextEnv, turn_messages
+from envs.base import MeasuringProvider, TextEnv, text_messages, turn_messages
 from serl.rollout.episode_state import EpisodeState
 from tools.check_env.episodes import Answer, CheckSettings, Record, Target, play_again, play_at_random
 from tools.check_env.progress import progress_problem
@@ -205,7 +205,11 @@ def _check_messages(target: Target, answer: Answer, where: str, violations: Viol
     """Those of a window and, where the step is the first or not, those that a conversation gains by it."""
     provider = target.provider
     assert provider is not None
-    parts = EpisodeState(answer.observation, answer.info).prompt_parts(history_length=0)
+    try:
+        parts = EpisodeState(answer.observation, answer.info).prompt_parts(history_length=0)
+    except Exception as error:  # as an env runner would refuse it
+        violations.add("info", f"{where}: {error}")
+        return
     in_conversation = replace(parts, num_past_turns=0 if answer.action is None else 1)
     renderings = {
         "messages": lambda: provider.messages(parts),
@@ -213,16 +217,12 @@ def _check_messages(target: Target, answer: Answer, where: str, violations: Viol
     }
     for name, render in renderings.items():
         try:
-            messages = render()
+            messages = text_messages(render())
         except Exception as error:  # foreign code may raise anything; the report names it
             violations.add("messages", f"{where}: {name} raised {error!r:.100}")
             continue
-        if not messages or not all(
-            isinstance(message, dict) and {type(message.get("role")), type(message.get("content"))} == {str}
-            for message in messages
-        ):
-            text = f"{where}: {name}: {messages!r:.80} are no messages with role and content"
-            violations.add("messages", text)
+        if not messages:
+            violations.add("messages", f"{where}: {name}: there are none")
         elif name == "turn_messages" and messages[-1]["role"] != "user":
             violations.add("messages", f"{where}: the last of {name} is not the user's")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from envs.base import PromptParts, Task, turn_messages
+from envs.base import PromptParts, Task, text_messages, turn_messages
 from serl.config import ExperimentConfig
 from serl.rollout.actions import action_token_mask, parse_action
 from serl.rollout.episode import environment_seed
@@ -136,11 +136,15 @@ def _opening(experiment: ExperimentConfig, tasks: Tasks, task: Task) -> _Opening
     history_length = 0 if is_conversation else experiment.env.history_length
 
     def render(parts: PromptParts) -> Messages:
-        return turn_messages(tasks.provider, parts) if is_conversation else tasks.provider.messages(parts)
+        return text_messages(
+            turn_messages(tasks.provider, parts) if is_conversation else tasks.provider.messages(parts)
+        )
 
     try:
         state = EpisodeState(*env.reset(seed=seed, options={"task_id": task.task_id}))
         first = action = next(iter(state.info["admissible_actions"]), "look")
+        if not isinstance(first, str):
+            raise TypeError(f"the admissible action {first!r:.60} is no text")
         messages = render(state.prompt_parts(history_length))
         deadline = time.monotonic() + _TURNS_SECONDS
         later: list[Messages] = []
@@ -157,12 +161,12 @@ def _opening(experiment: ExperimentConfig, tasks: Tasks, task: Task) -> _Opening
 
 def _tried(subject: str, what: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
     """The result of ``call``, whose exceptions become `_Unusable`, and so does that it takes too long."""
-    results: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
+    results: queue.SimpleQueue[T | Exception | SystemExit] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             results.put(call())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             results.put(error)
 
     if timeout_s is None:
@@ -173,7 +177,7 @@ def _tried(subject: str, what: str, call: Callable[[], T], timeout_s: float | No
         result = results.get(timeout=timeout_s)
     except queue.Empty:
         raise _Unusable(subject, f"{what}: no answer within env.call_timeout_s = {timeout_s:g}") from None
-    if isinstance(result, Exception):
+    if isinstance(result, Exception | SystemExit):
         raise _Unusable(subject, f"{what}: {type(result).__name__}: {result}") from result
     return result
 
