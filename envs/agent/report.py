@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -42,6 +43,8 @@ class AgentReport(_Said):
     @model_validator(mode="after")
     def _one_sum_of_rewards(self) -> Self:
         earned = sum(turn.reward for turn in self.turns)
+        if not math.isfinite(earned):
+            raise ValueError("its turns' rewards add up to more than a number can be")
         if self.reward is not None and earned and abs(earned - self.reward) > _TOLERANCE:
             raise ValueError(f"reward = {self.reward:g}, but its turns' rewards add up to {earned:g}")
         return self
@@ -70,7 +73,7 @@ def read_report(value: Any) -> AgentReport:
     if value is None:
         return AgentReport()
     if isinstance(value, bool | int | float):
-        value = {"reward": float(value)}
+        value = {"reward": value}
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.200} is neither a reward nor a mapping with one")
     try:

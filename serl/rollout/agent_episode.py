@@ -229,5 +229,5 @@ def _last_line(text: str) -> Any:
     lines = text.strip().splitlines()
     try:
         return json.loads(lines[-1]) if lines else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

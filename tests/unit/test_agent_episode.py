@@ -51,8 +51,9 @@ class Said:
         return self._record
 
 
-def played(outcome: AgentOutcome, record: EpisodeRecord) -> Trajectory:
-    provider = make_provider({"run": "toy_agents:play", "tasks": "toy_agents:tasks", "timeout_s": 5.0})
+def played(outcome: AgentOutcome, record: EpisodeRecord, **agent: Any) -> Trajectory:
+    agent = agent or {"run": "toy_agents:play"}
+    provider = make_provider({**agent, "tasks": "toy_agents:tasks", "timeout_s": 5.0})
     said = Said(outcome, record)
     encoder = PromptEncoder(chat_tokenizer())
     episodes = AgentEpisodes(provider, cast(AgentProcesses, said), said, encoder)
@@ -67,3 +68,11 @@ def test_an_agent_that_waits_past_its_deadline_failed_unless_it_had_met_a_limit(
     assert (trajectory.end_reason, trajectory.reward, len(trajectory.steps)) == ("max_steps", 0.0, 1)
     with pytest.raises(EpisodeFailure, match="within env.args.timeout_s = 5"):
         played(waiting, EpisodeRecord(answers=[ANSWER]))
+
+
+def test_an_agent_whose_last_line_is_no_json_returned_nothing():
+    for line in ("done", "[" * 100_000):
+        printed = AgentOutcome(f'{{"reward": 1}}\n{line}', "", exit_code=0)
+        with pytest.raises(EpisodeFailure, match="the agent returned no reward") as failure:
+            played(printed, EpisodeRecord(answers=[ANSWER]), command=["agent"])
+        assert failure.value.reason == "agent_error"

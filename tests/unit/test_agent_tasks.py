@@ -113,7 +113,16 @@ def test_rewards_of_turns_add_up():
 
 
 @pytest.mark.parametrize(
-    "value", ["fine", [1.0], float("nan"), {"rewards": 1.0}, {"turns": [{"reward": 1.0}]}]
+    "value",
+    [
+        "fine",
+        [1.0],
+        float("nan"),
+        10**400,
+        {"rewards": 1.0},
+        {"turns": [{"reward": 1.0}]},
+        {"turns": [{"id": "a", "reward": 1e308}, {"id": "b", "reward": 1e308}]},
+    ],
 )
 def test_what_is_no_report_is_refused(value: Any):
     with pytest.raises(ValueError):
