@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 
+from envs.encodable import encodable
 from serl.types import Task
 
 
@@ -22,7 +23,8 @@ class TaskSet:
 
     ``fingerprints``: a hash of each task's content, in the order of ``tasks``; empty if there are none. Two
     tasks with the same content have the same one, whatever their ids are. ``skipped`` names what could not be
-    read, ``notes`` what a user should know about the data.
+    read, ``notes`` what a user should know about the data. Raises ValueError for a task whose id or type no
+    file takes.
     """
 
     name: str
@@ -31,6 +33,12 @@ class TaskSet:
     skipped: tuple[str, ...] = field(default=())
     fingerprints: tuple[str, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if encodable(task.task_id + task.task_type) != task.task_id + task.task_type:
+                about = f"{self.name}: task {task.task_id!r} of type {task.task_type!r}"
+                raise ValueError(f"{about}: half of a surrogate pair can be written to no file")
 
     def __len__(self) -> int:
         return len(self.tasks)

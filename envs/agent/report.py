@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from envs.encodable import encodable
 
 _TOLERANCE = 1e-6
+
+Text = Annotated[str, AfterValidator(encodable)]
 
 
 class _Said(BaseModel):
@@ -22,11 +26,11 @@ class TurnReport(_Said):
     """
 
     id: str
-    feedback: str | None = None
+    feedback: Text | None = None
     reward: float = 0.0
-    action: str | None = None
+    action: Text | None = None
     action_valid: bool = True
-    observation: str | None = None
+    observation: Text | None = None
 
 
 class AgentReport(_Said):
@@ -38,7 +42,7 @@ class AgentReport(_Said):
     reward: float | None = None
     success: bool | None = None
     turns: list[TurnReport] = Field(default_factory=list)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[Text, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_sum_of_rewards(self) -> Self:

@@ -55,6 +55,8 @@ def test_a_task_that_changes_changes_the_hash_and_one_that_is_held_out_too_is_fo
         (["{"], "line 1: no JSON object with a split"),
         ([{"id": "a"}], "line 1: no JSON object with a split"),
         ([{"split": "trial"}], "task 0 is no mapping with an id"),
+        ([{"id": "a", "split": "trial", "type": "\ud800"}], r"task 'a' of type '\\ud800': half of a"),
+        ([{"id": "\ud800", "split": "trial"}], r"task '\\ud800' of type '': half of a"),
         ([{"id": "a", "split": "trial"}] * 2, "the id 'a' is there twice"),
     ],
 )
@@ -118,7 +120,7 @@ def test_rewards_of_turns_add_up():
         "fine",
         [1.0],
         float("nan"),
-        10**400,
+        pytest.param(10**400, id="too large"),
         {"rewards": 1.0},
         {"turns": [{"reward": 1.0}]},
         {"turns": [{"id": "a", "reward": 1e308}, {"id": "b", "reward": 1e308}]},
@@ -127,6 +129,14 @@ def test_rewards_of_turns_add_up():
 def test_what_is_no_report_is_refused(value: Any):
     with pytest.raises(ValueError):
         read_report(value)
+
+
+def test_half_a_surrogate_pair_from_an_agent_reaches_no_file():
+    turn = {"id": "a", "feedback": "\ud800", "action": "a\udc00", "observation": "\ud83d"}
+    report = read_report({"turns": [turn], "metrics": {"own\ud800": 1.0}})
+    (said,) = report.turns
+    assert (said.feedback, said.action, said.observation) == ("\ufffd", "a\ufffd", "\ufffd")
+    assert report.metrics == {"own\ufffd": 1.0}
 
 
 def test_a_grade_takes_the_place_of_what_the_agent_says_of_its_reward():
