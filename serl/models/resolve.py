@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from importlib.metadata import PackageNotFoundError, files
@@ -137,12 +138,27 @@ def _embedded_policy(name: str) -> Path:
     return _checked(folder, f"embedded:{name}")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Where a policy's folder has its weights, or should have them: one file, or those that its index names.
+
+    Raises ModelPathError for an index that is none.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if os.path.isfile(whole) or not os.path.isfile(index):
+        return [whole]
+    try:
+        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        return [folder / name for name in named]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelPathError(f"{index} is no index of files with weights: {error!r}") from error
+
+
 def _checked(folder: Path, path: str) -> Path:
     missing = [
         what
         for what, found in (
             ("config.json", os.path.isfile(folder / "config.json")),
-            ("*.safetensors", any(folder.glob("*.safetensors"))),
+            *((file.name, os.path.isfile(file)) for file in weight_files(folder)),
             ("tokenizer_config.json", os.path.isfile(folder / "tokenizer_config.json")),
         )
         if not found

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from serl.models.resolve import ModelPathError, gguf_of, ready_folder
+from serl.models.resolve import ModelPathError, gguf_of, ready_folder, weight_files
 
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -24,8 +24,8 @@ def num_weights(path: str) -> int | None:
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, of all files in ``folder``. Raises ModelPathError if one is damaged."""
-    return {name: shape for file in folder.glob("*.safetensors") for name, shape in _in_file(file).items()}
+    """Shapes by name, of all that a policy's folder has. Raises ModelPathError if one is damaged."""
+    return {name: shape for file in weight_files(folder) for name, shape in _in_file(file).items()}
 
 
 def _in_file(file: Path) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from serl.models.resolve import ModelPathError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -27,15 +29,27 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def load_model(model_dir: str, attention: str = "sdpa") -> Any:
-    """The policy in the local folder ``model_dir``, in float32 on the CPU."""
+    """The policy in the local folder ``model_dir``, in float32 on the CPU.
+
+    Raises ModelPathError if its files lack weights, which transformers would draw at random.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        local_files_only=True,
+        output_loading_info=True,
     )
+    model, found = loaded
+    if missing := found["missing_keys"]:
+        lacking = f"{len(missing)} weights of the model that its config.json describes"
+        raise ModelPathError(f"{model_dir}: its files lack {lacking}, such as {min(missing)}")
+    return model
 
 
 def empty_model(model_dir: str, attention: str = "sdpa") -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -21,6 +22,7 @@ from serl.models.resolve import (
     resolve_model,
 )
 from serl.models.sizes import num_weights
+from serl.models.weights import load_model
 
 
 def test_a_local_folder_is_the_model(tmp_path: Path) -> None:
@@ -32,8 +34,33 @@ def test_an_incomplete_folder_says_what_is_missing(tmp_path: Path) -> None:
     save_tiny_policy(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ModelPathError, match=r"\*\.safetensors, tokenizer_config\.json missing"):
+    with pytest.raises(ModelPathError, match=r"model\.safetensors, tokenizer_config\.json missing"):
         resolve_model(str(tmp_path))
+
+
+def test_weights_in_several_files_need_their_index_and_all_that_it_names(tmp_path: Path) -> None:
+    save_tiny_policy(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelPathError, match=r": model\.safetensors missing"):
+        resolve_model(str(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {n: f"model-0000{n}-of-00002.safetensors" for n in "12"}}))
+    with pytest.raises(ModelPathError, match=r": model-00002-of-00002\.safetensors missing"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "model-00002-of-00002.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(ModelPathError, match=r": model-00002-of-00002\.safetensors missing"):
+        resolve_model(str(tmp_path))
+    index.write_text('{"weight_map": 5}')
+    with pytest.raises(ModelPathError, match="index.json is no index of files with weights: Attribute"):
+        resolve_model(str(tmp_path))
+
+
+def test_a_model_is_not_loaded_without_all_of_its_weights(tmp_path: Path) -> None:
+    save_tiny_policy(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelPathError, match=r"its files lack \d+ weights .* such as model\.layers\.2\."):
+        load_model(str(tmp_path))
 
 
 def test_a_path_that_is_nothing_lists_what_could_be_given() -> None:

@@ -111,6 +111,23 @@ def test_a_configuration_that_is_no_object_is_told(model: Path):
     assert told == f"model: {model}/config.json is not a model's configuration: it is no object"
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 99}, "num_hidden_layers = 99, and its files have no layer 3"),
+        ({"vocab_size": 10}, "and hidden_size = 128, and model.embed_tokens.weight is (823, 128)"),
+        ({"hidden_size": 96}, "and hidden_size = 96, and model.embed_tokens.weight is (823, 128)"),
+    ],
+)
+def test_a_configuration_of_another_model_than_the_files_is_told(
+    changes: dict[str, int], words: str, model: Path
+):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changes))
+    (told,) = wrong(f"model.path={model}")
+    assert told.startswith(f"model: {model}: its config.json says ") and words in told
+
+
 def test_experts_that_transformers_holds_in_another_form_than_the_files_are_told(model: Path):
     config = Qwen2MoeConfig(
         vocab_size=823,

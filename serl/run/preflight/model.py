@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +19,15 @@ from serl.models.resolve import (
     check_hub_can_be_asked,
     ready_folder,
 )
-from serl.models.shape import count_experts
+from serl.models.shape import ModelShape, UnknownShapeError, count_experts
 from serl.models.sizes import checkpoint_shapes, num_weights
 from serl.models.weights import weight_shapes
 from serl.private.transformers import has_causal_model
 from serl.private.vllm import has_architecture
 from serl.run.preflight.finding import Finding
+
+_LAYER = re.compile(r"\b(?:layers|h)\.(\d+)\.")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 def model_folder(experiment: ExperimentConfig) -> Path | None:
@@ -56,6 +60,8 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
         yield from _context_length(experiment, config)
         unknown = list(_architecture(path, config))
         yield from unknown
+        if folder is not None:
+            yield from _files(folder, config)
         if folder is not None and not unknown and count_experts(config) > 1:
             yield from _names_of_experts(folder)
         if folder is not None and not unknown:
@@ -100,6 +106,29 @@ def _architecture(path: str, config: Mapping[str, Any]) -> Iterator[Finding]:
         named = ", ".join(architectures) or "none"
         text = f"{of} has the architectures {named}, for which the installed vLLM has no class: "
         yield Finding("wrong", "model", f"{text}replicas could not load it")
+
+
+def _files(folder: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the files have the layers and the embeddings that the config.json says.
+
+    Names and sizes that most families share: transformers would say it of any, and takes seconds.
+    """
+    try:
+        shape = ModelShape.of(config)
+    except UnknownShapeError:
+        return  # said of memory
+    shapes = checkpoint_shapes(folder)
+    layers = {int(match[1]) for match in map(_LAYER.search, shapes) if match is not None}
+    lacking = next((layer for layer in range(shape.num_layers) if layer not in layers), None)
+    if layers and lacking is not None:
+        text = f"num_hidden_layers = {shape.num_layers}, and its files have no layer {lacking}"
+        yield Finding("wrong", "model", f"{folder}: its config.json says {text}")
+    # The latter in the OPT family.
+    expected = [(shape.vocabulary, width) for width in (shape.width, config.get("word_embed_proj_dim"))]
+    for name, size in shapes.items():
+        if name.endswith(_EMBEDDINGS) and size not in expected:
+            text = f"vocab_size = {shape.vocabulary} and hidden_size = {shape.width}, and {name} is {size}"
+            yield Finding("wrong", "model", f"{folder}: its config.json says {text}")
 
 
 def _names_of_experts(folder: Path) -> Iterator[Finding]:
