@@ -14,6 +14,7 @@ from serl.evaluation import EvaluationResult
 from serl.run.evaluations import read_evaluations
 from serl.run.metrics_writer import METRICS, read_metrics
 from serl.run.surroundings import write_any_character
+from tools.arguments import picture
 
 _WINDOW = 5
 
@@ -37,9 +38,9 @@ def draw(
     iterations: list[int],
     success: list[float],
     evaluations: list[EvaluationResult],
-    picture: Path,
+    file: Path,
 ) -> None:
-    """Writes ``picture`` in the format that its name ends with."""
+    """Writes ``file`` in the format that its name ends with."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,14 +71,14 @@ def draw(
     axes.set(xlabel="iteration (learner updates)", ylabel="success rate", ylim=(0.0, 1.0), title=name)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("picture", type=picture)
     options = parser.parse_args(arguments)
     try:
         iterations, success = training_success(options.run_dir)

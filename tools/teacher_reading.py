@@ -25,7 +25,6 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +47,7 @@ from serl.rollout.prompt import PromptEncoder
 from serl.rollout.told_prompt import with_context
 from serl.run.surroundings import write_any_character
 from serl.types import Step, Trajectory
+from tools.arguments import output_file
 from tools.report.statistics import mean_interval, weighted_mean_interval
 from tools.warm_start.demonstrations import response_text
 
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-steps", type=int, default=10, help="steps played before the state at most")
     parser.add_argument("--history-length", type=int, default=2, help="as env.history_length")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:

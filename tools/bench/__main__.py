@@ -18,7 +18,7 @@ from serl.config.errors import ConfigError
 from serl.config.load import load_experiment
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.run.surroundings import write_any_character
-from tools.arguments import positive
+from tools.arguments import output_file, positive
 from tools.bench.figures import Figures
 
 _EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -149,7 +149,7 @@ def _add(
     parser = benchmarks.add_parser(name, help=description, description=description)
     parser.set_defaults(module=module, default_models=[])
     _add_sizes(parser, repetitions=(repetitions, "of which the median counts"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all figures there")
     if module != "env":
         quickstart = _EXPERIMENTS / "quickstart.yaml"
         parser.add_argument(

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from envs.base import DemonstratingProvider
 from serl.run.surroundings import write_any_character
+from tools.arguments import output_file, picture
 from tools.credit.figure import NoMatplotlibError, draw, require_matplotlib
 from tools.credit.hinted import measure_hints
 from tools.credit.measuring import (
@@ -77,8 +78,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="sources and modes that are played with (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw them, such as credit.svg")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--figure", type=picture, metavar="FILE", help="also draw them, such as credit.svg")
     return parser.parse_intermixed_args(arguments)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from serl.config.errors import ConfigError
 from serl.run.surroundings import write_any_character
+from tools.arguments import output_folder
 from tools.report.page import write_report
 from tools.report.reading import UnreadableSweepError, read_sweep
 
@@ -22,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", type=Path, help="the --out of tools.sweep")
-    parser.add_argument("--out", type=Path, help="folder for page and figures (default SWEEP/report)")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for page and figures (default SWEEP/report)"
+    )
     parser.add_argument("--title", help="the page's heading (default: the sweep's folder)")
     parser.add_argument("--notes", type=Path, help="Markdown that says what you make of it")
     parser.add_argument("--baseline", metavar="ARM", help="compare every other arm with this one alone")

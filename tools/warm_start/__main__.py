@@ -29,6 +29,7 @@ from serl.config.load import load_experiment
 from serl.config.sampling import PromptForm
 from serl.rollout.episode_prompts import PromptSettings
 from serl.run.surroundings import write_any_character
+from tools.arguments import output_folder
 from tools.warm_start.playing import PlaySettings
 from tools.warm_start.run import WarmStartSettings, play_held_out, save, save_report, warm_start
 
@@ -54,7 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompt", choices=get_args(PromptForm), help="in place of the experiment's rollout.prompt"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--out", type=output_folder, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--episodes", type=int, default=defaults.demonstrations.num_episodes)
     parser.add_argument(
