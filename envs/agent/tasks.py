@@ -86,8 +86,8 @@ def _lines(file: Path, split: str) -> list[AgentTask]:
                 continue
             try:
                 task = json.loads(line)
-                splits.add(task["split"])
-            except (ValueError, KeyError, TypeError) as error:
+                splits.add(str(task["split"]))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number}: no JSON object with a split: {error}") from error
             if task["split"] == split:
                 found.append(task)

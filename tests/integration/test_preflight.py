@@ -298,6 +298,41 @@ def test_an_environment_that_fails_at_once_is_told(factory: str, words: str, tmp
     assert len(told) == 1 and told[0].startswith(f"{__name__}:{factory}: task ") and told[0].endswith(words)
 
 
+def without_database(args: dict[str, Any]) -> Any:
+    raise RuntimeError("no database")
+
+
+def exiting(args: dict[str, Any]) -> Any:
+    raise SystemExit(0)
+
+
+def forgetful(args: dict[str, Any]) -> None:
+    pass
+
+
+class TasksAreGone(GuessProvider):
+    def task_set(self, split: str) -> Any:
+        raise KeyError("tasks")
+
+
+def tasks_are_gone(args: dict[str, Any]) -> TasksAreGone:
+    return TasksAreGone()
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("without_database", "RuntimeError('no database') ("),
+        ("exiting", "SystemExit(0) ("),
+        ("forgetful", "'NoneType' object has no attribute 'task_set'"),
+        ("tasks_are_gone", "KeyError('tasks') ("),
+    ],
+)
+def test_an_environment_whose_tasks_cannot_be_had_is_told(factory: str, words: str, tmp_path: Path):
+    (told,) = [found for found in guessing(factory, tmp_path) if found.verdict == "wrong"]
+    assert told.subject == "data" and f"{__name__}:{factory}" in told.text and words in told.text
+
+
 def test_tasks_that_cannot_be_played_beside_others_are_counted(tmp_path: Path):
     found = guessing("gone_for_half", tmp_path)
     assert {finding.verdict for finding in found} == {"ok"}

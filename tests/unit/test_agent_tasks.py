@@ -52,6 +52,8 @@ def test_a_task_that_changes_changes_the_hash_and_one_that_is_held_out_too_is_fo
     ("lines", "told"),
     [
         (LINES, "unknown split 'trial'; did you mean 'train'\\?; it has: train, valid"),
+        ([*LINES, {"id": "d", "split": 5}], "unknown split 'trial'.*; it has: 5, train, valid"),
+        (["[" * 100_000], "line 1: no JSON object with a split"),
         (["{"], "line 1: no JSON object with a split"),
         ([{"id": "a"}], "line 1: no JSON object with a split"),
         ([{"split": "trial"}], "task 0 is no mapping with an id"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from envs.base import EnvProvider, MeasuringProvider, TaskSet, assert_disjoint
 from envs.registry import make_provider
 from serl.config import ExperimentConfig
+from serl.config.registry import raised_where
 from serl.rollout.progress import cannot_measure
 from serl.run.preflight.finding import Finding
 
@@ -29,6 +30,11 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
         assert_disjoint(train, held_out)
     except (ValueError, OSError) as error:
         return None, [Finding("wrong", "data", str(error))]
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # environments, and functions that give tasks, may raise anything
+        return None, [Finding("wrong", "data", f"env.name = {env.name!r}: {raised_where(error)}")]
     if empty := [task_set.name for task_set in (train, held_out) if not task_set.tasks]:
         return None, [Finding("wrong", "data", f"{' and '.join(empty)}: no tasks")]
     findings = [Finding("ok", "data", _in_words(task_set)) for task_set in (train, held_out)]
