@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from serl.models.resolve import ModelPathError, is_hub_id, ready_folder
+from serl.models.resolve import ModelPathError, hub_errors, is_hub_id, ready_folder
 
 # What somebody who only asks for advice can be made to wait.
 HUB_SECONDS = 5.0
@@ -30,7 +30,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """Raises ModelPathError if ``file`` is not a model's config.json."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelPathError(f"{file} is not a model's configuration: {error}") from error
     if not isinstance(config, dict):
         raise ModelPathError(f"{file} is not a model's configuration: it is no object")
@@ -40,14 +40,13 @@ def read_config(file: Path) -> dict[str, Any]:
 def _from_hub(hub_id: str, seconds: float) -> Path | None:
     """From the local cache, else downloaded into it, in a thread: the hub's client has longer patience."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     found: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
 
     def download() -> None:
         try:
             found.put(Path(hf_hub_download(hub_id, "config.json", etag_timeout=seconds)))
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        except hub_errors():
             found.put(None)
 
     threading.Thread(target=download, name="hub", daemon=True).start()

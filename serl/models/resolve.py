@@ -99,13 +99,28 @@ def check_cache_is_writable() -> None:
 
 def check_hub_can_be_asked(hub_id: str) -> None:
     """Raises ModelPathError if a model that is not in the hub's local cache could not be put there."""
-    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 
     where = f"model.path = {hub_id!r}: not in the local hub cache, {HF_HUB_CACHE}"
     if HF_HUB_OFFLINE:
         raise ModelPathError(f"{where}, and HF_HUB_OFFLINE is set: unset it, or give a local folder")
-    if blocked := blocked_by(Path(HF_HUB_CACHE).absolute()):
+    if not ENDPOINT.startswith(("https://", "http://")):
+        raise ModelPathError(
+            f"{where}, and HF_ENDPOINT = {ENDPOINT!r} is no address: it begins with https://"
+        )
+    try:
+        cache = expanded_path(HF_HUB_CACHE)
+    except UnknownPathError as error:
+        raise ModelPathError(f"{where}, and that is none: HF_HOME or HF_HUB_CACHE: {error}") from error
+    if blocked := blocked_by(cache):
         raise ModelPathError(f"{where}, and {blocked} cannot be written: set HF_HOME to a folder that can")
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises for a file that cannot be had, be it name, network or settings."""
+    from httpx import HTTPError
+
+    return HTTPError, OSError, ValueError, RuntimeError
 
 
 def _unwritable(reason: str) -> str:
@@ -122,8 +137,14 @@ def _conversion_target(gguf: Path) -> Path:
 def _hub_cache(hub_id: str) -> Path | None:
     """The snapshot of a model in the local hub cache, None if it lacks its config or its tokenizer."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = [try_to_load_from_cache(hub_id, name) for name in ("config.json", "tokenizer_config.json")]
+    try:
+        found = [try_to_load_from_cache(hub_id, name) for name in ("config.json", "tokenizer_config.json")]
+    except HFValidationError as error:
+        raise ModelPathError(
+            f"model.path = {hub_id!r}: no such folder, and no name of the hub: {error}"
+        ) from error
     return Path(str(found[0])).parent if all(isinstance(file, str) for file in found) else None
 
 
@@ -217,11 +238,10 @@ def _gguf_file(package: str) -> Path:
 
 def _hub_snapshot(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except hub_errors() as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelPathError(
             f"model.path = {hub_id!r}: not a local folder, not in the local hub cache, and the hub could not "

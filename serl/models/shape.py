@@ -102,7 +102,7 @@ class ModelShape:
             )
         except KeyError as error:
             raise UnknownShapeError(f"config.json has no {error.args[0]}") from error
-        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
             raise UnknownShapeError(f"config.json has sizes that are none: {error}") from error
 
 

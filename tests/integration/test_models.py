@@ -96,6 +96,11 @@ def test_a_package_without_a_gguf_file_is_named() -> None:
 def test_a_hub_model_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("foo/bar--baz", "foo/bar.git", f"foo/{'x' * 97}"):
+        with pytest.raises(ModelPathError, match="no such folder, and no name of the hub: "):
+            ready_folder(name)
+        with pytest.raises(ModelPathError, match="the hub could not be asked for it"):
+            resolve_model(name)
     with pytest.raises(ModelPathError, match="not in the local hub cache"):
         resolve_model("serl-tests/no-such-model")
 
@@ -149,6 +154,12 @@ def test_a_hub_model_that_cannot_be_put_into_the_cache_is_told(
     (tmp_path / "file").touch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(ModelPathError, match=rf"{tmp_path}/file cannot be written: set HF_HOME"):
+        check_hub_can_be_asked("serl-tests/no-such-model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~nosuchuser/x/hub")
+    with pytest.raises(ModelPathError, match="HF_HOME or HF_HUB_CACHE: .*~nosuchuser has no home folder"):
+        check_hub_can_be_asked("serl-tests/no-such-model")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "foo")
+    with pytest.raises(ModelPathError, match="HF_ENDPOINT = 'foo' is no address"):
         check_hub_can_be_asked("serl-tests/no-such-model")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelPathError, match="HF_HUB_OFFLINE is set: unset it, or give a local folder"):

@@ -19,6 +19,8 @@ from envs.example import GuessEnv, GuessProvider
 from serl.config.load import load_experiment
 from serl.models.resolve import EMBEDDED_POLICIES, ModelPathError, ready_folder
 from serl.run.preflight import Finding, examine_address, examine_inputs, examine_machine
+from serl.run.preflight.memory import examine_memory
+from serl.run.preflight.model import examine_model
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "quickstart.yaml"
 SYSTEM_IS_REFUSED = (
@@ -126,6 +128,26 @@ def test_a_configuration_of_another_model_than_the_files_is_told(
     (model / "config.json").write_text(json.dumps(config | changes))
     (told,) = wrong(f"model.path={model}")
     assert told.startswith(f"model: {model}: its config.json says ") and words in told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "config.json is not a model's configuration: maximum recursion depth"),
+        ('{"model_type": "llama", "architectures": 5, "hidden_size": Infinity}', "the architectures none"),
+    ],
+)
+def test_a_configuration_that_nobody_can_read_is_told(text: str, words: str, model: Path):
+    (model / "config.json").write_text(text)
+    experiment = load_experiment(QUICKSTART, [f"model.path={model}"])
+    (told,) = [found.text for found in examine_model(experiment) if found.verdict == "wrong"]
+    assert words in told
+    assert {found.verdict for found in examine_memory(experiment)} <= {"ok"}
+
+
+def test_an_output_folder_whose_name_no_system_takes_ends_no_check():
+    experiment = load_experiment(QUICKSTART, [f"output_dir=/tmp/{'x' * 300}"])
+    assert "missing" not in {found.verdict for found in examine_memory(experiment)}
 
 
 def test_experts_that_transformers_holds_in_another_form_than_the_files_are_told(model: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from httpx import UnsupportedProtocol
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -80,6 +82,20 @@ def test_the_memory_of_a_hub_model_is_planned_from_its_config_alone(
     assert host.startswith("host: 0.7 GB on the first learner's node")
     assert shared_memory == "/dev/shm: 0.01 GB for 3 versions of the weights"
     assert disk == "disk: 0.04 GB for 2 checkpoints of 0.01 GB and the next one"
+
+
+@pytest.mark.parametrize("error", [UnsupportedProtocol("foo"), RuntimeError("no home directory")])
+def test_whatever_the_hubs_client_raises_the_hub_sent_nothing(
+    error: Exception, hub_model: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(*arguments: Any, **options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", failing)
+    started = time.monotonic()
+    (found,) = examine_memory(hub_model)
+    assert found.text.endswith("the hub did not send its config.json")
+    assert time.monotonic() - started < memory_module.HUB_SECONDS
 
 
 def test_a_hub_that_is_silent_is_not_waited_for(hub_model: ExperimentConfig, monkeypatch: pytest.MonkeyPatch):

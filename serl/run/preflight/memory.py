@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -219,5 +220,5 @@ def _free_disk(experiment: ExperimentConfig) -> float | None:
         folder = expanded_path(experiment.output_dir)
     except UnknownPathError:
         return None  # said of the output
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return float(shutil.disk_usage(existing).free)

@@ -96,15 +96,16 @@ def _architecture(path: str, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Both must know it: learners compute with transformers, replicas with vLLM."""
     of = f"model.path = {path!r}: its config.json"
     model_type = config.get("model_type")
-    architectures = [str(architecture) for architecture in config.get("architectures") or ()]
+    named = config.get("architectures")
+    architectures = [str(architecture) for architecture in named] if isinstance(named, list) else []
     if importlib.util.find_spec("transformers") is not None and not has_causal_model(str(model_type)):
         text = (
             f"{of} has model_type = {model_type!r}, for which transformers {version('transformers')} has no "
         )
         yield Finding("wrong", "model", f"{text}causal language model: learners could not load it")
     if importlib.util.find_spec("vllm") is not None and not any(map(has_architecture, architectures)):
-        named = ", ".join(architectures) or "none"
-        text = f"{of} has the architectures {named}, for which the installed vLLM has no class: "
+        given = ", ".join(architectures) or "none"
+        text = f"{of} has the architectures {given}, for which the installed vLLM has no class: "
         yield Finding("wrong", "model", f"{text}replicas could not load it")
 
 
