@@ -24,12 +24,14 @@ from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
 from serl.run.checkpoint import CHECKPOINTS
+from serl.run.console import Console
 from serl.run.ending import explain
 from serl.run.guardian import Guardian
 from serl.run.preflight import (
     Finding,
     examine,
     examine_address,
+    examine_checkpoint,
     examine_inputs,
     examine_judge,
     examine_machine,
@@ -75,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ConfigError, CheckpointError, ModelPathError, RunDirInUseError) as error:
             print(error, file=sys.stderr)
             return BAD_INPUT
+        except OSError as error:  # a path that was given, or a file of its run, cannot be read
+            print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+            return BAD_INPUT
         return prepared if isinstance(prepared, int) else _run(prepared, options, stop, held)
 
 
@@ -114,6 +119,8 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> _Prepared | int:
         print(f"{folder} is complete: {experiment.training.num_iterations} iterations")
         return DONE
     _refuse(examine_inputs(experiment, folder))
+    if options.evaluate:
+        _refuse(examine_checkpoint(options.evaluate))
     if not options.evaluate:
         was_ready = ready_folder(experiment.model.path) is not None
         resolve_model(experiment.model.path)
@@ -260,7 +267,6 @@ def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, he
     # These import torch, for which nothing above should wait.
     from serl.batch.assemble import NothingToTrainError
     from serl.iteration import TrainingInterrupted
-    from serl.run.console import Console
     from serl.run.nodes import NodesLackError
     from serl.run.train import evaluate_checkpoint, train
 

@@ -106,12 +106,16 @@ def check_resumable(recorded: ExperimentConfig, resumed: ExperimentConfig) -> li
 def check_evaluable(experiment: ExperimentConfig, checkpoint: Path) -> None:
     """Raises ConfigError if the adapters in ``checkpoint`` are others than the experiment's.
 
-    A copy without its learners' part is taken as it is.
+    Raises CheckpointError if what it says of them cannot be read; a copy without its learners' part is taken
+    as it is.
     """
     record_file = checkpoint / "learner" / "learner.json"
     if not record_file.is_file():
         return
-    saved = json.loads(record_file.read_text(encoding="utf-8")).get("lora")
+    try:
+        saved = json.loads(record_file.read_text(encoding="utf-8")).get("lora")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{record_file} is damaged: {error}") from error
     own = experiment.model.lora and experiment.model.lora.fixed
     if own != saved:
         text = f"model.lora = {json.dumps(own)} contradicts {checkpoint}, which was saved with "

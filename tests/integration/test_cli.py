@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from serl.algorithm_state import algorithm_state_digest, write_algorithm_state
 from serl.config.load import load_experiment
 from serl.evaluation import evaluation_result
 from serl.manifest import write_manifest
+from serl.models.resolve import EMBEDDED_POLICIES
 from serl.run.cli import main
 from serl.run.evaluations import append_evaluation
 from serl.run.run_dir import RunDir, config_yaml
@@ -256,6 +258,34 @@ def test_a_damaged_checkpoint_is_not_evaluated(tmp_path: Path, capsys: pytest.Ca
     assert said == f"{checkpoint} is damaged: algorithm.json holds other bytes than were written"
 
 
+def test_a_damaged_checkpoint_without_a_manifest_is_not_evaluated_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint = write_former_run(tmp_path, config_yaml(load_experiment(QUICKSTART)))
+    (checkpoint / "policy" / "model.safetensors").write_bytes(b"abc")
+    assert main(["--evaluate", str(checkpoint), *TOO_MANY_GPUS]) == 2
+    assert f"{checkpoint} has no whole policy: " in capsys.readouterr().err
+    (checkpoint / "policy" / "model.safetensors").unlink()
+    assert main(["--evaluate", str(checkpoint), *TOO_MANY_GPUS]) == 2
+    assert "model.safetensors missing" in capsys.readouterr().err
+    (checkpoint / "learner").mkdir()
+    (checkpoint / "learner" / "learner.json").write_text("{")
+    assert main(["--evaluate", str(checkpoint), *TOO_MANY_GPUS]) == 2
+    assert f"{checkpoint}/learner/learner.json is damaged: " in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    long = f"{tmp_path}/{'x' * 300}"
+    for arguments in (["--resume", long], [QUICKSTART, "--resume-or-start", long]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"{long}: File name too long\n"
+    write_run(tmp_path, iteration=3, num_iterations=3)
+    (tmp_path / "evaluations.jsonl").unlink()
+    (tmp_path / "evaluations.jsonl").mkdir()
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/evaluations.jsonl: Is a directory\n"
+
+
 def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     experiment = load_experiment(QUICKSTART)
     checkpoint = tmp_path / "checkpoints" / "iteration_000001"
@@ -279,7 +309,7 @@ learner: {betas: [0.9, 0.999]}
 def write_former_run(folder: Path, config: str = FORMER_CONFIG) -> Path:
     """What SERL 0.1 left of a run, as far as is read before anything starts."""
     checkpoint = folder / "checkpoints" / "iteration_000002"
-    checkpoint.mkdir(parents=True)
+    shutil.copytree(EMBEDDED_POLICIES / "tiny_alfworld", checkpoint / "policy")
     (checkpoint / "algorithm.json").write_text('{"iteration": 2, "weights_seq_no": 2}')
     (folder / "config.yaml").write_text(config)
     return checkpoint

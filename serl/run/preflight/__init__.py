@@ -13,7 +13,7 @@ from serl.run.preflight.finding import Finding
 from serl.run.preflight.judge import examine_judge
 from serl.run.preflight.machine import examine_machine, examine_resources, needed_cpus, needed_gpus
 from serl.run.preflight.memory import examine_memory
-from serl.run.preflight.model import examine_engine_args, examine_model, model_folder
+from serl.run.preflight.model import examine_checkpoint, examine_engine_args, examine_model, model_folder
 from serl.run.preflight.output import examine_output
 from serl.run.preflight.prompts import examine_prompts
 from serl.run.preflight.variables import examine_variables
@@ -22,6 +22,7 @@ __all__ = [
     "Finding",
     "examine",
     "examine_address",
+    "examine_checkpoint",
     "examine_inputs",
     "examine_judge",
     "examine_machine",

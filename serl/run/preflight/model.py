@@ -13,6 +13,7 @@ from typing import Any
 from serl.config import ExperimentConfig
 from serl.models.description import HUB_SECONDS, model_config
 from serl.models.lora import UnknownTargetError, adapter_shapes
+from serl.models.merge import holds_adapters
 from serl.models.resolve import (
     ModelPathError,
     check_cache_is_writable,
@@ -66,6 +67,16 @@ def examine_model(experiment: ExperimentConfig) -> Iterator[Finding]:
             yield from _names_of_experts(folder)
         if folder is not None and not unknown:
             yield from _adapters(experiment, folder)
+
+
+def examine_checkpoint(checkpoint: Path) -> Iterator[Finding]:
+    """Whether the policy in ``checkpoint`` is whole; adapters are taken as they are."""
+    policy = checkpoint.absolute() / "policy"
+    try:
+        if not holds_adapters(policy):
+            num_weights(str(policy))
+    except ModelPathError as error:
+        yield Finding("wrong", "checkpoint", f"{checkpoint} has no whole policy: {error}")
 
 
 def _dtype(experiment: ExperimentConfig) -> Iterator[Finding]:
