@@ -24,7 +24,7 @@ from serl.config.yaml_files import read_mapping
 from serl.manifest import verify_checkpoint
 from serl.models.resolve import ModelPathError, ready_folder, resolve_model
 from serl.run.checkpoint import CHECKPOINTS
-from serl.run.console import Console
+from serl.run.console import Console, silence
 from serl.run.ending import explain
 from serl.run.guardian import Guardian
 from serl.run.preflight import (
@@ -240,15 +240,20 @@ def _experiment(options: argparse.Namespace, checkpoint: Path | None) -> Experim
 
 def _check(experiment: ExperimentConfig, address: str | None) -> int:
     """Prints the resolved YAML and, as comments below it, what was found."""
-    print(config_yaml(experiment))
+    _say(config_yaml(experiment))
     findings = examine(experiment, address)
-    for found in findings:
-        for line in _comment(found):
-            print(line)
+    _say("\n".join(line for found in findings for line in _comment(found)))
     verdicts = {found.verdict for found in findings}
     if "wrong" in verdicts:
         return BAD_INPUT
     return FAILED if "missing" in verdicts else DONE
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads it, such as `head`, has seen enough
+        silence(sys.stdout)
 
 
 def _comment(found: Finding) -> Iterable[str]:

@@ -286,6 +286,17 @@ def test_a_path_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == f"{tmp_path}/evaluations.jsonl: Is a directory\n"
 
 
+def test_a_check_whose_reader_has_seen_enough_still_says_what_it_found(tmp_path: Path):
+    for overrides, code in (([], 0), (["env.args.data=/nowhere"], 2)):
+        command = [sys.executable, "-m", "serl.run.cli", QUICKSTART, "--check", *overrides]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        ) as run:
+            assert run.stdout is not None and run.stderr is not None
+            run.stdout.close()
+            assert (run.stderr.read(), run.wait(timeout=120)) == ("", code)
+
+
 def test_a_resumed_run_must_keep_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     experiment = load_experiment(QUICKSTART)
     checkpoint = tmp_path / "checkpoints" / "iteration_000001"
