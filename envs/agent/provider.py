@@ -24,7 +24,7 @@ class AgentArguments(BaseModel):
     is kept, for messages about failures.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run: str = ""
     command: tuple[str, ...] = ()

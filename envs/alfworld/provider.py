@@ -40,7 +40,7 @@ class AlfworldArguments(BaseModel):
     ``show_admissible_actions``: whether the prompt lists them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str = "embedded"
     engine: Literal["native", "textworld"] = "native"

@@ -26,7 +26,7 @@ class GymnasiumArguments(BaseModel):
     ``blocking``: its calls take longer than a millisecond, and run in threads.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     id: str
     options: dict[str, Any] = Field(default_factory=dict)

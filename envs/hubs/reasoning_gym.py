@@ -28,7 +28,7 @@ class ReasoningGymArguments(BaseModel):
     twice is left out the second time. ``full_reward``: of an answer with the score 1; others get their share.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     datasets: dict[str, dict[str, Any]] = Field(min_length=1)
     num_train: PositiveInt = 1000

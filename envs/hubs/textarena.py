@@ -30,7 +30,7 @@ class TextArenaArguments(BaseModel):
     ``num_valid``. A game's reward is TextArena's, given with the last move; 1 is a success.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     game: str
     num_train: PositiveInt = 1000

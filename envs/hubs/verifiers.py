@@ -33,7 +33,7 @@ class VerifiersArguments(BaseModel):
     ``timeout_s``: of one episode.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     options: dict[str, Any] = Field(default_factory=dict)
     num_valid: PositiveInt = 100

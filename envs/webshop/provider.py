@@ -56,7 +56,7 @@ class WebshopArguments(BaseModel):
     ``strict``: malformed products are an error instead of being skipped and counted.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     catalogue: Literal["embedded", "small", "full"] = "embedded"
     data: str = DATA_VARIABLE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat, PositiveInt
+import re
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from serl.config.section import Section
 
@@ -35,10 +37,17 @@ class CheckpointSection(Section):
     """How many of the newest stay on disk."""
     timeout_s: PositiveFloat = 600.0
     """Seconds that learners may take to write or read one, and that a run waits for one to be complete."""
-    copy_to: str | None = Field(default=None, pattern=r"^[\w+.-]+://")
+    copy_to: str | None = None
     """A URI such as ``s3://bucket/runs`` below which each is kept as well, in a folder of the run's name; a
     run whose copies cannot be written ends. ``serl-run --resume-or-start`` fetches the newest where the run
     directory has none. fsspec opens it, with the package that it needs. Null: no copies."""
+
+    @field_validator("copy_to")
+    @classmethod
+    def _is_a_uri(cls, copy_to: str | None) -> str | None:
+        if copy_to is not None and not re.match(r"[\w+.-]+://", copy_to):
+            raise ValueError("must be a URI such as s3://bucket/runs")
+        return copy_to
 
 
 class ClusterSection(Section):

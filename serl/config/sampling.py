@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -144,7 +144,7 @@ class RolloutSection(Section):
     history then fills. The next prompts continue it until there is no room left."""
     max_response_length: PositiveInt = 512
     """Tokens that a response may have."""
-    stop: tuple[str, ...] = Field(default=("</action>",), strict=False)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("</action>",), strict=False)
     """Texts that end a response; they stay part of it."""
     start_timeout_s: PositiveFloat = 300.0
     """Seconds that an env runner may take to be ready, at the start of a run or when it is restarted."""

@@ -32,6 +32,11 @@ def run_dir(folder: Path) -> Path:
     return folder / "run"
 
 
+def test_copies_are_made_at_a_uri() -> None:
+    with pytest.raises(ValueError, match="must be a URI such as s3://bucket/runs"):
+        CheckpointSection(copy_to="/x")
+
+
 def test_a_writer_copies_what_is_complete_and_keeps_the_newest(tmp_path: Path, uri: str) -> None:
     run = run_dir(tmp_path / "here")
     (run / "config.yaml").write_text("name: first\n")

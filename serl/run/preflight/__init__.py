@@ -14,7 +14,7 @@ from serl.run.preflight.judge import examine_judge
 from serl.run.preflight.machine import examine_machine, examine_resources, needed_cpus, needed_gpus
 from serl.run.preflight.memory import examine_memory
 from serl.run.preflight.model import examine_checkpoint, examine_engine_args, examine_model, model_folder
-from serl.run.preflight.output import examine_output
+from serl.run.preflight.output import examine_copies, examine_output
 from serl.run.preflight.prompts import examine_prompts
 from serl.run.preflight.variables import examine_variables
 
@@ -57,4 +57,5 @@ def examine_inputs(experiment: ExperimentConfig, run_dir: Path | None = None) ->
             findings += examine_prompts(experiment, tasks, folder)
     findings += examine_engine_args(experiment)
     findings += [] if run_dir else examine_output(experiment)
+    findings += examine_copies(experiment)
     return [*findings, *examine_variables(experiment)]
