@@ -6,7 +6,10 @@ import asyncio
 import logging
 import socket
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,33 +120,47 @@ def test_an_endpoint_that_hangs_is_given_up_after_the_timeout():
     assert (judgement.text, judgement.reason) == (None, "timeout")
 
 
-def test_an_endpoint_that_sends_a_little_at_a_time_is_given_up_too(tmp_path: Path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+@contextmanager
+def trickling() -> Iterator[str]:
+    """The address of an endpoint that begins an answer and sends a line of it every tenth of a second."""
 
-        async def trickle() -> None:
-            connection, _ = await asyncio.to_thread(server.accept)
+    def trickle(server: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = server.accept()
             with connection:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
                 for index in range(30):
-                    await asyncio.sleep(0.1)
-                    try:
-                        connection.sendall(f"X-{index}: 1\r\n".encode())
-                    except OSError:
-                        return
+                    time.sleep(0.1)
+                    connection.sendall(f"X-{index}: 1\r\n".encode())
 
-        async def both() -> Judgement:
-            settings = judge_settings(f"http://127.0.0.1:{server.getsockname()[1]}/v1", timeout_s=0.5)
-            cache = AnswerCache(tmp_path / "answers.jsonl")
-            client = JudgeClient(JudgeSection.model_validate(settings), None, cache)
-            task = asyncio.create_task(trickle())
-            judgement = await client.ask(ASKED)
-            await client.close()
-            task.cancel()
-            return judgement
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        thread = threading.Thread(target=trickle, args=(server,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        thread.join()
 
-        judgement = asyncio.run(both())
+
+def test_an_endpoint_that_sends_a_little_at_a_time_is_given_up_too(tmp_path: Path):
+    async def asked(base_url: str) -> Judgement:
+        cache = AnswerCache(tmp_path / "answers.jsonl")
+        settings = judge_settings(base_url, timeout_s=0.5)
+        client = JudgeClient(JudgeSection.model_validate(settings), None, cache)
+        judgement = await client.ask(ASKED)
+        await client.close()
+        return judgement
+
+    with trickling() as base_url:
+        judgement = asyncio.run(asked(base_url))
     assert (judgement.text, judgement.reason) == (None, "timeout")
+
+
+def test_a_probe_waits_for_no_endpoint_that_sends_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serl.hindsight.judge.endpoint._PROBE_TIMEOUT_S", 0.5)
+    with trickling() as base_url:
+        started = time.monotonic()
+        assert probe(JudgeSection.model_validate(judge_settings(base_url))) == "did not answer within 0.5 s"
+        assert time.monotonic() - started < 2.0
 
 
 def test_an_endpoint_that_is_down_is_unreachable():

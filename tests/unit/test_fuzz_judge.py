@@ -105,8 +105,9 @@ def test_any_response_of_an_endpoint_becomes_a_judgement(
 @example(b"[" * 100_000)
 def test_any_list_of_models_is_told_in_words(body: bytes):
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=body))
-    with httpx2.Client(transport=transport) as http_client, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=http_client))
+    with pytest.MonkeyPatch.context() as patch:
+        http_client = httpx2.AsyncClient(transport=transport)
+        patch.setattr(openai, "AsyncOpenAI", partial(openai.AsyncOpenAI, http_client=http_client))
         found = probe(SETTINGS)
     assert found is None or is_unicode(found)
 

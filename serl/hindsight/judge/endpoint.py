@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -76,26 +77,27 @@ def probe(settings: JudgeSection) -> str | None:
 
     Raises JudgeError if the key is not there or no client can be made.
     """
-    from openai import APIConnectionError, APIError, APIStatusError, OpenAI
+    from openai import APIConnectionError, APIError, APIStatusError
 
-    key = api_key(settings)
-    with _no_client_as_judge_error(settings):
-        client = OpenAI(
-            base_url=settings.base_url, api_key=key or _NO_KEY, timeout=_PROBE_TIMEOUT_S, max_retries=0
-        )
-    with client:
-        try:
-            models = [str(model.id) for model in client.models.list().data]
-        except APIStatusError as error:
-            # Not every server lists its models.
-            if error.status_code in (404, 405, 501):
-                return None
-            return f"answers with HTTP status {error.status_code}"
-        except APIConnectionError as error:
-            return f"cannot be reached: {type(error.__cause__ or error).__name__}"
-        except (APIError, AttributeError, TypeError, ValueError, RecursionError):
-            return "does not answer like an OpenAI-compatible endpoint"
+    try:
+        models = asyncio.run(_models(make_client(settings, api_key(settings))))
+    except APIStatusError as error:
+        # Not every server lists its models.
+        if error.status_code in (404, 405, 501):
+            return None
+        return f"answers with HTTP status {error.status_code}"
+    except TimeoutError:
+        return f"did not answer within {_PROBE_TIMEOUT_S:g} s"
+    except APIConnectionError as error:
+        return f"cannot be reached: {type(error.__cause__ or error).__name__}"
+    except (APIError, AttributeError, TypeError, ValueError, RecursionError):
+        return "does not answer like an OpenAI-compatible endpoint"
     absent = [name for name in (settings.model, settings.fallback_model) if name and name not in models]
     if absent:
         return f"serves no {' and no '.join(absent)}; it has {', '.join(models[:5]) or 'no model'}"
     return None
+
+
+async def _models(client: AsyncOpenAI) -> list[str]:
+    async with client, asyncio.timeout(_PROBE_TIMEOUT_S):
+        return [str(model.id) for model in (await client.models.list()).data]
