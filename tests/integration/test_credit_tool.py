@@ -143,6 +143,8 @@ def test_groups_that_were_recorded_in_part_are_left_out(
     subject: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record_run(subject, tmp_path)
+    assert main([str(tmp_path), "--games", "0", "--groups", "0"]) == 2
+    assert "would be trained on; raise --groups" in capsys.readouterr().err
     file = tmp_path / "trajectories.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]))

@@ -90,6 +90,8 @@ def test_it_listens_on_loopback_alone_and_names_a_port_that_is_taken(
         port = taken.getsockname()[1]
         assert main([str(run_dir), "--serve", "--port", str(port)]) == 2
     assert f"cannot listen on port {port}: Address already in use" in capsys.readouterr().err
+    assert main([str(run_dir), "--serve", "--port", "99999"]) == 2
+    assert "--port 99999: " in capsys.readouterr().err
     with RunServer(run_dir, port=0) as server:
         assert server.server_address[0] == "127.0.0.1"
     assert not (run_dir / "inspect.html").exists()

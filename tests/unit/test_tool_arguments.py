@@ -16,6 +16,30 @@ MODEL = "embedded:nothing"
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--episodes", "0", "argument --episodes: 0 is not positive"),
+        ("--batch-size", "0", "argument --batch-size: 0 is not positive"),
+        ("--lr", "nan", "argument --lr: nan is no positive number"),
+        ("--lr", "inf", "argument --lr: inf is no positive number"),
+        ("--detour-share", "2", "argument --detour-share: 2.0 is no share, from 0 to 1"),
+    ],
+)
+def test_numbers_that_nothing_can_be_trained_with_are_refused_at_once(
+    option: str, value: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        warm_start(["--out", str(tmp_path), option, value])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_vocabulary_has_room_for_what_is_not_learned(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert warm_start(["--out", str(tmp_path), "--vocab-size", "10"]) == 2
+    assert "--vocab-size 10: what is no learned word alone takes " in caplog.text
+
+
+@pytest.mark.parametrize(
     ("tool", "arguments", "words"),
     [
         (warm_start, ["--out", "FILE"], "argument --out: FILE: FILE is no folder that can be written"),

@@ -118,11 +118,12 @@ def measure(subject: Subject, options: argparse.Namespace) -> Report:
         notes.append(f"{num_not_judged} groups left out: the environment did not play or judge them again")
     for note in notes:
         print(note)
-    if not groups:
+    chosen = groups[: options.groups]
+    if not chosen:
         raise SubjectError(
             f"{subject.name}: none of {len(subject.groups)} groups would be trained on; raise --groups"
         )
-    report = Report(_title(subject, groups[: options.groups]), measure_student(groups[: options.groups]))
+    report = Report(_title(subject, chosen), measure_student(chosen))
     print(report.title)
     for line in credit_heading(report.student):
         print(line)
@@ -133,9 +134,7 @@ def measure(subject: Subject, options: argparse.Namespace) -> Report:
     if subject.policy is None:
         return report
     names = options.sources or list(sections(subject.config))
-    for name, credit in measure_sources(
-        subject.policy, groups[: options.groups], subject.config, names, options.tokens
-    ):
+    for name, credit in measure_sources(subject.policy, chosen, subject.config, names, options.tokens):
         _add_credit(report, name, credit)
     if options.games and isinstance(subject.provider, DemonstratingProvider):
         tasks = evaluation_tasks(subject, options.games)

@@ -72,6 +72,8 @@ def _serve(run_dir: Path, port: int) -> int:
         server = RunServer(run_dir, port)
     except OSError as error:
         return _refuse(f"cannot listen on port {port}: {error.strerror}; --port takes another one")
+    except OverflowError as error:
+        return _refuse(f"--port {port}: {error}")
     with server:
         print(f"{server.url} follows {run_dir}; Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):

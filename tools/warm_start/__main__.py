@@ -29,9 +29,10 @@ from serl.config.load import load_experiment
 from serl.config.sampling import PromptForm
 from serl.rollout.episode_prompts import PromptSettings
 from serl.run.surroundings import write_any_character
-from tools.arguments import output_folder
+from tools.arguments import output_folder, positive, positive_number, share
 from tools.warm_start.playing import PlaySettings
 from tools.warm_start.run import WarmStartSettings, play_held_out, save, save_report, warm_start
+from tools.warm_start.tokenizer import least_vocab_size
 
 logger = logging.getLogger(__name__)
 
@@ -57,22 +58,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=output_folder, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--episodes", type=int, default=defaults.demonstrations.num_episodes)
+    parser.add_argument("--episodes", type=positive, default=defaults.demonstrations.num_episodes)
     parser.add_argument(
         "--detour-share",
-        type=float,
+        type=share,
         default=defaults.demonstrations.detour_share,
         help="random actions of the demonstrator, which are learned too (%(default)s)",
     )
     parser.add_argument(
         "--stray-thought-share",
-        type=float,
+        type=share,
         default=defaults.demonstrations.stray_thought_share,
         help="labels beside hindsight that stand behind the thought of another step (%(default)s)",
     )
-    parser.add_argument("--vocab-size", type=int, default=defaults.vocab_size)
-    parser.add_argument("--batch-size", type=int, default=defaults.cloning.batch_size)
-    parser.add_argument("--lr", type=float, default=defaults.cloning.lr, help="default: %(default)g")
+    parser.add_argument("--vocab-size", type=positive, default=defaults.vocab_size)
+    parser.add_argument("--batch-size", type=positive, default=defaults.cloning.batch_size)
+    parser.add_argument(
+        "--lr", type=positive_number, default=defaults.cloning.lr, help="default: %(default)g"
+    )
     parser.add_argument(
         "--evaluation", type=int, default=0, help="held-out tasks to play at the end (0: all)"
     )
@@ -128,6 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         form = [f"rollout.prompt={options.prompt}"] if options.prompt else []
         experiment = experiment_of([*options.experiment, *form])
         provider = demonstrating_provider(experiment)
+        if options.vocab_size < (least := least_vocab_size(provider.prompt_phrases())):
+            raise ValueError(
+                f"--vocab-size {options.vocab_size}: what is no learned word alone takes {least}"
+            )
         splits = experiment.env.train_split, experiment.evaluation.split
         assert_disjoint(*(provider.task_set(split) for split in splits))
     except (ValueError, FileNotFoundError) as error:

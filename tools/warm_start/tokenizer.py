@@ -27,6 +27,7 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
+_SPECIAL = [PAD, END, USER, ASSISTANT]
 _WORDS = r" ?[A-Za-z]+| ?\d+|[^\sA-Za-z0-9]+|\s"
 
 
@@ -50,12 +51,16 @@ def _context(*parts: Evidence) -> str:
     return text
 
 
+def least_vocab_size(prompt_phrases: Sequence[str]) -> int:
+    """Entries of a tokenizer that has learned nothing: phrases, special tokens and the 256 bytes."""
+    return len(policy_phrases(prompt_phrases)) + len(_SPECIAL) + 256
+
+
 def build_tokenizer(
     texts: Iterable[str], prompt_phrases: Sequence[str], vocab_size: int, model_max_length: int
 ) -> PreTrainedTokenizerFast:
     """Learns at most ``vocab_size`` entries (phrases included) from ``texts``."""
     phrases = policy_phrases(prompt_phrases)
-    special = [PAD, END, USER, ASSISTANT]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -67,7 +72,7 @@ def build_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(phrases),
         min_frequency=8,
-        special_tokens=special,
+        special_tokens=_SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
