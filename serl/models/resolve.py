@@ -116,13 +116,6 @@ def check_hub_can_be_asked(hub_id: str) -> None:
         raise ModelPathError(f"{where}, and {blocked} cannot be written: set HF_HOME to a folder that can")
 
 
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises for a file that cannot be had, be it name, network or settings."""
-    from httpx import HTTPError
-
-    return HTTPError, OSError, ValueError, RuntimeError
-
-
 def _unwritable(reason: str) -> str:
     return (
         f"a converted model is kept in {cache_folder()}, and it cannot be: {reason}. Set XDG_CACHE_HOME to a "
@@ -241,7 +234,7 @@ def _hub_snapshot(hub_id: str) -> Path:
 
     try:
         folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES))
-    except hub_errors() as error:
+    except (OSError, ValueError, RuntimeError) as error:  # of the hub and the network, the name, the cache
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelPathError(
             f"model.path = {hub_id!r}: not a local folder, not in the local hub cache, and the hub could not "
