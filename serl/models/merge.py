@@ -8,6 +8,8 @@ from pathlib import Path
 
 from serl.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from serl.models.resolve import ModelPathError, resolve_model
+from serl.models.sizes import file_shapes
+from serl.models.weights import load_model
 
 
 def holds_adapters(folder: Path) -> bool:
@@ -23,7 +25,7 @@ def base_of(adapters: Path) -> Path:
     try:
         settings = json.loads((adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         return resolve_model(settings["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ModelPathError):
             raise
         raise ModelPathError(f"{adapters}: no {ADAPTER_CONFIG} that names a base: {error}") from error
@@ -35,16 +37,20 @@ def write_merged(base: Path, adapters: Path, target: Path) -> None:
     All of them are folders. Raises ModelPathError if the adapters are not of this base, and OSError if the
     folder cannot be written.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from peft import PeftModel, get_peft_model_state_dict
 
     if not (adapters / ADAPTER_WEIGHTS).is_file():
         raise ModelPathError(f"{adapters}: no {ADAPTER_WEIGHTS}: it holds no adapters")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True)
+    saved = file_shapes(adapters / ADAPTER_WEIGHTS)
+    model = load_model(str(base), attention="eager", dtype="auto")
     try:
-        merged = PeftModel.from_pretrained(model, str(adapters)).merge_and_unload()
-    except (RuntimeError, ValueError) as error:
+        adapted = PeftModel.from_pretrained(model, str(adapters))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelPathError(f"{adapters} holds no adapters of the model in {base}: {error}") from error
+    if missing := get_peft_model_state_dict(adapted).keys() - saved.keys():  # PEFT would only warn of it
+        lacking = f"{len(missing)} weights of the adapters, such as {min(missing)}"
+        raise ModelPathError(f"{adapters}: {ADAPTER_WEIGHTS} lacks {lacking}")
+    merged = adapted.merge_and_unload()
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

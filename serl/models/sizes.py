@@ -25,11 +25,12 @@ def num_weights(path: str) -> int | None:
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name, of all that a policy's folder has. Raises ModelPathError if one is damaged."""
-    return {name: shape for file in weight_files(folder) for name, shape in _in_file(file).items()}
+    return {name: shape for file in weight_files(folder) for name, shape in file_shapes(file).items()}
 
 
-def _in_file(file: Path) -> dict[str, tuple[int, ...]]:
-    """The file begins with the length of its header, 8 bytes, and the header, a JSON object."""
+def file_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, of one safetensors file. Raises ModelPathError if it is damaged."""
+    # It begins with the length of its header, 8 bytes, and the header, a JSON object.
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         try:

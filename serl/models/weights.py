@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serl.models.resolve import ModelPathError
+from serl.models.sizes import checkpoint_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +30,19 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def load_model(model_dir: str, attention: str = "sdpa") -> Any:
-    """The policy in the local folder ``model_dir``, in float32 on the CPU.
+def load_model(model_dir: str, attention: str = "sdpa", dtype: str = "float32") -> Any:
+    """The policy in the local folder ``model_dir``, on the CPU, in ``dtype``; ``auto``: in its files' own.
 
-    Raises ModelPathError if its files lack weights, which transformers would draw at random.
+    Raises ModelPathError if its files are damaged, or lack weights, which transformers would draw at random.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    checkpoint_shapes(Path(model_dir))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         model_dir,
-        dtype=torch.float32,
+        dtype=dtype,
         attn_implementation=attention,
         local_files_only=True,
         output_loading_info=True,

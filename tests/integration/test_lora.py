@@ -18,6 +18,7 @@ from learner_helpers import (
     update,
 )
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -26,6 +27,7 @@ from serl.learner.publishing import published_weights
 from serl.learner.rl_module import CausalLMModule
 from serl.learner.state import LearnerStateError
 from serl.learner.token_batch import Layout, make_token_batch
+from serl.models.merge import base_of, write_merged
 from serl.models.resolve import ModelPathError, resolve_model
 from serl.models.weights import named_weights, weight_shapes
 from serl.run.preflight.model import examine_model
@@ -93,6 +95,26 @@ def test_learners_score_as_transformers_with_peft_does_before_and_after_an_updat
     assert merge_lora([str(tmp_path), str(tmp_path / "merged")]) == 2, "it is there already"
     with pytest.raises(ModelPathError, match="policy holds adapters, no whole policy; python -m tools.merge"):
         resolve_model(str(tmp_path / "policy"))
+
+
+def test_adapters_that_are_damaged_or_others_are_not_merged(model_dir: Path, tmp_path: Path) -> None:
+    with_adapters(model_dir).save(tmp_path, timeout_s=60.0)
+    policy, merged = tmp_path / "policy", tmp_path / "merged"
+    weights, settings = policy / "adapter_model.safetensors", policy / "adapter_config.json"
+    whole, known = weights.read_bytes(), settings.read_text()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(ModelPathError, match="is not a whole file of weights"):
+        write_merged(model_dir, policy, merged)
+    save_file({"other": torch.zeros(2)}, weights)
+    with pytest.raises(ModelPathError, match=r"adapter_model.safetensors lacks \d+ weights of the adapters"):
+        write_merged(model_dir, policy, merged)
+    weights.write_bytes(whole)
+    settings.write_text(json.dumps(json.loads(known) | {"r": "x"}))
+    with pytest.raises(ModelPathError, match="holds no adapters of the model"):
+        write_merged(model_dir, policy, merged)
+    settings.write_text(json.dumps(json.loads(known) | {"base_model_name_or_path": 5}))
+    with pytest.raises(ModelPathError, match="that names a base"):
+        base_of(policy)
 
 
 def test_adapters_of_a_checkpoint_are_evaluated_as_a_whole_policy_that_is_gone_afterwards(

@@ -59,6 +59,12 @@ def test_a_model_is_not_loaded_without_all_of_its_weights(tmp_path: Path) -> Non
     save_tiny_policy(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(ModelPathError, match="is not a whole file of weights"):
+        load_model(str(tmp_path))
+    weights.write_bytes(whole)
     with pytest.raises(ModelPathError, match=r"its files lack \d+ weights .* such as model\.layers\.2\."):
         load_model(str(tmp_path))
 
