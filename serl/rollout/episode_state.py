@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import Any, cast
 
 from envs.base import PromptParts, StepAnswer, Turn
@@ -27,11 +26,10 @@ def _taken_in(info: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(taken.get("feedback"), str | None):
         raise TypeError(f"info['feedback'] is {taken['feedback']!r:.60}, expected str or None")
     metrics = taken.get("metrics", {})
-    if not isinstance(metrics, dict) or not all(
-        isinstance(name, str) and isinstance(value, Real) for name, value in metrics.items()
-    ):
-        raise TypeError(f"info['metrics'] is {metrics!r:.60}, expected numbers by name")
-    taken["metrics"] = {encodable(name): float(value) for name, value in metrics.items()}
+    try:
+        taken["metrics"] = {encodable(name): float(value) for name, value in metrics.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"info['metrics'] is {metrics!r:.60}, expected numbers by name") from error
     return taken
 
 

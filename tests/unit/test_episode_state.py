@@ -77,7 +77,7 @@ def test_an_answer_that_would_harm_others_later_is_refused(answer: tuple[float, 
 
 
 def test_metrics_are_numbers_under_names_that_can_be_written():
-    measured = info(metrics={"score\ud800": np.float32(0.5), "won": True})
+    measured = info(metrics={"score\ud800": np.float32(0.5), "won": np.bool_(True)})
     assert EpisodeState("at 0", measured).info["metrics"] == {"score\ufffd": 0.5, "won": 1.0}
     assert EpisodeState("at 0", info()).info["metrics"] == {}
 
