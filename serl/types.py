@@ -204,8 +204,7 @@ class TrainingRow:
     no evidence, the weight stays 1), ``context`` the text of that evidence, and ``evidence_sources`` the
     names of the sources in it; the teacher scores the very same ``response_ids`` after it. A
     ``distilled`` row is drawn to the teacher's distributions, a ``recorded`` row gets a `TeacherRecord`.
-    The ``old_logprobs`` of a ``hinted`` row are those under a prompt with a hint, which its own has not. The
-    environment did not take the action of a ``refused`` one.
+    The ``old_logprobs`` of a ``hinted`` row are those under a prompt with a hint, which its own has not.
     """
 
     group_id: str
@@ -222,7 +221,6 @@ class TrainingRow:
     evidence_sources: tuple[str, ...] = ()
     distilled: bool = False
     hinted: bool = False
-    refused: bool = False
     recorded: bool = False
 
 

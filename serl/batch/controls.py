@@ -1,15 +1,12 @@
-"""Controls of hindsight: the environment's own word in place of the teacher's. Not in the paper.
+"""A control of hindsight: perfect credit in place of the teacher's.
 
-``progress``: perfect credit. With Δ = ±∞ by whether the environment says that an action brought success
-nearer, the weight of `serl.hindsight.teacher_weights` is one of its bounds:
+Not in the paper. With Δ = ±∞ by whether the environment says that an action brought success nearer, the
+weight of `serl.hindsight.teacher_weights` is one of its bounds:
 
     ŵ = 1 + weight_clip where progress and sign(A) agree, else 1 − weight_clip
     A' = A · ((1 − λ) + λ · ŵ)
 
 on whole steps, tokens that are no action too. No credit that reweighting could be given is better.
-
-``refused``: what needs no teacher. ŵ = 1 − sign(A) · weight_clip for actions that the environment refused, 1
-for all others.
 """
 
 from __future__ import annotations
@@ -38,37 +35,25 @@ def progress_weights(advantages: Array, progress: Array, weight_clip: float) -> 
     return np.where(advantages == 0.0, 1.0, weights).astype(np.float32)
 
 
-def refused_weights(advantages: Array, refused: Array, weight_clip: float) -> Array:
-    """ŵ of rows with ``advantages`` [R] by whether their action was ``refused``, bool [R]."""
-    return np.where(refused, 1.0 - weight_clip * np.sign(advantages), 1.0).astype(np.float32)
-
-
 class ProgressJudge:
-    """Weighs advantages by what the environment says of actions.
+    """Plays the trajectories of groups again, in an environment that knows what their actions were worth."""
 
-    For ``progress`` trajectories are played again with ``provider``, which knows what their actions were
-    worth; for ``refused`` there is none.
-    """
-
-    def __init__(self, provider: MeasuringProvider | None, settings: HindsightSection) -> None:
+    def __init__(self, provider: MeasuringProvider, settings: HindsightSection) -> None:
         self._provider = provider
         self._settings = settings
 
     @classmethod
     def of(cls, experiment: ExperimentConfig) -> ProgressJudge | None:
-        """None unless ``hindsight.control`` is ``progress`` or ``refused``.
+        """None unless ``hindsight.control: progress``.
 
-        Raises TypeError if the environment cannot judge progress, ValueError for an estimator that needs
-        the batch.
+        Raises TypeError if the environment cannot judge, ValueError for an estimator that needs the batch.
         """
-        control = experiment.hindsight.control
-        if not experiment.hindsight.environment_weighs:
+        if experiment.hindsight.control != "progress":
             return None
-        asked_by = f"hindsight.control = {control}"
-        provider = measuring_provider(experiment, asked_by) if control == "progress" else None
+        provider = measuring_provider(experiment, "hindsight.control = progress")
         if needs_batch(experiment.advantage):
             raise ValueError(
-                f"{asked_by} contradicts advantage.estimator = "
+                f"hindsight.control = progress contradicts advantage.estimator = "
                 f"{experiment.advantage.estimator}: it weighs advantages before there is a batch"
             )
         return cls(provider, experiment.hindsight)
@@ -81,30 +66,21 @@ class ProgressJudge:
         rows, lambda_ = finished.rows, progress_lambda(self._settings, weights_seq_no)
         if lambda_ == 0.0 or not rows.advantages.any():
             return finished
-        if self._provider is None:
-            weights = refused_weights(rows.advantages, rows.refused, self._settings.weight_clip)
-        else:
-            weights = self._progress_weights(self._provider, finished)
-        advantages = rows.advantages * ((1.0 - lambda_) + lambda_ * weights)
-        return replace(finished, rows=replace(rows, advantages=advantages.astype(np.float32)))
-
-    def _progress_weights(self, provider: MeasuringProvider, finished: FinishedGroup) -> Array:
-        advantages = finished.rows.advantages
-        weights = np.ones_like(advantages)
+        weights = np.ones_like(rows.advantages)
         first = 0
         for trajectory in finished.group.trajectories:
             own = slice(first, first + len(trajectory.steps))
             first = own.stop
-            progress = _progress(provider, trajectory)
+            progress = self._progress(trajectory)
             if progress is not None:
-                weights[own] = progress_weights(advantages[own], progress, self._settings.weight_clip)
-        return weights
+                weights[own] = progress_weights(rows.advantages[own], progress, self._settings.weight_clip)
+        advantages = rows.advantages * ((1.0 - lambda_) + lambda_ * weights)
+        return replace(finished, rows=replace(rows, advantages=advantages.astype(np.float32)))
 
-
-def _progress(provider: MeasuringProvider, trajectory: Trajectory) -> Array | None:
-    try:
-        judged = judged_trajectory(provider, trajectory)
-    except ValueError as error:
-        logger.warning("%s keeps its advantages: %s", trajectory.trajectory_id, error)
-        return None
-    return np.array([step.kind == "progress" for step in judged], dtype=np.bool_)
+    def _progress(self, trajectory: Trajectory) -> Array | None:
+        try:
+            judged = judged_trajectory(self._provider, trajectory)
+        except ValueError as error:
+            logger.warning("%s keeps its advantages: %s", trajectory.trajectory_id, error)
+            return None
+        return np.array([step.kind == "progress" for step in judged], dtype=np.bool_)

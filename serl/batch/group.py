@@ -140,5 +140,4 @@ def _row(
         weights_seq_no=step.weights_seq_no,
         distilled=distilled,
         hinted=trajectory.hint is not None,
-        refused=not step.action_valid,
     )

@@ -68,8 +68,8 @@ class TrainingRows:
 
     Ragged: ``prompt_ids``, ``response_ids`` and ``teacher_prompt_ids`` (int32; empty without one),
     ``old_logprobs`` (float32), ``action_mask`` (bool). Arrays [R]: ``advantages`` (float32),
-    ``weights_seq_nos`` (int64), ``distilled``, ``hinted``, ``refused`` and ``recorded`` (bool). ``contexts``
-    holds texts by row, in an assembled batch those of recorded rows only.
+    ``weights_seq_nos`` (int64), ``distilled``, ``hinted`` and ``recorded`` (bool). ``contexts`` holds texts
+    by row, in an assembled batch those of recorded rows only.
     """
 
     group_ids: list[str]
@@ -84,7 +84,6 @@ class TrainingRows:
     weights_seq_nos: Array
     distilled: Array
     hinted: Array
-    refused: Array
     recorded: Array
     evidence_sources: list[tuple[str, ...]]
     contexts: dict[int, str]
@@ -104,7 +103,6 @@ class TrainingRows:
             weights_seq_nos=np.array([row.weights_seq_no for row in rows], dtype=np.int64),
             distilled=np.array([row.distilled for row in rows], dtype=np.bool_),
             hinted=np.array([row.hinted for row in rows], dtype=np.bool_),
-            refused=np.array([row.refused for row in rows], dtype=np.bool_),
             recorded=np.array([row.recorded for row in rows], dtype=np.bool_),
             evidence_sources=[row.evidence_sources for row in rows],
             contexts={index: row.context for index, row in enumerate(rows) if row.context is not None},
@@ -129,7 +127,6 @@ class TrainingRows:
             weights_seq_nos=np.concatenate([part.weights_seq_nos for part in parts]),
             distilled=np.concatenate([part.distilled for part in parts]),
             hinted=np.concatenate([part.hinted for part in parts]),
-            refused=np.concatenate([part.refused for part in parts]),
             recorded=np.concatenate([part.recorded for part in parts]),
             evidence_sources=list(chain.from_iterable(part.evidence_sources for part in parts)),
             contexts={
@@ -161,7 +158,6 @@ class TrainingRows:
             weights_seq_nos=self.weights_seq_nos[chosen],
             distilled=self.distilled[chosen],
             hinted=self.hinted[chosen],
-            refused=self.refused[chosen],
             recorded=self.recorded[chosen],
             evidence_sources=[self.evidence_sources[index] for index in chosen],
             contexts={
@@ -186,7 +182,6 @@ class TrainingRows:
             evidence_sources=self.evidence_sources[index],
             distilled=bool(self.distilled[index]),
             hinted=bool(self.hinted[index]),
-            refused=bool(self.refused[index]),
             recorded=bool(self.recorded[index]),
         )
 

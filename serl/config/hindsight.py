@@ -131,18 +131,15 @@ class HindsightSection(Section):
 
     weight: Weight = "log_ratio"
     """What an advantage is weighed by: on each action token the ``log_ratio`` of teacher and student (the
-    paper), or on every token of a step, thoughts too, the probability that the teacher gives its action, 0 if
-    the environment refused it."""
+    paper), or on every token of a step, thoughts too, the probability that the teacher gives its action."""
 
     weight_clip: float = Field(default=0.2, ge=0.0, lt=1.0)
     """A weight is between 1 - ``weight_clip`` and 1 + ``weight_clip``."""
 
-    control: Literal["none", "progress", "refused", "other_group", "no_evidence"] = "none"
+    control: Literal["none", "progress", "other_group", "no_evidence"] = "none"
     """``progress``: a weight is 1 + or - ``weight_clip`` by whether the environment says that the action
-    brought success nearer, and there is no teacher: the most that reweighting can give. ``refused``: those
-    that the environment refused are weighed so, others keep their advantage: what needs no teacher.
-    ``other_group``: the teacher reads evidence of the group finished before. ``no_evidence``: it reads none,
-    where it would."""
+    brought success nearer, and there is no teacher: the most that reweighting can give. ``other_group``: the
+    teacher reads evidence of the group finished before. ``no_evidence``: it reads none, where it would."""
 
     baseline: Literal["student", "teacher"] = "student"
     """What the log-prob of the teacher with context is compared with: that of the ``student`` (the paper), or
@@ -189,11 +186,6 @@ class HindsightSection(Section):
         return self.enabled and self.objective != "distill"
 
     @property
-    def environment_weighs(self) -> bool:
-        """Whether the environment weighs advantages in the teacher's place."""
-        return self.control in ("progress", "refused")
-
-    @property
     def distills(self) -> bool:
         """Whether a divergence from the teacher is part of the loss."""
         return self.enabled and self.objective != "reweight"
@@ -226,10 +218,10 @@ class HindsightSection(Section):
         return self
 
     def _problems_of_control(self) -> Iterator[Problem]:
-        if self.environment_weighs and self.enabled and self.objective != "reweight":
+        if self.control == "progress" and self.enabled and self.objective != "reweight":
             yield contradiction(
-                f"hindsight.control = {self.control} contradicts hindsight.objective = {self.objective}: it "
-                "stands in for a teacher that weighs advantages, and there is none to distil"
+                f"hindsight.control = progress contradicts hindsight.objective = {self.objective}: it stands "
+                "in for a teacher that weighs advantages, and there is none to distil"
             )
 
     def _problems_of_weight(self) -> Iterator[Problem]:

@@ -23,14 +23,14 @@ def effective_lambda(mixing_lambda: float, lambda_decay_steps: int, weights_seq_
 
 def teacher_lambda(settings: HindsightSection, weights_seq_no: int) -> float:
     """λ of the update that trains on weights ``weights_seq_no``; 0 where advantages are not reweighted."""
-    if not settings.reweights or settings.environment_weighs:
+    if not settings.reweights or settings.control == "progress":
         return 0.0
     return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, weights_seq_no)
 
 
 def progress_lambda(settings: HindsightSection, weights_seq_no: int) -> float:
     """λ of that update where the environment weighs advantages in place of the teacher, else 0."""
-    if not settings.reweights or not settings.environment_weighs:
+    if not settings.reweights or settings.control != "progress":
         return 0.0
     return effective_lambda(settings.mixing_lambda, settings.lambda_decay_steps, weights_seq_no)
 

@@ -18,7 +18,7 @@ Departures from the paper, all off unless asked for:
 - `action_weights` takes, in place of the log-ratio, the probability p that the teacher gives a step's whole
   action, and weighs all tokens of the step with it: a policy that thinks first decides in its thoughts.
 
-    p  = Π π_T(a | s, c) over the step's action tokens; 0 if the environment refused the action
+    p  = Π π_T(a | s, c) over the step's action tokens
     ŵ  = 1 + weight_clip · sign(A) · (2 p − 1)
 """
 
@@ -99,17 +99,14 @@ def action_weights(
     advantages: Tensor,
     teacher_logprobs: Tensor,
     selected: Tensor,
-    refused: Tensor,
     step_ids: Tensor,
     *,
     weight_clip: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The weight of every token by the probability of its step's action.
+    """The weight of every token by the probability of its step's action, 1 where a step has none selected.
 
     All tensors are [tokens]; ``selected``, ``step_ids`` and ``weight_clip`` are those of `teacher_weights`. A
-    step's selected tokens are its action, and all of its tokens get its weight. It is 1 where none is
-    selected or A is 0. ``refused`` marks the tokens of steps whose action the environment did not take: who
-    has seen that would not take it, so p is 0, whether a token is selected or not.
+    step's selected tokens are its action, and all of its tokens get its weight; where A is 0 it is 1.
 
     The metrics are those of `teacher_weights`, over the tokens that are weighed, without the log-ratio's, and
     ``action_probability_mean``.
@@ -118,8 +115,8 @@ def action_weights(
     zeros = teacher_logprobs.new_zeros(num_steps)
     logprobs = zeros.index_add(0, step_ids, torch.where(selected.bool(), teacher_logprobs, 0.0))
     has_action = zeros.index_add(0, step_ids, selected.to(zeros.dtype)) > 0
-    mask = (has_action[step_ids] | refused) & (advantages != 0.0)
-    probabilities = torch.where(refused, 0.0, logprobs.clamp(max=0.0).exp()[step_ids])[mask]
+    mask = has_action[step_ids] & (advantages != 0.0)
+    probabilities = logprobs.clamp(max=0.0).exp()[step_ids][mask]
     weights = torch.ones_like(advantages)
     weights[mask] += weight_clip * torch.sign(advantages[mask]) * (2.0 * probabilities - 1.0)
     metrics = _weight_metrics(weights[mask], advantages[mask], weight_clip)

@@ -19,8 +19,7 @@ class ResponseTokens:
 
     ``old_logprobs`` [T] are the sampler's. ``advantages`` [T] repeat each row's advantage. ``selected``
     [T] marks action tokens of rows with a teacher prompt, ``distilled`` [T] those of distilled rows.
-    ``refused`` [T] marks those of rows whose action the environment did not take, ``on_policy`` [T]
-    those of rows that only the current weights sampled, after the row's prompt.
+    ``on_policy`` [T] marks the tokens of rows that only the current weights sampled, after the row's prompt.
     """
 
     starts: Array
@@ -28,7 +27,6 @@ class ResponseTokens:
     advantages: Tensor
     selected: Tensor
     distilled: Tensor
-    refused: Tensor
     on_policy: Tensor
 
     @classmethod
@@ -46,7 +44,6 @@ class ResponseTokens:
             advantages=repeated(rows.advantages),
             selected=action & repeated(rows.has_teacher_prompt),
             distilled=action & repeated(rows.distilled),
-            refused=repeated(rows.refused),
             on_policy=repeated((rows.weights_seq_nos >= weights_seq_no) & ~rows.hinted),
         )
 

@@ -195,7 +195,6 @@ def weigh_tokens(
             tokens.advantages,
             scores.with_context,
             tokens.selected,
-            tokens.refused,
             tokens.row_ids,
             weight_clip=settings.weight_clip,
         )

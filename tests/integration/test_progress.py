@@ -13,7 +13,6 @@ from envs.registry import make_provider
 from serl.batch.controls import ProgressJudge
 from serl.batch.group import finish
 from serl.config import ExperimentConfig
-from serl.hindsight.schedules import teacher_lambda
 from serl.rollout.progress import judged_steps
 from serl.run.preflight.data import open_tasks
 from serl.types import Step, Task, TrajectoryGroup
@@ -86,34 +85,6 @@ def test_with_perfect_credit_progress_counts_for_more_in_a_success_and_for_less_
     assert finished.rows.advantages.tolist() == [5.0, 5.0, -5.0, -5.0]
     assert judge.weigh(finished, 0).rows.advantages.tolist() == [2.5, 7.5, -2.5, -7.5]
     assert judge.weigh(finished, 2).rows.advantages.tolist() == [3.75, 6.25, -3.75, -6.25]
-    assert judge.weigh(finished, 4) is finished
-
-
-def test_actions_that_the_environment_refused_are_weighed_without_a_teacher() -> None:
-    experiment = ExperimentConfig.model_validate(
-        {
-            "name": "control",
-            "model": {"path": "embedded:tiny_alfworld"},
-            "env": {"name": "envs.example:make_provider", "invalid_action_penalty": 0.0},
-            "evaluation": {"split": "valid", "num_tasks": 1},
-            "advantage": {"args": {"normalize_std": False}},
-            "hindsight": {
-                "control": "refused",
-                "weight_clip": 0.5,
-                "mixing_lambda": 1.0,
-                "lambda_decay_steps": 4,
-            },
-        }
-    )
-    success = make_trajectory([make_step(), make_step(action_valid=False)], 10.0, rollout_index=0)
-    failure = make_trajectory([make_step(action_valid=False), make_step()], 0.0, rollout_index=1)
-    finished = finish(TrajectoryGroup("g", success.task, [success, failure]), experiment)
-    judge = ProgressJudge.of(experiment)
-    assert judge is not None and teacher_lambda(experiment.hindsight, 0) == 0.0
-    assert finished.rows.advantages.tolist() == [5.0, 5.0, -5.0, -5.0]
-    # 1 − 0.5 in the success, 1 + 0.5 in the failure, and with λ = 0.5 half as much.
-    assert judge.weigh(finished, 0).rows.advantages.tolist() == [5.0, 2.5, -7.5, -5.0]
-    assert judge.weigh(finished, 2).rows.advantages.tolist() == [5.0, 3.75, -6.25, -5.0]
     assert judge.weigh(finished, 4) is finished
 
 

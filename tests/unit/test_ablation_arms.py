@@ -14,7 +14,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (
-    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 13),
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 12),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 2),
 )

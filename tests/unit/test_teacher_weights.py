@@ -190,8 +190,7 @@ def test_the_probability_of_an_action_weighs_every_token_of_its_step():
     selected = torch.tensor([False, True, True, True, True, False, False, True])
     advantages = torch.tensor([2.0, 2.0, 2.0, -1.0, -1.0, 1.0, 1.0, 0.0])
     teacher = torch.tensor([0.0, 0.5, 0.5, 0.8, 0.25, 0.0, 0.0, 0.9]).log()
-    taken = torch.zeros(8, dtype=torch.bool)
-    weights, metrics = action_weights(advantages, teacher, selected, taken, step_ids, weight_clip=0.8)
+    weights, metrics = action_weights(advantages, teacher, selected, step_ids, weight_clip=0.8)
     # p = 0.5 · 0.5 and 0.8 · 0.25; 1 + 0.8 · (2 p − 1) and 1 − 0.8 · (2 p − 1)
     assert weights.tolist() == pytest.approx([0.6, 0.6, 0.6, 1.48, 1.48, 1.0, 1.0, 1.0])
     assert metrics["num_selected_tokens"] == 5.0
@@ -204,25 +203,15 @@ def test_the_probability_of_an_action_weighs_every_token_of_its_step():
 def test_an_action_that_the_teacher_would_always_or_never_take_reaches_the_bounds():
     advantages, steps = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4)
     teacher = torch.tensor([0.0, -500.0, 0.0, -500.0])
-    weights, _ = action_weights(advantages, teacher, ALL, ~ALL, steps, weight_clip=0.5)
+    weights, _ = action_weights(advantages, teacher, ALL, steps, weight_clip=0.5)
     assert weights.tolist() == [1.5, 0.5, 0.5, 1.5]
-
-
-def test_a_refused_action_has_probability_0_whatever_the_teacher_thinks_and_without_one():
-    # Two steps that the teacher would take for certain, and one it has not scored; the last A is 0.
-    advantages, steps = torch.tensor([1.0, -1.0, -1.0, 0.0]), torch.arange(4)
-    teacher, selected = torch.zeros(4), torch.tensor([True, True, False, True])
-    weights, metrics = action_weights(advantages, teacher, selected, ALL, steps, weight_clip=0.5)
-    assert weights.tolist() == [0.5, 1.5, 1.5, 1.0]
-    assert metrics["num_selected_tokens"] == 3.0 and metrics["action_probability_mean"] == 0.0
 
 
 def test_nothing_is_weighed_where_nothing_is_selected():
     for size in (0, 2):
         nothing = torch.zeros(size)
         steps = torch.zeros(size, dtype=torch.long)
-        none = nothing.bool()
-        weights, metrics = action_weights(nothing, nothing, none, none, steps, weight_clip=0.5)
+        weights, metrics = action_weights(nothing, nothing, nothing.bool(), steps, weight_clip=0.5)
         assert weights.tolist() == [1.0] * size
         assert metrics["num_selected_tokens"] == 0.0 and metrics["weight_mean"] == 1.0
 
