@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serl.config.nearest import name_hint
+
+
+class EnvironmentArguments(BaseModel):
+    """An environment's own arguments; numbers are finite, and what is not among them is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
 

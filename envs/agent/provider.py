@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import Any, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from envs.agent.tasks import AgentTask, AgentTasks, load_function
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, TaskSet, TextEnv
 
 
-class AgentArguments(BaseModel):
+class AgentArguments(EnvironmentArguments):
     """``env.args`` of the environment ``agent``.
 
     ``run``: the agent as ``module:function``, which gets a task and returns a reward or a report
@@ -23,8 +23,6 @@ class AgentArguments(BaseModel):
     ``timeout_s``: of one episode, and of grading it. ``max_output_kib``: so much of the end of what it prints
     is kept, for messages about failures.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run: str = ""
     command: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from envs.alfworld import prompt
 from envs.alfworld.demonstrator import AlfworldDemonstrator, prompt_phrases
@@ -20,14 +20,14 @@ from envs.alfworld.one_thread import OneThreadEngine
 from envs.alfworld.oracle import steps_left
 from envs.alfworld.tasks import TASK_TYPES
 from envs.alfworld.textworld_engine import TextWorldEngine
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 from serl.config.nearest import name_hint
 
 _CACHED_GAMES = 128
 
 
-class AlfworldArguments(BaseModel):
+class AlfworldArguments(EnvironmentArguments):
     """``env.args`` of the environment ``alfworld``.
 
     ``data``: ``embedded`` (the generated games that ship with SERL), ``ALFWORLD_DATA`` (the folder that
@@ -39,8 +39,6 @@ class AlfworldArguments(BaseModel):
     ``success_reward``: given once, for the step that solves the task.
     ``show_admissible_actions``: whether the prompt lists them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str = "embedded"
     engine: Literal["native", "textworld"] = "native"

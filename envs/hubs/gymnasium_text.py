@@ -9,14 +9,14 @@ from typing import Any
 
 import gymnasium
 from gymnasium.spaces import Discrete, Text
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, StepAnswer, TaskSet, TextEnv
 from envs.hubs.seeds import SeedTasks
 
 
-class GymnasiumArguments(BaseModel):
+class GymnasiumArguments(EnvironmentArguments):
     """``env.args`` of the environment ``gymnasium``.
 
     ``id`` and ``options``: as `gymnasium.make` takes them; ``MODULE:Name-v0`` imports the module first.
@@ -25,8 +25,6 @@ class GymnasiumArguments(BaseModel):
     ``success``: an episode with at least this return, or whose ``info`` says so under ``success``.
     ``blocking``: its calls take longer than a millisecond, and run in threads.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     id: str
     options: dict[str, Any] = Field(default_factory=dict)

@@ -9,9 +9,9 @@ import hashlib
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, StepAnswer, Task, TaskSet, TextEnv, manifest_hash
 from envs.hubs.packages import require
 from envs.hubs.seeds import SPLITS, require_split
@@ -20,15 +20,13 @@ from serl.config.nearest import name_hint
 _INSTRUCTION = "Think first if it helps. Give the final answer, and nothing else, as <action>ANSWER</action>."
 
 
-class ReasoningGymArguments(BaseModel):
+class ReasoningGymArguments(EnvironmentArguments):
     """``env.args`` of the environment ``reasoning_gym``.
 
     ``datasets``: names of its generators, each with options, such as ``{leg_counting: {max_animals: 4}}``.
     ``num_train`` and ``num_valid`` questions are generated of each, under ``seed``; a question that comes
     twice is left out the second time. ``full_reward``: of an answer with the score 1; others get their share.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     datasets: dict[str, dict[str, Any]] = Field(min_length=1)
     num_train: PositiveInt = 1000

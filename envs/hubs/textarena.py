@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, StepAnswer, TaskSet, TextEnv
 from envs.hubs.packages import require
 from envs.hubs.seeds import SeedTasks
@@ -23,14 +23,12 @@ _NOTHING_SAID = "Your move."
 _INSTRUCTION = "Give your move as <action>MOVE</action>, MOVE in the form that the game asks for."
 
 
-class TextArenaArguments(BaseModel):
+class TextArenaArguments(EnvironmentArguments):
     """``env.args`` of the environment ``textarena``.
 
     ``game``: its id, such as ``GuessTheNumber-v0``. Tasks are seeds: ``num_train`` from ``seed`` on, then
     ``num_valid``. A game's reward is TextArena's, given with the last move; 1 is a success.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     game: str
     num_train: PositiveInt = 1000

@@ -14,26 +14,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from openai import AsyncOpenAI
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from envs.agent.provider import AgentArguments, AgentProvider
 from envs.agent.tasks import AgentTask, AgentTasks, quietly
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, TextEnv
 from envs.hubs.packages import asking_nobody, require
 from envs.hubs.seeds import SPLITS, require_split
 from envs.hubs.verifiers_steps import StepByStep, newest
 
 
-class VerifiersArguments(BaseModel):
+class VerifiersArguments(EnvironmentArguments):
     """``env.args`` of an environment ``verifiers:ID``.
 
     ``options``: as its `load_environment`, or the class, takes them. ``num_valid``: so many tasks at the end
     are held out where it has none for evaluation. ``success``: an episode with at least this reward is one.
     ``timeout_s``: of one episode.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     options: dict[str, Any] = Field(default_factory=dict)
     num_valid: PositiveInt = 100

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from envs.arguments import parse_arguments
+from envs.arguments import EnvironmentArguments, parse_arguments
 from envs.base import PromptParts, Task, TaskSet, TextEnv, manifest_hash
 from envs.webshop import prompt
 from envs.webshop.catalogue import Catalogue
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _REMEMBERED_PURCHASES = 128
 
 
-class WebshopArguments(BaseModel):
+class WebshopArguments(EnvironmentArguments):
     """``env.args`` of the environment ``webshop``.
 
     ``catalogue``: ``embedded`` (the generated products that ship with SERL), or WebShop's own ``small``
@@ -55,8 +55,6 @@ class WebshopArguments(BaseModel):
     ``max_observation_tokens``: pages above this estimate are trimmed in the prompt.
     ``strict``: malformed products are an error instead of being skipped and counted.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     catalogue: Literal["embedded", "small", "full"] = "embedded"
     data: str = DATA_VARIABLE
