@@ -111,10 +111,8 @@ def action_weights(
     The metrics are those of `teacher_weights`, over the tokens that are weighed, without the log-ratio's, and
     ``action_probability_mean``.
     """
-    num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
-    zeros = teacher_logprobs.new_zeros(num_steps)
-    logprobs = zeros.index_add(0, step_ids, torch.where(selected.bool(), teacher_logprobs, 0.0))
-    has_action = zeros.index_add(0, step_ids, selected.to(zeros.dtype)) > 0
+    logprobs = _summed_by_step(torch.where(selected.bool(), teacher_logprobs, 0.0), step_ids)
+    has_action = _summed_by_step(selected.to(logprobs.dtype), step_ids) > 0
     mask = has_action[step_ids] & (advantages != 0.0)
     probabilities = logprobs.clamp(max=0.0).exp()[step_ids][mask]
     weights = torch.ones_like(advantages)
@@ -160,10 +158,14 @@ def _centered(log_ratios: Tensor, center: Center, step_ids: Tensor | None, gathe
         raise ValueError(f"unknown center {center!r}; known: none, batch, step")
     if step_ids is None:
         raise ValueError("center 'step' needs step_ids")
-    num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
-    totals = log_ratios.new_zeros(num_steps).index_add(0, step_ids, log_ratios)
-    counts = log_ratios.new_zeros(num_steps).index_add(0, step_ids, torch.ones_like(log_ratios))
+    totals = _summed_by_step(log_ratios, step_ids)
+    counts = _summed_by_step(torch.ones_like(log_ratios), step_ids)
     return log_ratios - (totals / counts.clamp(min=1.0))[step_ids]
+
+
+def _summed_by_step(values: Tensor, step_ids: Tensor) -> Tensor:
+    num_steps = int(step_ids.max()) + 1 if step_ids.numel() else 0
+    return values.new_zeros(num_steps).index_add(0, step_ids, values)
 
 
 def _moved(weights: Tensor, generator: torch.Generator, gather: Gather) -> Tensor:
