@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from torch import Tensor
+
 from envs.base import MeasuringProvider
 from serl.batch.group import FinishedGroup, add_evidence, finish
 from serl.config import ExperimentConfig, HindsightSection
@@ -165,13 +167,16 @@ def measure_sources(
     """
     place = [(index, row) for index, group in enumerate(groups) for row in group.rows]
     random.Random(0).shuffle(place)
-    steps = [groups[index].finished.group.steps[row] for index, row in place]
-    plain = policy.action_logprobs(
-        [step.prompt_ids for step in steps],
-        [step.response_ids for step in steps],
-        [step.action_mask for step in steps],
-    )
-    without_context = dict(zip(place, plain, strict=True))
+    by_ratio = config.hindsight.weight == "log_ratio"
+    without_context: dict[tuple[int, int], Tensor] = {}
+    if by_ratio:
+        steps = [groups[index].finished.group.steps[row] for index, row in place]
+        plain = policy.action_logprobs(
+            [step.prompt_ids for step in steps],
+            [step.response_ids for step in steps],
+            [step.action_mask for step in steps],
+        )
+        without_context = dict(zip(place, plain, strict=True))
     for name in names:
         told = config.model_copy(update={"hindsight": sections(config)[name]})
         rows = [add_evidence(group.finished, told, policy.encoder, {}).rows for group in groups]
@@ -184,7 +189,7 @@ def measure_sources(
             [rows[index].action_mask[row].tolist() for index, row in chosen],
         )
         scores = dict(zip(chosen, with_context, strict=True))
-        if config.hindsight.weight == "log_ratio":
+        if by_ratio:
             scores = {at: log_ratio(scored, without_context[at]) for at, scored in scores.items()}
         actions = [
             (float(score.sum()), *_about(groups[index], row), index) for (index, row), score in scores.items()

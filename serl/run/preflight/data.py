@@ -30,10 +30,7 @@ def open_tasks(experiment: ExperimentConfig) -> tuple[Tasks | None, list[Finding
         assert_disjoint(train, held_out)
     except (ValueError, OSError) as error:
         return None, [Finding("wrong", "data", str(error))]
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # environments, and functions that give tasks, may raise anything
+    except (Exception, SystemExit) as error:  # environments may raise anything
         return None, [Finding("wrong", "data", f"env.name = {env.name!r}: {raised_where(error)}")]
     if empty := [task_set.name for task_set in (train, held_out) if not task_set.tasks]:
         return None, [Finding("wrong", "data", f"{' and '.join(empty)}: no tasks")]
