@@ -377,7 +377,7 @@ class SERL(RLlibInterface):
         iteration.last_polled = time.monotonic()
         iteration.counters.update(report.counters)
         self._totals.update(report.counters)
-        self._totals.update(self._actors.newly_hung())
+        self._totals.update(self._actors.take_counts())
         self._collector.add(report.trajectories, self._weights_seq_no)
         iteration.counters.update(f"failed_{failure.reason}" for failure in report.failures)
         self._pool.submit(self._collector.replace(report.failures), urgent=True)

@@ -6,8 +6,11 @@
 | learner | `heartbeat`, beside an update | the run restarts its learners (`training.max_restarts`) |
 | weight store | `ping` | a new one under the same name, with the newest snapshot |
 | Serve's controller | `check_alive` | Ray restarts it, and it finds its replicas again |
-| policy replica | Serve's health check, of its engine too | Serve starts another one |
+| policy replica | Serve's health check, of its engine too, and `is_allocated` | Serve starts another one |
 | gateway | Serve's health check | Serve starts another one |
+
+Serve checks no replica that its restarted controller has not found yet, hence the second heartbeat of
+replicas. What Serve gives up is deployed again.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from ray.actor import ActorHandle
 from serl.config import ExperimentConfig
 from serl.heartbeat import HeartbeatMonitor
 from serl.learner.learner_group import SERLLearnerGroup
-from serl.private.ray_serve import serve_controller
+from serl.private.ray_serve import serve_controller, serve_replica
 from serl.private.rllib import remote_learners
 from serl.rollout.runner_pool import EnvRunnerPool
 from serl.serving.names import ServingNames
+from serl.serving.redeployer import Redeployer
 from serl.serving.start import replace_weight_store, weight_store_of
 from serl.serving.weight_store import WeightVersion, live_actors
 
@@ -48,13 +52,15 @@ class WatchedActors:
 
     def __init__(self, experiment: ExperimentConfig, names: ServingNames) -> None:
         self.snapshot: WeightVersion | None = None
-        self._told_hung: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
         self._names = names
         self._replica_start_timeout_s = experiment.serving.start_timeout_s
         self._num_wanted = experiment.serving.fewest_replicas
         self._num_serving = self._num_wanted
         self._unserved_s = 0.0
         self._looked_at = time.monotonic()
+        self._replicas: set[str] = set()
+        self._redeployer = Redeployer()
         self._monitor = HeartbeatMonitor(
             experiment.cluster.heartbeat_timeout_s, experiment.rollout.start_timeout_s
         )
@@ -74,10 +80,11 @@ class WatchedActors:
             on_answer=self._look_for_replicas,
         )
 
-    def newly_hung(self) -> Counter[str]:
-        """How many were killed for their silence since the last call, as ``hung_env_runners`` and so on."""
-        hung = Counter({f"hung_{kind}": count for kind, count in self._monitor.num_hung.items()})
-        new, self._told_hung = hung - self._told_hung, hung
+    def take_counts(self) -> Counter[str]:
+        """Who was killed for silence since the last call (``hung_env_runners``, …), and ``redeployments``."""
+        counts = Counter({f"hung_{kind}": count for kind, count in self._monitor.num_hung.items()})
+        counts["redeployments"] = self._redeployer.num_redeployed
+        new, self._told = counts - self._told, counts
         return new
 
     def metrics(self) -> dict[str, float]:
@@ -106,7 +113,6 @@ class WatchedActors:
     def require_serving(self) -> None:
         """Raises ServingLostError if no replica has lived for ``serving.start_timeout_s``.
 
-        Serve gives a deployment up, for instance, that its restarted controller does not find as it was.
         To be called every few seconds: those in which all processes were stopped do not count.
         """
         now = time.monotonic()
@@ -120,6 +126,7 @@ class WatchedActors:
             )
 
     def close(self) -> None:
+        self._redeployer.close()
         self._monitor.close()
 
     def _watch_env_runner(self, index: int, runner: ActorHandle) -> None:
@@ -127,9 +134,18 @@ class WatchedActors:
         self._monitor.watch("env_runners", f"env runner {index}", ping=runner.ping.remote, end=end)
 
     def _look_for_replicas(self, registered: dict[str, int]) -> None:
-        self._num_serving = len(live_actors() & registered.keys())
-        if self._num_serving:
+        serving = live_actors() & registered.keys()
+        self._num_serving = len(serving)
+        if serving:
             self._unserved_s = 0.0
+        for name in self._replicas - serving:
+            self._replicas.remove(name)
+            self._monitor.forget(name)
+        for name in serving - self._replicas:
+            replica = serve_replica(name)
+            end = partial(ray.kill, replica)
+            self._monitor.watch("replicas", name, ping=replica.is_allocated.remote, end=end)
+            self._replicas.add(name)
 
     def _replace_weight_store(self) -> None:
         logger.warning("the weight store is gone: starting another one")

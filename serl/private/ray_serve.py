@@ -38,6 +38,14 @@ def serve_controller() -> ActorHandle:
     return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
 
 
+def serve_replica(name: str) -> ActorHandle:
+    """The actor of a replica; ``name`` is its full name. Raises ValueError if there is none."""
+    import ray
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    return ray.get_actor(name, namespace=SERVE_NAMESPACE)
+
+
 def http_proxy_address() -> tuple[str, int] | None:
     """Host and port that Serve's HTTP proxies listen at, None if there are none.
 

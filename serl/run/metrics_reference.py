@@ -250,7 +250,10 @@ GROUPS: Mapping[str, MetricGroup] = {
             "rollouts_given_up": "Rollouts that were under way when learners were replaced; their groups are "
             "played again.",
             "hung_<kind>": "Actors that did not answer within `cluster.heartbeat_timeout_s` and were killed "
-            "since the run began: `env_runners`, `learners`, `weight_stores`, `serve_controllers`.",
+            "since the run began: `env_runners`, `learners`, `replicas`, `weight_stores`, "
+            "`serve_controllers`.",
+            "redeployments": "How often the policy or the gateway was deployed again, since Ray Serve had "
+            "given it up.",
         },
     ),
     "checkpoint": MetricGroup(

@@ -6,6 +6,8 @@ import logging
 import re
 import socket
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -56,20 +58,26 @@ OPTIONS: dict[str, Any] = {
 
 # An actor without other handles ends with the last of these.
 _weight_stores: dict[str, ActorHandle] = {}
+# Applications by their names.
+_deployed: dict[str, serve.RunTarget] = {}
 
 
 class ServingStartError(RuntimeError):
     """The replicas cannot start; the message ends with what they said."""
 
 
-def start_serving(experiment: ExperimentConfig, model_dir: str, run_dir: str, instance: str) -> ServingNames:
+def start_serving(
+    experiment: ExperimentConfig, model_dir: str, run_dir: str, instance: str | None = None
+) -> ServingNames:
     """Deploys the policy in ``model_dir`` (weights_seq_no 0) and returns without waiting for it.
 
-    Ray must be initialised. The application is named after ``run_dir``; ``instance`` tells deployments of one
-    cluster and host apart. The engines' logs go to ``run_dir/logs``. Raises FileExistsError if a deployment
-    ``instance`` is running, and, in the main thread, TimeoutError if Serve's controller does not answer.
+    Ray must be initialised. The application is named after ``run_dir``; ``instance``, which is drawn if none
+    is given, tells deployments of one cluster and host apart. The engines' logs go to ``run_dir/logs``.
+    Raises FileExistsError if a deployment ``instance`` is running, and, in the main thread, TimeoutError if
+    Serve's controller does not answer.
     """
     serving = experiment.serving
+    instance = instance or uuid.uuid4().hex[:8]
     names = ServingNames(
         application=f"serl-{_plain(Path(run_dir).name)}-{instance}",
         deployment=DEPLOYMENT,
@@ -102,12 +110,26 @@ def deploy(
 
     Raises TimeoutError, in the main thread, if Serve's controller does not answer within ``timeout_s``.
     """
+    _deployed[name] = serve.RunTarget(application, name=name, route_prefix=route_prefix)
     with _controller_answers(timeout_s):
-        serve.run_many(
-            [serve.RunTarget(application, name=name, route_prefix=route_prefix)],
-            wait_for_ingress_deployment_creation=False,
-            wait_for_applications_running=False,
-        )
+        _run(_deployed[name])
+
+
+def deploy_given_up(is_closing: Callable[[], bool]) -> Iterator[tuple[str, str]]:
+    """Deploys anew what this process deployed and Serve gave up: names, and what Serve says of why.
+
+    Nothing once ``is_closing``. In any thread; waits for Serve's controller without end.
+    """
+    for name, status in serve.status().applications.items():
+        given_up = status.status == ApplicationStatus.DEPLOY_FAILED and name in _deployed
+        if given_up and not is_closing():
+            why = _what_replicas_said(name)
+            _run(_deployed[name])
+            yield name, why
+
+
+def _run(target: serve.RunTarget) -> None:
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
 def _controller_answers(timeout_s: float) -> AbstractContextManager[None]:
@@ -208,6 +230,8 @@ def stop_all_serving() -> None:
 
 
 def _stop(application: str) -> None:
+    for name in [each for each in _deployed if each == application or each.startswith(f"{application}-")]:
+        del _deployed[name]
     try:
         delete_applications(application)
         dismiss_custodian(application)

@@ -104,6 +104,7 @@ def test_a_run_that_was_stopped_for_an_hour_looks_for_its_replicas_first(
     monkeypatch.setattr(watched_actors, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(watched_actors, "serve_controller", MagicMock())
     monkeypatch.setattr(watched_actors, "HeartbeatMonitor", MagicMock())
+    monkeypatch.setattr(watched_actors, "Redeployer", MagicMock())
     experiment = ExperimentConfig(
         name="stopped", model=ModelSection(path="p"), serving=ServingSection(start_timeout_s=600.0)
     )

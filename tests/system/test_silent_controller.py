@@ -1,7 +1,9 @@
-"""Serve's controller hangs while a deployment starts."""
+"""Serve's controller hangs while a deployment starts, or is restarted while a replica hangs."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,22 @@ import pytest
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
+from serving_helpers import START_TIMEOUT_S, make_policy, replica_actors, save_tokenizer, wait_until
+from serving_helpers import experiment as serving_experiment
 
 from serl.config import ExperimentConfig, ModelSection, ServingSection
-from serl.private.ray_serve import serve_controller
+from serl.config.run import ClusterSection
+from serl.private.ray_serve import serve_controller, serve_replica
 from serl.serving.names import ServingNames
-from serl.serving.start import give_up_serving, start_serving, wait_until_running
+from serl.serving.start import (
+    give_up_serving,
+    start_serving,
+    stop_serving,
+    wait_until_ready,
+    wait_until_running,
+)
 from serl.serving.weights_folder import claim_folder, release_folder, weights_folder
+from serl.watched_actors import WatchedActors
 
 
 @pytest.fixture
@@ -51,3 +63,31 @@ def test_a_start_ends_in_time_when_the_controller_does_not_answer(
     assert "stopping serl-given-up, which did not start" in caplog.text
     assert not weights_folder(names.application).exists()
     assert time.monotonic() - began < 60.0
+
+
+def test_a_replica_that_hangs_while_the_controller_is_restarted_is_replaced(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    make_policy(0).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    small = serving_experiment().model_copy(update={"cluster": ClusterSection(heartbeat_timeout_s=10.0)})
+    names = start_serving(small, str(tmp_path), str(tmp_path / "run"))
+    actors = None
+    try:
+        wait_until_ready(names, START_TIMEOUT_S)
+        actors = WatchedActors(small, names)
+        (stopped,) = replica_actors(names)
+        pid = ray.get(serve_replica(stopped).is_allocated.remote(), timeout=60.0)[0]
+        os.kill(pid, signal.SIGSTOP)
+        ray.kill(serve_controller(), no_restart=False)
+        new_one = "another replica"
+        wait_until(lambda: bool({*replica_actors(names)} - {stopped}), START_TIMEOUT_S, new_one)
+        wait_until_ready(names, START_TIMEOUT_S)
+        assert stopped not in replica_actors(names)
+        counts = actors.take_counts()
+        # Serve gives up what it cannot reach; what it waits for without end is killed.
+        assert counts["redeployments"] == 1 and counts["hung_replicas"] <= 1
+    finally:
+        if actors is not None:
+            actors.close()
+        stop_serving(names)

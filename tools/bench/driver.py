@@ -135,7 +135,7 @@ class _Loop(serl.algorithm.SERL):
         self._totals = Counter()
         self._scaler = PoolScaler(experiment.rollout, pool)
         self._actors = SimpleNamespace(
-            newly_hung=Counter, snapshot=None, require_serving=lambda: None, metrics=dict, num_serving=1
+            take_counts=Counter, snapshot=None, require_serving=lambda: None, metrics=dict, num_serving=1
         )
 
 
