@@ -1,4 +1,4 @@
-"""`SERL` and `SERLConfig`: the loop, and an experiment dressed as RLlib's configuration.
+"""`SERL`: the loop.
 
     task sampler ─ requests ─▶ env runner pool ─ trajectories ─▶ batch collector ─ rows ─▶ learner group
          ▲                        │  ▲                              │                        │
@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,38 +24,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from envs.registry import make_provider
+from serl.algorithm_config import SERLConfig
 from serl.algorithm_state import read_algorithm_state, require_same_tasks
 from serl.batch.assemble import assemble, require_rows, trajectories_to_record
 from serl.batch.collector import BatchCollector
 from serl.batch.group import FinishedGroup
 from serl.batch.metrics import batch_metrics
 from serl.buffer.task_sampler import evaluation_requests
-from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationEpisodes, EvaluationResult, evaluation_result
 from serl.gateway.client import GatewayClient
 from serl.gateway.start import start_gateway, wait_until_gateway_ready
 from serl.iteration import Iteration, Progress, TrainingInterrupted
-from serl.learner.learner import SERLLearner
 from serl.learner.learner_group import SERLLearnerGroup, UpdateResult
-from serl.learner.rl_module import CausalLMModule, module_config
 from serl.manifest import complete_checkpoint, require_free_space
 from serl.models.resolve import resolve_model
 from serl.private.rllib import set_iteration
 from serl.rllib.interface import RLlibInterface
 from serl.rllib.results import under_rllib_names
-from serl.rllib.setters import ExperimentSetters
-from serl.rollout.episode import Policy
-from serl.rollout.gateway import Gateway
 from serl.rollout.prompt import PromptEncoder
 from serl.rollout.runner_pool import EnvRunnerPool, PoolReport
 from serl.rollout.scaling import PoolScaler
 from serl.run_folder import CONFIG, config_yaml, create_run_folder
 from serl.serving.client import PolicyClient
-from serl.serving.names import ServingNames
 from serl.serving.start import give_up_serving, start_serving, stop_serving, wait_until_ready
 from serl.serving.weights import BroadcastStats
 from serl.types import TeacherRecords, Trajectory
@@ -65,61 +57,6 @@ from serl.watched_actors import WatchedActors
 T = TypeVar("T")
 
 _POLL_S = 0.05
-
-
-class SERLConfig(ExperimentSetters):
-    """Carries the experiment; RLlib's setters fill it in, or a file, or it is given whole.
-
-    ``model_dir`` is the local Hugging Face folder of the policy, ``run_dir`` where files of the run go. Where
-    they are empty, the algorithm finds the one and makes the other: Tune's folder of the trial, or a new one
-    below ``output_dir``.
-    ``serving_names`` says under which names the policy deployment answers, ``make_policy`` makes a client of
-    it; both are None until it runs. ``make_gateway`` makes one of the gateway, if there is one.
-    """
-
-    model_dir: str
-    run_dir: str
-    serving_names: ServingNames | None
-    make_policy: Callable[[], Policy] | None
-    make_gateway: Callable[[], Gateway] | None
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class or SERL)
-        self.model_dir = self.run_dir = ""
-        self.serving_names = None
-        self.make_policy = None
-        self.make_gateway = None
-
-    @classmethod
-    def from_experiment(cls, experiment: ExperimentConfig, model_dir: str, run_dir: str) -> SERLConfig:
-        """The RLlib configuration of ``experiment``."""
-        config = cls().sections(**experiment.model_dump(mode="json"))
-        config._checked = experiment
-        config.model_dir, config.run_dir = model_dir, run_dir
-        config._derive()
-        return config
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(
-            module_class=CausalLMModule,
-            observation_space=self.observation_space,
-            action_space=self.action_space,
-            model_config=module_config(self.experiment, self.model_dir),
-        )
-
-    def get_default_learner_class(self) -> type:
-        return SERLLearner
-
-    def build_learner_group(
-        self,
-        *,
-        env: Any = None,
-        spaces: Any = None,
-        rl_module_spec: Any = None,
-        placement_group: Any = None,
-    ) -> SERLLearnerGroup:
-        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return SERLLearnerGroup(config=self.copy(), module_spec=spec, placement_group=self.learner_placement)
 
 
 class SERL(RLlibInterface):
@@ -154,7 +91,7 @@ class SERL(RLlibInterface):
         provider = make_provider(experiment.env.name, experiment.env.args)
         self.train_tasks = provider.task_set(experiment.env.train_split)
         self.evaluation_tasks = provider.task_set(experiment.evaluation.split)
-        names = start_serving(experiment, config.model_dir, config.run_dir, instance=uuid.uuid4().hex[:8])
+        names = config.serving_names or start_serving(experiment, config.model_dir, config.run_dir)
         config.serving_names = self._serving_names = names
         config.make_policy = functools.partial(PolicyClient, names)
         try:

@@ -23,6 +23,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from serl.learner.errors import LearnerError, LearnerRaisedError
+
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = "heartbeat"
@@ -32,14 +34,6 @@ _POLL_S = 1.0
 _NO_PLACE = ": are their CPUs and GPUs (learner.num_…_per_learner) free beside env runners and replicas?"
 # What has been answered is small and has only to arrive.
 _ANSWER_TIMEOUT_S = 30.0
-
-
-class LearnerError(RuntimeError):
-    """A learner failed, died, or did not answer in time; the text says which one and doing what."""
-
-
-class LearnerRaisedError(LearnerError):
-    """What a learner was doing raised an error: where it does the same again, so may this."""
 
 
 def start_learners(

@@ -22,7 +22,8 @@ from serl.batch.packing import plan_update
 from serl.batch.rows import TrainingRows
 from serl.config import ExperimentConfig
 from serl.durable_files import FileDigest
-from serl.learner.actors import LearnerError, end_learners, gathered, start_learners
+from serl.learner.actors import end_learners, gathered, start_learners
+from serl.learner.errors import LearnerError
 from serl.learner.records import untrained_records
 from serl.learner.report import LearnerReport, combine_reports
 from serl.learner.teacher import context_free_rows

@@ -269,7 +269,7 @@ def _run(prepared: _Prepared, options: argparse.Namespace, stop: StopRequest, he
     stop.guardian = Guardian.start(run_dir.path)
     held.callback(release_all_folders)
     prepared.lock.on_lost = lambda why: stop.end_at_once(FAILED, why)
-    # These import torch, for which nothing above should wait.
+    # These import Ray, for which nothing above should wait.
     from serl.batch.assemble import NothingToTrainError
     from serl.iteration import TrainingInterrupted
     from serl.run.nodes import NodesLackError

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
 from ray.job_config import JobConfig
 from ray.util.placement_group import PlacementGroup
 
-from serl.algorithm import SERL, SERLConfig
 from serl.config import ExperimentConfig
 from serl.iteration import Progress
 from serl.private.ray_core import variables_of_submitted_job
@@ -31,7 +31,10 @@ from serl.run.preflight.variables import forwarded_variables
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
 from serl.run.surroundings import reach_local_hosts_directly
-from serl.serving.start import stop_all_serving
+from serl.serving.start import start_serving, stop_all_serving
+
+if TYPE_CHECKING:
+    from serl.algorithm import SERL
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +73,7 @@ def running_algorithm(
             prepare_watch(timeout_s)
             _start_ray(experiment, address, run_dir)
             watch.enter_context(watched_cluster(end, timeout_s))
-            config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path))
-            if address is not None:
-                stop.before_ending.insert(0, _leave_cluster)
-                config.learner_placement = _find_places(experiment, model_dir, run_dir, console)
-            built = config.build_algo()
-        assert isinstance(built, SERL)
-        algorithm = built
+            algorithm = built = _build(experiment, model_dir, run_dir, console, stop, address)
         report = FailureReport(run_dir.path, console.note, lambda: built.weights_seq_no)
         algorithm.failures.on_failure = report.take
 
@@ -96,6 +93,30 @@ def running_algorithm(
         stop.expect_end()
         watch.close()
         _end(algorithm, stop, console, driver_log, own_cluster=address is None)
+
+
+def _build(
+    experiment: ExperimentConfig,
+    model_dir: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: StopRequest,
+    address: str | None,
+) -> SERL:
+    serving = None
+    if address is None:  # on a cluster that was joined there may be no room yet
+        serving = start_serving(experiment, str(model_dir), str(run_dir.path))
+    # This imports torch and RLlib; replicas, which take longest to start, do so meanwhile.
+    from serl.algorithm import SERL, SERLConfig
+
+    config = SERLConfig.from_experiment(experiment, str(model_dir), str(run_dir.path))
+    config.serving_names = serving
+    if address is not None:
+        stop.before_ending.insert(0, _leave_cluster)
+        config.learner_placement = _find_places(experiment, model_dir, run_dir, console)
+    algorithm = config.build_algo()
+    assert isinstance(algorithm, SERL)
+    return algorithm
 
 
 def _find_places(

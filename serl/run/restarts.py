@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from serl.learner.actors import LearnerError, LearnerRaisedError
+from serl.learner.errors import LearnerError, LearnerRaisedError
 
 WINDOW_S = 3600.0
 

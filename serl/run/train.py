@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serl.algorithm import SERL
 from serl.algorithm_state import CheckpointError, read_algorithm_state
 from serl.config import ExperimentConfig
 from serl.evaluation import EvaluationResult
 from serl.iteration import TrainingInterrupted
-from serl.learner.learner_group import LearnerError
+from serl.learner.errors import LearnerError
 from serl.models.merge import holds_adapters, write_merged
 from serl.models.resolve import resolve_model
 from serl.rollout.prompt import PromptEncoder
@@ -31,6 +31,9 @@ from serl.run.restarts import RestartBudget
 from serl.run.resume import checkpoint_to_resume
 from serl.run.run_dir import RunDir
 from serl.run.stop import StopRequest
+
+if TYPE_CHECKING:
+    from serl.algorithm import SERL
 
 logger = logging.getLogger(__name__)
 

@@ -67,6 +67,10 @@ def test_check_answers_without_torch_ray_or_vllm():
     assert heavy_imports_of(code) == []
 
 
+def test_replicas_of_a_run_are_deployed_before_torch_is_imported():
+    assert heavy_imports_of("import serl.run.train") == ["ray"]
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from serl.batch.packing import LearnerPlan, plan_update
 from serl.batch.rows import TrainingRows
-from serl.learner.learner_group import LearnerError, SERLLearnerGroup
+from serl.learner.errors import LearnerError
+from serl.learner.learner_group import SERLLearnerGroup
 from serl.types import TrainingRow, TrajectoryGroup
 from tools.bench.synchronisations import HostSynchronisations
 

@@ -14,7 +14,7 @@ import pytest
 from serl.algorithm_state import CheckpointError
 from serl.config import ExperimentConfig
 from serl.durable_files import write_hashed
-from serl.learner.learner_group import LearnerError
+from serl.learner.errors import LearnerError
 from serl.manifest import complete_checkpoint
 from serl.run import train as module
 from serl.run.checkpoint import list_checkpoints

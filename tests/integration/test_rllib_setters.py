@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune import PlacementGroupFactory
@@ -173,6 +175,25 @@ def test_an_experiment_can_be_changed_and_copied() -> None:
     config.freeze()
     with pytest.raises(AttributeError, match="frozen"):
         config.training(lr=0.1)
+
+
+def test_a_config_reaches_an_env_runner_without_the_learners_code() -> None:
+    config = SERLConfig.from_experiment(complete().experiment, "model", "run")
+    read = (
+        "import pickle, sys; config = pickle.load(sys.stdin.buffer)\n"
+        "heavy = ('serl.algorithm', 'serl.learner', 'transformers', 'vllm')\n"
+        "assert not sys.modules.keys() & set(heavy), sys.modules.keys() & set(heavy)\n"
+        "assert config.algo_class.__name__ == 'SERL'"
+    )
+    subprocess.run([sys.executable, "-c", read], input=cloudpickle.dumps(config), check=True, timeout=120)
+
+
+def test_another_algorithm_is_kept() -> None:
+    class Mine(SERL):
+        pass
+
+    assert SERLConfig().algo_class is SERL
+    assert copy.deepcopy(SERLConfig(algo_class=Mine)).algo_class is Mine
 
 
 def test_tunes_dict_goes_the_same_way() -> None:

@@ -21,7 +21,7 @@ from learner_helpers import (
 from ray import cloudpickle
 
 from serl.batch.packing import plan_update
-from serl.learner.actors import LearnerError, LearnerRaisedError
+from serl.learner.errors import LearnerError, LearnerRaisedError
 from serl.learner.learner_group import SERLLearnerGroup, UpdateHandle, UpdateResult
 from serl.learner.publishing import published_weights
 from serl.learner.teacher import context_free_rows

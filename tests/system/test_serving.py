@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -77,7 +76,7 @@ def deployment(
     with_gateway = experiment(gateway=True)
     with pytest.MonkeyPatch.context() as patch:  # `scale_to` decides in the place of Serve's autoscaler
         patch.setattr(serve, "RunTarget", partial(serve.RunTarget, external_scaler_enabled=True))
-        names = start_serving(with_gateway, str(model_dir), str(run_dir), uuid.uuid4().hex[:8])
+        names = start_serving(with_gateway, str(model_dir), str(run_dir))
     gateway = start_gateway(with_gateway, str(model_dir), str(run_dir), names)
     assert gateway is not None
     loop = asyncio.new_event_loop()
@@ -390,7 +389,7 @@ def test_waiting_for_a_deployment_that_does_not_come_has_a_deadline(deployment: 
 
 def test_an_unknown_engine_argument_is_named(ray_cluster: None, model_dir: Path, tmp_path: Path) -> None:
     wrong = experiment(engine_args={"swap_spice": 4})
-    names = start_serving(wrong, str(model_dir), str(tmp_path), uuid.uuid4().hex[:8])
+    names = start_serving(wrong, str(model_dir), str(tmp_path))
     try:
         with pytest.raises(ServingStartError, match="serving.engine_args.swap_spice: vLLM .* has no such"):
             wait_until_ready(names, START_TIMEOUT_S)

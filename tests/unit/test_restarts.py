@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serl.learner.actors import LearnerError, LearnerRaisedError
+from serl.learner.errors import LearnerError, LearnerRaisedError
 from serl.run.restarts import WINDOW_S, RestartBudget
 
 

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         evidence_tokens=(30, "tokens of evidence"),
     )
     _add(benchmarks, "prompts", "conversations", 3, "conversations played against windows")
-    _add(benchmarks, "startup", "training", 3, "from the command to the first finished episode")
+    _add(benchmarks, "startup", "startup", 3, "from the command to the first finished episode")
     runners = _add(benchmarks, "runners", "runners", 2, "env runners whose policy answers at once")
     for name, what in {"runners": "processes (1, 2, 4)", "episodes": "at a time (64, 256, 1024)"}.items():
         runners.add_argument(f"--{name}", type=positive, action="append", help=f"{what}; may be repeated")

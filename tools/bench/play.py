@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -209,7 +208,7 @@ def players_on_deployment(
 ) -> Iterator[tuple[list[Player], ServingNames]]:
     """A player of each experiment on one deployment, which is that of the first."""
     first = experiments[0]
-    names = start_serving(first, str(model_dir), str(run_dir), instance=uuid.uuid4().hex[:8])
+    names = start_serving(first, str(model_dir), str(run_dir))
     try:
         gateway = start_gateway(first, str(model_dir), str(run_dir), names)
         wait_until_ready(names, first.serving.start_timeout_s)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def _check(part: str, transfer: str, num_gpus: float, report: Report, folder: Pa
     # Serve's handles belong to the loop that uses them, and stopping waits for it.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    names = start_serving(experiment, str(model_dir), str(folder), uuid.uuid4().hex[:8])
+    names = start_serving(experiment, str(model_dir), str(folder))
     try:
         wait_until_ready(names, _TIMEOUT_S)
         publisher = ray.remote(_Publisher).options(num_cpus=0, num_gpus=num_gpus).remote(names, transfer)
