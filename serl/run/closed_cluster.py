@@ -10,9 +10,11 @@ from typing import Any
 import ray
 
 from serl.private.ray_core import forget_token, loopback_is_the_nodes_address
+from serl.run.processes import descendants, kill_descendants
 
 logger = logging.getLogger(__name__)
 
+_KILL_TIMEOUT_S = 10.0
 # For its dashboard Ray's GCS remembers 100,000 tasks, until which it grows for hours.
 _NUM_REMEMBERED_TASKS = "5000"
 
@@ -30,6 +32,7 @@ def start_closed_cluster(**options: Any) -> Any:
     os.environ.update(_ON_LOOPBACK)
     os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", _NUM_REMEMBERED_TASKS)
     _have_fresh_token()
+    before = descendants()
     try:
         return _start(options)
     except Exception as error:
@@ -37,6 +40,8 @@ def start_closed_cluster(**options: Any) -> Any:
             raise
         logger.warning("Ray did not start within its 30 s, which nothing can change; starting it once more")
         ray.shutdown()
+        # Ray leaves what it had started, whose end would be taken for that of the cluster.
+        kill_descendants(_KILL_TIMEOUT_S, spare=before)
         return _start(options)
 
 
