@@ -21,7 +21,7 @@ from serl.iteration import Progress
 from serl.private.ray_core import variables_of_submitted_job
 from serl.run.checkpoint import how_to_go_on
 from serl.run.closed_cluster import start_closed_cluster
-from serl.run.cluster_watch import prepare_watch, watched_cluster
+from serl.run.cluster_watch import prepare_watch, watched_cluster, watched_start
 from serl.run.console import Console
 from serl.run.driver_log import log_to_file, output_to_file, prints_to_file
 from serl.run.failures import FailureReport
@@ -71,7 +71,8 @@ def running_algorithm(
     try:
         with output_to_file(driver_log):
             prepare_watch(timeout_s)
-            _start_ray(experiment, address, run_dir)
+            with watched_start(end):
+                _start_ray(experiment, address, run_dir)
             watch.enter_context(watched_cluster(end, timeout_s))
             algorithm = built = _build(experiment, model_dir, run_dir, console, stop, address)
         report = FailureReport(run_dir.path, console.note, lambda: built.weights_seq_no)

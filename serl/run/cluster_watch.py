@@ -19,6 +19,9 @@ from serl.run.processes import descendants, name_of
 _SERVERS = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
 _ASK_INTERVAL_S = 5.0
 _TICK_S = 1.0
+# Ray waits half a minute for servers that it starts, and is then started once more.
+_SERVERS_MISSING_S = 40.0
+_START_TIMEOUT_S = 180.0
 # Ray takes a node for dead after five checks that fail, 3 s apart.
 _CHECKS, _CHECK_INTERVAL_S = 5, 3.0
 
@@ -33,6 +36,38 @@ def prepare_watch(timeout_s: float) -> None:
     os.environ.setdefault("RAY_health_check_timeout_ms", str(round(1000 * check_s)))
     # Until Ray ends this process by itself.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(math.ceil(timeout_s) + 60))
+
+
+@contextmanager
+def watched_start(on_lost: Callable[[str], object]) -> Iterator[None]:
+    """Calls ``on_lost`` in a thread, with a sentence, if Ray does not come to the end of its start.
+
+    Where it waits without a deadline it does so outside of Python, where no exception reaches it.
+    """
+    over = threading.Event()
+    threading.Thread(target=_watch_start, args=(over, on_lost), name="watches Ray start", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch_start(over: threading.Event, on_lost: Callable[[str], object]) -> None:
+    servers: dict[int, str] = {}
+    waited_s = missing_s = 0.0
+    while not over.wait(_TICK_S):
+        living = {pid: server for pid in descendants() if (server := _SERVERS.get(name_of(pid)))}
+        if living.keys() - servers.keys():
+            servers, missing_s = living, 0.0
+        waited_s += _TICK_S
+        missing_s = missing_s + _TICK_S if servers.keys() - living.keys() else 0.0
+        if missing_s > _SERVERS_MISSING_S:
+            pid = min(servers.keys() - living.keys())
+            on_lost(f"{servers[pid]} (process {pid}) ended while Ray was starting")
+            return
+        if waited_s > _START_TIMEOUT_S:
+            on_lost(f"Ray did not start within {_START_TIMEOUT_S:g} s")
+            return
 
 
 @contextmanager
