@@ -23,6 +23,8 @@ SURVIVED = "survived"
 # Whatever hangs, a run ends in that time once it has decided to.
 END_LIMIT_S = 60.0
 _LEFTOVERS_TIMEOUT_S = 30.0
+# What a run does not end of while Ray starts: it is started once more, if it has not come far.
+_STARTED_ONCE_MORE = ("gcs", "raylet")
 _MAX_STARTS_MORE = 3
 _UPDATES, _UPDATES_PER_FURTHER_FAULT = 6, 4
 
@@ -124,13 +126,14 @@ def _strike_all(
         had_started = bool(run.evaluations())
         struck_at, clock = time.time(), time.monotonic()
         result.moments.append(f"{when}: {fault.strike(run, generator)}")
-        if fault.ends_run:
+        ends_run = fault.ends_run and (had_started or fault.kind not in _STARTED_ONCE_MORE)
+        if ends_run:
             _expect_end(run, fault, result, had_started, deadline_s)
             result.end_s.append(time.monotonic() - clock)
             run.start()
         # What fails while a run starts may end it, in order.
-        may_end = not (had_started or fault.ends_run)
-        since = time.time() if fault.ends_run else struck_at
+        may_end = not (had_started or ends_run)
+        since = time.time() if ends_run else struck_at
         updated_at = _next_update(run, since, may_end, result, deadline_s)
         result.recovery_s.append(None if updated_at is None else updated_at - struck_at)
 
