@@ -31,6 +31,7 @@ SETTINGS = (
     "cluster.heartbeat_timeout_s=10",
     "rollout.start_timeout_s=90",
     "learner.start_timeout_s=90",
+    "serving.start_timeout_s=90",
     f"logging.trajectories_per_iteration={GROUPS_PER_BATCH * GROUP_SIZE}",
     "logging.progress_bar=false",
 )
