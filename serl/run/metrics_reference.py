@@ -252,8 +252,8 @@ GROUPS: Mapping[str, MetricGroup] = {
             "hung_<kind>": "Actors that did not answer within `cluster.heartbeat_timeout_s` and were killed "
             "since the run began: `env_runners`, `learners`, `replicas`, `weight_stores`, "
             "`serve_controllers`.",
-            "redeployments": "How often the policy or the gateway was deployed again, since Ray Serve had "
-            "given it up.",
+            "redeployments": "How often Ray Serve gave the policy or the gateway up, which was then deployed "
+            "again, since the run began.",
         },
     ),
     "checkpoint": MetricGroup(

@@ -185,7 +185,8 @@ def test_a_config_reaches_an_env_runner_without_the_learners_code() -> None:
         "assert not sys.modules.keys() & set(heavy), sys.modules.keys() & set(heavy)\n"
         "assert config.algo_class.__name__ == 'SERL'"
     )
-    subprocess.run([sys.executable, "-c", read], input=cloudpickle.dumps(config), check=True, timeout=120)
+    pickled = cloudpickle.dumps(config)  # pyright: ignore[reportPrivateImportUsage]
+    subprocess.run([sys.executable, "-c", read], input=pickled, check=True, timeout=120)
 
 
 def test_another_algorithm_is_kept() -> None:
