@@ -39,6 +39,7 @@ _MAX_RUN_NAME = 100
 
 _POLL_INTERVAL_S = 0.1
 _NAME_FREE_TIMEOUT_S = 30.0
+_CONTROLLER_TIMEOUT_S = 60.0
 # Beyond the deadline of a deployment, for the controller to say what it lacks.
 _STATUS_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 30.0
@@ -133,7 +134,11 @@ def _run(target: serve.RunTarget) -> None:
 
 
 def _controller_answers(timeout_s: float) -> AbstractContextManager[None]:
-    """Raises TimeoutError from the body, in the main thread: Serve itself asks its controller without end."""
+    """Raises TimeoutError from the body, in the main thread: Serve itself asks its controller without end.
+
+    After a minute at most: what a controller is asked it answers at once, however long replicas take.
+    """
+    timeout_s = min(timeout_s, _CONTROLLER_TIMEOUT_S)
     return ends_within(timeout_s, f"Ray Serve's controller did not answer within {timeout_s:g} s")
 
 
@@ -184,18 +189,14 @@ def wait_until_ready(names: ServingNames, timeout_s: float) -> None:
 
 def wait_until_running(application_name: str, what: str, timeout_s: float) -> None:
     """Returns once the application ``what`` runs; raises as `wait_until_ready`."""
-    with _controller_answers(timeout_s + _STATUS_TIMEOUT_S):
-        _wait_until_running(application_name, what, timeout_s)
-
-
-def _wait_until_running(application_name: str, what: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
-        application = serve.status().applications.get(application_name)
+        with _controller_answers(timeout_s + _STATUS_TIMEOUT_S):
+            application = serve.status().applications.get(application_name)
+            said = _what_replicas_said(application_name)
         status = ApplicationStatus.NOT_STARTED if application is None else application.status
         if status == ApplicationStatus.RUNNING:
             return
-        said = _what_replicas_said(application_name)
         if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
             raise ServingStartError(f"{what} {application_name!r} cannot start: {said}")
         if time.monotonic() >= deadline:
