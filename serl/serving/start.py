@@ -17,7 +17,7 @@ from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from serl.config import ExperimentConfig, ServingSection
 from serl.private.ray_core import ends_within, started_its_cluster
@@ -124,9 +124,8 @@ def deploy_given_up(is_closing: Callable[[], bool]) -> Iterator[tuple[str, str]]
     for name, status in serve.status().applications.items():
         given_up = status.status == ApplicationStatus.DEPLOY_FAILED and name in _deployed
         if given_up and not is_closing():
-            why = _what_replicas_said(name)
             _run(_deployed[name])
-            yield name, why
+            yield name, _what_replicas_said(status)
 
 
 def _run(target: serve.RunTarget) -> None:
@@ -193,10 +192,10 @@ def wait_until_running(application_name: str, what: str, timeout_s: float) -> No
     while True:
         with _controller_answers(timeout_s + _STATUS_TIMEOUT_S):
             application = serve.status().applications.get(application_name)
-            said = _what_replicas_said(application_name)
         status = ApplicationStatus.NOT_STARTED if application is None else application.status
         if status == ApplicationStatus.RUNNING:
             return
+        said = _what_replicas_said(application)
         if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
             raise ServingStartError(f"{what} {application_name!r} cannot start: {said}")
         if time.monotonic() >= deadline:
@@ -269,8 +268,7 @@ def _num_session_lanes(serving: ServingSection) -> int:
     return 1 if serving.most_replicas == 1 else LANES_PER_REPLICA * serving.most_replicas
 
 
-def _what_replicas_said(application_name: str) -> str:
-    application = serve.status().applications.get(application_name)
+def _what_replicas_said(application: ApplicationStatusOverview | None) -> str:
     if application is None:
         return ""
     messages = [deployment.message for deployment in application.deployments.values()]

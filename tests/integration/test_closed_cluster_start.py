@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from serl.run import processes
 from serl.run.closed_cluster import start_closed_cluster
 
 
@@ -28,11 +29,7 @@ def test_of_a_start_that_failed_nothing_is_left_when_ray_is_started_once_more(
     monkeypatch.setattr(os, "environ", dict(os.environ))
     try:
         assert start_closed_cluster() == "the second cluster"
-        assert not alive(started[0].pid) and alive(others.pid)
+        assert not processes.started(started[0].pid) and processes.started(others.pid)
     finally:
         others.kill()
         others.wait()
-
-
-def alive(pid: int) -> bool:
-    return subprocess.run(["kill", "-0", str(pid)], check=False, capture_output=True).returncode == 0
