@@ -208,14 +208,14 @@ def test_a_check_runs_everything_and_closes_with_the_summary_of_the_tests(checko
     assert sorted(calls) == [
         "lint-imports --no-logo",
         "pyright ",
-        "pytest -q --durations=15 --cov -n 2 --dist loadfile --no-loadscope-reorder",
+        "pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder",
         "ruff check",
         "ruff format --check",
     ]
     assert run.returncode == 0
     assert run.stdout.splitlines()[-2:] == [
         "summary of pyright ",
-        "summary of pytest -q --durations=15 --cov -n 2 --dist loadfile --no-loadscope-reorder",
+        "summary of pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder",
     ]
 
 
