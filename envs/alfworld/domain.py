@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from envs.alfworld.pddl import (
     And,
@@ -174,7 +173,6 @@ def _supertypes(declared: Iterable[TypedName]) -> dict[str, frozenset[str]]:
     return closed
 
 
-@lru_cache(maxsize=8)
 def parse_domain(text: str) -> Domain:
     """Read a domain file.
 

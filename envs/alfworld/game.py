@@ -23,6 +23,7 @@ from envs.alfworld.domain import (
 )
 from envs.alfworld.facts import EVERYWHERE, Fact, Facts
 from envs.alfworld.grammar import Grammar, grammar_predicates, parse_grammar
+from envs.alfworld.grammar_check import OPENING, check_texts
 from envs.alfworld.matching import RuleMatcher, World
 from envs.alfworld.pddl import Condition, PddlError, Problem, parse_problem
 from envs.alfworld.tasks import choose_goal_sentence, task_type_of
@@ -249,9 +250,9 @@ def _stated(
 def _rules(path: str | Path, statement: Statement, problem_pddl: str) -> GameRules:
     logic = statement.logic
     try:
-        domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
+        domain, grammar = _parse_logic(logic)
         problem = parse_problem(problem_pddl)
-        _check(domain, grammar, problem)
+        _check(domain, problem)
         return GameRules(domain, grammar, problem, tuple(split_condition(problem.goal)))
     except (PddlError, GrammarError) as error:
         raise GameDataError(path, str(error)) from error
@@ -272,7 +273,7 @@ def _compile(statement: Statement, rules: GameRules, problem_pddl: str) -> Game:
     actions = tuple(
         Action(schema, grammar.actions[name], writer, read) for name, schema in domain.schemas.items()
     )
-    opening = writer.write((Reference("intro"),), writer.scope({}), first_facts)
+    opening = writer.write((Reference(OPENING),), writer.scope({}), first_facts)
     return Game(
         trial=statement.trial,
         task_type=statement.task_type,
@@ -297,14 +298,18 @@ def _compile(statement: Statement, rules: GameRules, problem_pddl: str) -> Game:
     )
 
 
-def _check(domain: Domain, grammar: Grammar, problem: Problem) -> None:
+@lru_cache(maxsize=8)
+def _parse_logic(logic: GameLogic) -> tuple[Domain, Grammar]:
+    domain, grammar = parse_domain(logic.domain), parse_grammar(logic.grammar)
+    check_texts(grammar, domain)
+    return domain, grammar
+
+
+def _check(domain: Domain, problem: Problem) -> None:
     for literal in condition_literals(problem.goal):
         domain.check_use(literal.predicate, len(literal.args))
     for fact in problem.facts:
         domain.check_use(fact[0], len(fact) - 1)
-    missing = domain.schemas.keys() - grammar.actions.keys()
-    if missing:
-        raise GrammarError(f"the grammar has no text for the actions {sorted(missing)}")
 
 
 def _read_predicates(domain: Domain) -> set[str]:

@@ -7,7 +7,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from envs.alfworld.text_syntax import (
@@ -97,7 +96,6 @@ def _production(rule: Any) -> Production:
     return Production(parse_query(condition) if condition else (), parse_text(rule["rhs"]))
 
 
-@lru_cache(maxsize=8)
 def parse_grammar(text: str) -> Grammar:
     """Read a `.twl2` file.
 
