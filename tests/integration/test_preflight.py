@@ -115,6 +115,7 @@ def test_a_configuration_that_is_no_object_is_told(model: Path):
     ("changes", "words"),
     [
         ({"num_hidden_layers": 99}, "num_hidden_layers = 99, and its files have no layer 3"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers = 2, and its files have 3 layers"),
         ({"vocab_size": 10}, "and hidden_size = 128, and model.embed_tokens.weight is (823, 128)"),
         ({"hidden_size": 96}, "and hidden_size = 96, and model.embed_tokens.weight is (823, 128)"),
     ],

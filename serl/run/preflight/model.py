@@ -27,7 +27,7 @@ from serl.private.transformers import has_causal_model
 from serl.private.vllm import has_architecture
 from serl.run.preflight.finding import Finding
 
-_LAYER = re.compile(r"\b(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(.*)\b(?:layers|h)\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
@@ -130,11 +130,17 @@ def _files(folder: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
     except UnknownShapeError:
         return  # said of memory
     shapes = checkpoint_shapes(folder)
-    layers = {int(match[1]) for match in map(_LAYER.search, shapes) if match is not None}
+    matches = [match for match in map(_LAYER.match, shapes) if match is not None]
+    layers = {int(match[2]) for match in matches}
     lacking = next((layer for layer in range(shape.num_layers) if layer not in layers), None)
+    says = f"{folder}: its config.json says num_hidden_layers = {shape.num_layers}, and its files have"
     if layers and lacking is not None:
-        text = f"num_hidden_layers = {shape.num_layers}, and its files have no layer {lacking}"
-        yield Finding("wrong", "model", f"{folder}: its config.json says {text}")
+        yield Finding("wrong", "model", f"{says} no layer {lacking}")
+    # Layers of several parts, such as a vision tower, tell nothing of any one; some predict further tokens.
+    ahead = config.get("num_nextn_predict_layers")
+    expected_layers = shape.num_layers + (ahead if isinstance(ahead, int) else 0)
+    if len({match[1] for match in matches}) == 1 and max(layers) >= expected_layers:
+        yield Finding("wrong", "model", f"{says} {max(layers) + 1} layers: only the first would be loaded")
     # The latter in the OPT family.
     expected = [(shape.vocabulary, width) for width in (shape.width, config.get("word_embed_proj_dim"))]
     for name, size in shapes.items():
