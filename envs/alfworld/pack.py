@@ -135,7 +135,7 @@ class GamePack:
         try:
             description = from_json(line)
             problem, data = problem_pddl(description, self._rules), traj_data(description)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise GameDataError(task_id, f"its line in the pack does not read: {error!r}") from error
         return build_game(task_id, problem, data)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from envs.alfworld.engine import Engine
-from envs.alfworld.game import load_game
+from envs.alfworld.game import GameDataError, load_game
 from envs.alfworld.generator.description import (
     Furniture,
     GameDescription,
@@ -215,6 +215,18 @@ def test_damaged_packs_are_named_with_the_reason(tmp_path: Path, data: PackageDa
         path.write_bytes(content)
         with pytest.raises(PackError, match=reason):
             GamePack.open(path)
+
+
+def test_a_number_beyond_any_place_in_a_room_is_told_with_the_game(tmp_path: Path, data: PackageData):
+    path = tmp_path / "pack.xz"
+    room = two_drawer_room()
+    write_pack(path, {"train": [room]}, data.rules)
+    header, line = lzma.decompress(path.read_bytes()).decode().splitlines()
+    game = json.loads(line)
+    game["furniture"][0][1] = 10**400
+    path.write_bytes(lzma.compress(f"{header}\n{json.dumps(game)}\n".encode()))
+    with pytest.raises(GameDataError, match=f"{room.trial}: .* does not read: OverflowError"):
+        GamePack.open(path).load(room.trial)
 
 
 def test_fingerprints_follow_content_and_rules(tmp_path: Path, data: PackageData):
