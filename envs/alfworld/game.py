@@ -254,7 +254,7 @@ def _rules(path: str | Path, statement: Statement, problem_pddl: str) -> GameRul
         problem = parse_problem(problem_pddl)
         _check(domain, problem)
         return GameRules(domain, grammar, problem, tuple(split_condition(problem.goal)))
-    except (PddlError, GrammarError) as error:
+    except (PddlError, GrammarError, RecursionError) as error:
         raise GameDataError(path, str(error)) from error
 
 

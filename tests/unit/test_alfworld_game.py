@@ -82,3 +82,16 @@ def test_damaged_files_are_named_with_the_reason(
     with pytest.raises(GameDataError, match=re.escape(reason)) as caught:
         load_game(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_a_grammar_nested_without_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.alfworld.game.package_logic", lambda: None)
+    folder = write_trial(tmp_path / "task" / "trial")
+    write_game_file(folder, "bring me an apple")
+    stored = json.loads((folder / "game.tw-pddl").read_text())
+    chain = {f"t{at}": [{"rhs": f"#t{at + 1}#"}] for at in range(5000)} | {"t5000": [{"rhs": "end"}]}
+    more = f'grammar :: """{json.dumps(chain)}""";'
+    stored["grammar"] = stored["grammar"].replace("You open the {r.name}.", "#t0#") + more
+    (folder / "game.tw-pddl").write_text(json.dumps(stored))
+    with pytest.raises(GameDataError, match="recursion"):
+        load_game(folder)

@@ -140,7 +140,8 @@ def _files(folder: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
     ahead = config.get("num_nextn_predict_layers")
     expected_layers = shape.num_layers + (ahead if isinstance(ahead, int) else 0)
     if len({match[1] for match in matches}) == 1 and max(layers) >= expected_layers:
-        yield Finding("wrong", "model", f"{says} {max(layers) + 1} layers: only the first would be loaded")
+        text = f"{max(layers) + 1} layers: only the first {shape.num_layers} would be loaded"
+        yield Finding("wrong", "model", f"{says} {text}")
     # The latter in the OPT family.
     expected = [(shape.vocabulary, width) for width in (shape.width, config.get("word_embed_proj_dim"))]
     for name, size in shapes.items():
