@@ -33,7 +33,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class TextWriter:
-    """Writes texts of one game.
+    """Writes texts of one game, whose `grammar` has passed `envs.alfworld.grammar_check.check_texts`.
 
     `fluents` are the predicates to look up among the facts that change, `types` the objects' types;
     `signatures` remembers in which order facts of different types are gone through.
@@ -53,7 +53,7 @@ class TextWriter:
         """The text of `symbols`, with `scope` for their variables.
 
         Raises:
-            GrammarError: a symbol has no production whose condition holds, or an unknown variable.
+            GrammarError: a symbol has no production whose condition holds, which `check_texts` rules out.
         """
         return "".join(
             [
@@ -64,7 +64,7 @@ class TextWriter:
 
     def _symbol(self, symbol: Symbol, scope: Scope, facts: Facts) -> str:
         if isinstance(symbol, Value):
-            return _evaluate(symbol, scope.entities)
+            return str(symbol.evaluator(scope.entities))
         if isinstance(symbol, Reference):
             return self._reference(symbol.symbol, scope, facts)
         if isinstance(symbol, Listing):
@@ -87,7 +87,7 @@ class TextWriter:
                 for placeholder in atom.placeholders:
                     entities[placeholder.name] = self.entities[ids[placeholder]]
             if isinstance(symbol.content, Value):
-                texts.append(_evaluate(symbol.content, entities))
+                texts.append(str(symbol.content.evaluator(entities)))
             else:
                 texts.append(self._reference(symbol.content.symbol, Scope(ids, entities), facts))
         return texts
@@ -174,13 +174,6 @@ class TextWriter:
                         ranks[expanded] = len(ranks)
                         queue.append(expanded)
         return ranks
-
-
-def _evaluate(value: Value, entities: Mapping[str, Entity]) -> str:
-    try:
-        return str(value.evaluator(entities))
-    except KeyError as error:
-        raise GrammarError(f"the grammar uses {error} where it is unknown") from error
 
 
 def _bind(atom: QueryAtom, fact: Fact, ids: dict[Placeholder, str]) -> dict[Placeholder, str] | None:
