@@ -38,6 +38,13 @@ def test_the_first_iteration_warms_up_and_is_not_measured():
         env_steps_per_s(COURSE[:1])
 
 
+def test_trls_micro_batch_is_chosen_where_it_is_trimmed_and_its_own_as_it_comes():
+    options = {arm.name: arm.options for arm in arms(with_vllm=True, trimmed_rows=40)}
+    assert options["TRL as shipped"] == ()
+    assert options["TRL trimmed"] == ("--trimmed", "--rows-at-once=40")
+    assert options["TRL trimmed, with vLLM"] == ("--trimmed", "--rows-at-once=40", "--vllm")
+
+
 def test_late_success_is_that_of_batches_done_in_the_last_half_of_the_time():
     assert late_success(COURSE) == pytest.approx((0.2 + 0.4) / 2)
 
@@ -56,7 +63,8 @@ def test_iterations_of_another_process_are_read_as_they_were_written(tmp_path: P
 
 
 def test_at_equal_work_nothing_is_filtered_and_nothing_learned_in_hindsight():
-    changed = {arm.name: set(arm.overrides) for arm in arms(with_vllm=False) if arm.program == "serl_program"}
+    sides = arms(with_vllm=False, trimmed_rows=8)
+    changed = {arm.name: set(arm.overrides) for arm in sides if arm.program == "serl_program"}
     assert changed == {
         "SERL's GRPO, equal work": {"hindsight.enabled=false", "training.filter_groups=false"},
         "SERL's GRPO as shipped": {"hindsight.enabled=false"},
@@ -67,14 +75,14 @@ def test_at_equal_work_nothing_is_filtered_and_nothing_learned_in_hindsight():
 
 
 def test_who_is_first_in_one_repetition_is_last_in_the_next():
-    sides = arms(with_vllm=True)
+    sides = arms(with_vllm=True, trimmed_rows=8)
     assert in_turn(sides, 0) == sides and in_turn(sides, 1) == sides[::-1]
-    assert len(arms(with_vllm=False)) == len(sides) - 1
+    assert len(arms(with_vllm=False, trimmed_rows=8)) == len(sides) - 1
 
 
 def test_ratios_are_of_turns_in_the_same_repetition(capsys: pytest.CaptureFixture[str]):
     slower = [Iteration(10.0, 5.0, 100, 0.0), Iteration(20.0, 10.0, 100, 0.1)]
-    names = [arm.name for arm in arms(with_vllm=False)]
+    names = [arm.name for arm in arms(with_vllm=False, trimmed_rows=8)]
     courses = {name: [slower, slower] if name.startswith("TRL") else [COURSE, slower] for name in names}
     figures = Figures("peers")
     report(courses, figures)

@@ -95,7 +95,11 @@ def _start_bare_engine(experiment: ExperimentConfig, model_dir: Path) -> Any:
     environment = {"env_vars": replica_environment(experiment.serving)}
     num_gpus = experiment.serving.num_gpus_per_replica
     actor = ray.remote(_BareEngine).options(num_cpus=0, num_gpus=num_gpus, runtime_env=environment)
-    return actor.remote(experiment, str(model_dir))
+    engine: Any = actor.remote(experiment, str(model_dir))
+    if num_gpus:
+        # As it starts, vLLM measures what is free on its GPU, which a replica's start beside it would change.
+        ray.get(engine.__ray_ready__.remote(), timeout=experiment.serving.start_timeout_s)
+    return engine
 
 
 @dataclass(slots=True)

@@ -24,17 +24,21 @@ class Arm:
     overrides: tuple[str, ...] = ()
 
 
-def arms(with_vllm: bool) -> list[Arm]:
-    """All sides. At equal work as many rows are trained as are played, none of them again for hindsight."""
+def arms(with_vllm: bool, trimmed_rows: int) -> list[Arm]:
+    """All sides. At equal work as many rows are trained as are played, none of them again for hindsight.
+
+    ``trimmed_rows``: of a micro-batch of TRL's, where it is trimmed.
+    """
+    trimmed = ("--trimmed", f"--rows-at-once={trimmed_rows}")
     grpo = ("hindsight.enabled=false",)
     sides = [
         Arm(_EQUAL_WORK, "serl_program", overrides=(*grpo, "training.filter_groups=false")),
         Arm(_TRL, "trl_program"),
         Arm(_GRPO, "serl_program", overrides=grpo),
-        Arm(_TRIMMED, "trl_program", ("--trimmed",)),
+        Arm(_TRIMMED, "trl_program", trimmed),
         Arm(_SERL, "serl_program"),
     ]
-    return [*sides, Arm(_VLLM, "trl_program", ("--trimmed", "--vllm"))] if with_vllm else sides
+    return [*sides, Arm(_VLLM, "trl_program", (*trimmed, "--vllm"))] if with_vllm else sides
 
 
 def in_turn(sides: Sequence[Arm], repetition: int) -> list[Arm]:

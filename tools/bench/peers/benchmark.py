@@ -38,7 +38,7 @@ def peers(
         f"{experiment.env.max_steps} steps, {experiment.learner.num_minibatches} minibatches; {TRL}; "
         f"{options.repetitions} turns each, of {options.seconds} s after a first iteration"
     )
-    sides = arms(options.vllm)
+    sides = arms(options.vllm, options.peer_rows)
     courses: dict[str, list[list[Iteration]]] = {arm.name: [] for arm in sides}
     for repetition in range(options.repetitions):
         for arm in in_turn(sides, repetition):

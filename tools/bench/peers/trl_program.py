@@ -138,12 +138,13 @@ def _settings(
     """
     training, learner = experiment.training, experiment.learner
     rows = training.groups_per_batch * rows_of_group
-    rows_of_step = GRPOConfig.per_device_train_batch_size * learner.num_minibatches
+    rows_of_step = options.rows_at_once * learner.num_minibatches
     if rows % rows_of_step:
         raise ValueError(f"{rows} rows of a batch do not divide into {rows_of_step}")
     settings = {
         "num_generations": rows_of_group,
         "generation_batch_size": rows,
+        "per_device_train_batch_size": options.rows_at_once,
         "gradient_accumulation_steps": rows // rows_of_step,
         "max_steps": training.num_iterations * learner.num_minibatches,
         "max_completion_length": experiment.rollout.max_response_length,
@@ -181,6 +182,9 @@ def main() -> int:
     parser = program_parser(__doc__)
     parser.add_argument("--trimmed", action="store_true", help="without padding and without checkpointing")
     parser.add_argument("--vllm", action="store_true", help="generates with vLLM")
+    parser.add_argument(
+        "--rows-at-once", type=int, default=GRPOConfig.per_device_train_batch_size, help="of a micro-batch"
+    )
     options = parser.parse_args()
     if options.vllm:
         # TRL writes its weights into an engine of the same process.
