@@ -16,6 +16,7 @@ ABLATION = EXPERIMENTS / "ablation"
 FOLDERS = (
     (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 12),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
+    (EXPERIMENTS / "prompt_arms", EXPERIMENTS / "prompt_arms" / "window.yaml", {"model", "rollout"}, 2),
     (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 3),
 )
 

@@ -1,7 +1,7 @@
 """Runs in the peers' environment: TRL's GRPOTrainer on an experiment's games; writes a line an iteration.
 
 A row is one step of an episode, as in SERL, which TRL has no form for: its groups are of equal size, so blank
-rows fill them up. Of SERL it uses what needs neither Ray nor vLLM: environments, prompts and actions.
+rows fill them up. Of SERL it uses environments, prompts and actions, and how weights are loaded by vLLM on processors.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
+from serl.private.vllm import begin_reload, finish_reload, pack_tied_heads
 from serl.rollout.prompt import PromptEncoder
 from serl.run.surroundings import write_any_character
 from serl.types import RolloutRequest
@@ -171,6 +172,20 @@ def _settings(
     return settings
 
 
+def reload_whole_models(generation: Any) -> None:
+    """TRL's vLLM on processors: it packs weights as it loads them, and TRL would write into them one by one."""
+    engine, sync_weights = generation.llm.llm_engine, generation.sync_weights
+    model = engine.model_executor.driver_worker.model_runner.model
+
+    def reload() -> None:
+        begin_reload(model)
+        sync_weights()
+        finish_reload(model, engine.model_config)
+        pack_tied_heads(model)
+
+    generation.sync_weights = reload
+
+
 def _stop_ids(experiment: ExperimentConfig, encoder: PromptEncoder) -> list[int]:
     stop_ids = [encoder.ids(stop) for stop in experiment.rollout.stop]
     if any(len(ids) != 1 for ids in stop_ids):
@@ -206,6 +221,8 @@ def main() -> int:
             rollout_func=rollouts,
             callbacks=[_Clock(rollouts, experiment.learner.num_minibatches, options.seconds, options.output)],
         )
+        if options.vllm and not torch.cuda.is_available():
+            reload_whole_models(trainer.vllm_generation)
         trainer.train()
     return 0
 
