@@ -1,7 +1,7 @@
 """Runs in the peers' environment: TRL's GRPOTrainer on an experiment's games; writes a line an iteration.
 
 A row is one step of an episode, as in SERL, which TRL has no form for: its groups are of equal size, so blank
-rows fill them up. Of SERL it uses environments, prompts and actions, and how weights are loaded by vLLM on processors.
+rows fill them up. Of SERL it uses environments, prompts and actions, and how vLLM loads weights on processors.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _settings(
 
 
 def reload_whole_models(generation: Any) -> None:
-    """TRL's vLLM on processors: it packs weights as it loads them, and TRL would write into them one by one."""
+    """For vLLM on processors, which packs weights as it loads them, where TRL writes into them one by one."""
     engine, sync_weights = generation.llm.llm_engine, generation.sync_weights
     model = engine.model_executor.driver_worker.model_runner.model
 
