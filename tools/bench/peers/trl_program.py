@@ -1,7 +1,7 @@
 """Runs in the peers' environment: TRL's GRPOTrainer on an experiment's games; writes a line an iteration.
 
 A row is one step of an episode, as in SERL, which TRL has no form for: its groups are of equal size, so blank
-rows fill them up. Of SERL it uses environments, prompts and actions, and how vLLM loads weights on processors.
+rows fill them up. Of SERL it uses environments, prompts and actions, and its way to load vLLM on processors.
 """
 
 from __future__ import annotations
