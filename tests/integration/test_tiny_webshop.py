@@ -57,7 +57,7 @@ def test_its_tokenizer_knows_the_words_of_the_prompts(tokenizer, provider) -> No
 @pytest.mark.usefixtures("one_torch_thread")
 def test_it_meets_some_held_out_goals_and_leaves_room_to_improve(tokenizer, provider) -> None:
     policy = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[:60]
+    tasks = provider.task_set(EXPERIMENT.evaluation.split).tasks[: EXPERIMENT.evaluation.num_tasks]
     settings = PlaySettings(
         max_steps=EXPERIMENT.env.max_steps,
         prompts=PromptSettings.of(EXPERIMENT),

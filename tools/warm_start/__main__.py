@@ -6,7 +6,7 @@
 Environment, lengths and held-out split are those of the experiment, whose model is not read; a task that is
 in both splits, by id or by content, is an error. The result is a Hugging Face folder; name it as
 ``model.path``. ``tiny_alfworld`` has the defaults, ``tiny_webshop`` ``--episodes 8000 --vocab-size 2200
---batch-size 8 --lr 0.0015 --stray-thought-share 0.15 --detour-share 0.3``; either took 25 minutes of one core.
+--batch-size 8 --lr 0.0015 --stray-thought-share 0.15 --detour-share 0.3``; either took 25 minutes of a core.
 """
 
 from __future__ import annotations
