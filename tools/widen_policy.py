@@ -50,10 +50,13 @@ def widened_config(
     rope = own["rope_parameters"]
     if rope["rope_type"] != "default" or own["attention_bias"] or own["mlp_bias"]:
         raise ValueError("a policy with biases or scaled rotary positions cannot be widened")
+    if head_dim % own["head_dim"]:
+        raise ValueError(
+            f"head_dim = {head_dim}: must be a multiple of that of the small policy, {own['head_dim']}"
+        )
     for name, size in sizes.items():
-        if size % own[name] if name == "head_dim" else size < own[name]:
-            wanted = "a multiple of" if name == "head_dim" else "at least"
-            raise ValueError(f"{name} = {size}: must be {wanted} that of the small policy, {own[name]}")
+        if size < own[name]:
+            raise ValueError(f"{name} = {size}: must be at least that of the small policy, {own[name]}")
     if own["num_attention_heads"] != own["num_key_value_heads"] or heads % own["num_key_value_heads"]:
         raise ValueError(
             f"heads = {heads} cannot share {own['num_key_value_heads']} key and value heads evenly"

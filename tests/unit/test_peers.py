@@ -43,6 +43,8 @@ def test_trls_micro_batch_is_chosen_where_it_is_trimmed_and_its_own_as_it_comes(
     assert options["TRL as shipped"] == ()
     assert options["TRL trimmed"] == ("--trimmed", "--rows-at-once=40")
     assert options["TRL trimmed, with vLLM"] == ("--trimmed", "--rows-at-once=40", "--vllm")
+    left = {arm.name: arm.options for arm in arms(with_vllm=True, trimmed_rows=None)}
+    assert left["TRL trimmed"] == ("--trimmed",)
 
 
 def test_late_success_is_that_of_batches_done_in_the_last_half_of_the_time():

@@ -97,10 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     gateway.add_argument("--agent", type=Path, default=agent, metavar="FILE", help="whose env section it is")
     _add_driver(benchmarks)
     peers = _add(benchmarks, "peers", "peers.benchmark", 3, "SERL and TRL's GRPOTrainer on the same games")
-    _add_sizes(
-        peers,
-        seconds=(120, "of training that a turn measures, after a first iteration"),
-        peer_rows=(8, "rows of a micro-batch of TRL trimmed; 8 are its default, a GPU wants more"),
+    _add_sizes(peers, seconds=(120, "of training that a turn measures, after a first iteration"))
+    peers.add_argument(
+        "--peer-rows", type=positive, help="of a micro-batch of TRL trimmed (its own; a GPU wants more)"
     )
     peers.add_argument("--vllm", action="store_true", help="let TRL generate with vLLM too")
     peers.add_argument(

@@ -24,12 +24,13 @@ class Arm:
     overrides: tuple[str, ...] = ()
 
 
-def arms(with_vllm: bool, trimmed_rows: int) -> list[Arm]:
+def arms(with_vllm: bool, trimmed_rows: int | None) -> list[Arm]:
     """All sides. At equal work as many rows are trained as are played, none of them again for hindsight.
 
-    ``trimmed_rows``: of a micro-batch of TRL's, where it is trimmed.
+    ``trimmed_rows``: of a micro-batch of TRL's, where it is trimmed; None: as many as by itself.
     """
-    trimmed = ("--trimmed", f"--rows-at-once={trimmed_rows}")
+    rows = () if trimmed_rows is None else (f"--rows-at-once={trimmed_rows}",)
+    trimmed = ("--trimmed", *rows)
     grpo = ("hindsight.enabled=false",)
     sides = [
         Arm(_EQUAL_WORK, "serl_program", overrides=(*grpo, "training.filter_groups=false")),

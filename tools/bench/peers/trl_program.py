@@ -26,9 +26,9 @@ from envs.registry import make_provider
 from serl.config import ExperimentConfig
 from serl.config.load import load_experiment
 from serl.models.resolve import resolve_model
-from serl.private.vllm import begin_reload, finish_reload, pack_tied_heads
 from serl.rollout.prompt import PromptEncoder
 from serl.run.surroundings import write_any_character
+from serl.serving.transfer.targets import WholeModel
 from serl.types import RolloutRequest
 from tools.bench.peers.iterations import Iteration, append_iteration, is_measured, program_parser
 from tools.bench.peers.lockstep import LockstepPlayer
@@ -176,12 +176,12 @@ def reload_whole_models(generation: Any) -> None:
     """For vLLM on processors, which packs weights as it loads them, where TRL writes into them one by one."""
     engine, sync_weights = generation.llm.llm_engine, generation.sync_weights
     model = engine.model_executor.driver_worker.model_runner.model
+    target = WholeModel(model, engine.model_config, torch.device("cpu"))
 
     def reload() -> None:
-        begin_reload(model)
+        target.begin()
         sync_weights()
-        finish_reload(model, engine.model_config)
-        pack_tied_heads(model)
+        target.finish()
 
     generation.sync_weights = reload
 
