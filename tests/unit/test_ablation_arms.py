@@ -14,9 +14,10 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (
-    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 12),
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 13),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "prompt_arms", EXPERIMENTS / "prompt_arms" / "window.yaml", {"model", "rollout"}, 2),
+    (EXPERIMENTS / "webshop_arms", EXPERIMENTS / "webshop_arms" / "_base.yaml", {"hindsight"}, 6),
     (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 3),
 )
 
@@ -39,16 +40,19 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
 
 
 @pytest.mark.parametrize(
-    ("arm", "control"),
+    ("folder", "arm", "control"),
     [
-        ("distil", "no_evidence"),
-        ("distil", "other_group"),
-        ("action_probability", "no_evidence"),
+        ("ablation", "distil", "no_evidence"),
+        ("ablation", "distil", "other_group"),
+        ("ablation", "action_probability", "no_evidence"),
+        ("webshop_arms", "action_probability", "no_evidence"),
     ],
 )
-def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(arm: str, control: str):
+def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(
+    folder: str, arm: str, control: str
+):
     own, controlled = (
-        load_experiment(ABLATION / f"{name}.yaml").hindsight.model_dump()
+        load_experiment(EXPERIMENTS / folder / f"{name}.yaml").hindsight.model_dump()
         for name in (arm, f"{arm}_{control}")
     )
     assert own | {"control": control} == controlled
