@@ -48,9 +48,7 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
         ("webshop_arms", "action_probability", "no_evidence"),
     ],
 )
-def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(
-    folder: str, arm: str, control: str
-):
+def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(folder: str, arm: str, control: str):
     own, controlled = (
         load_experiment(EXPERIMENTS / folder / f"{name}.yaml").hindsight.model_dump()
         for name in (arm, f"{arm}_{control}")
