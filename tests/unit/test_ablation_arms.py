@@ -14,11 +14,11 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ABLATION = EXPERIMENTS / "ablation"
 # A folder of arms, what they are compared with, the sections they may differ in, and their number.
 FOLDERS = (
-    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 13),
+    (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 14),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "prompt_arms", EXPERIMENTS / "prompt_arms" / "window.yaml", {"model", "rollout"}, 2),
     (EXPERIMENTS / "webshop_arms", EXPERIMENTS / "webshop_arms" / "_base.yaml", {"hindsight"}, 6),
-    (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 3),
+    (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging", "advantage"}, 4),
 )
 
 
@@ -45,6 +45,7 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
         ("ablation", "distil", "no_evidence"),
         ("ablation", "distil", "other_group"),
         ("ablation", "action_probability", "no_evidence"),
+        ("ablation", "combination", "no_evidence"),
         ("webshop_arms", "action_probability", "no_evidence"),
     ],
 )
