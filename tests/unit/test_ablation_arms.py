@@ -17,7 +17,7 @@ FOLDERS = (
     (ABLATION, ABLATION / "_base.yaml", {"hindsight", "advantage", "model", "loss"}, 14),
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "prompt_arms", EXPERIMENTS / "prompt_arms" / "window.yaml", {"model", "rollout"}, 2),
-    (EXPERIMENTS / "webshop_arms", EXPERIMENTS / "webshop_arms" / "_base.yaml", {"hindsight"}, 6),
+    (EXPERIMENTS / "webshop_arms", EXPERIMENTS / "webshop_arms" / "_base.yaml", {"hindsight", "learner"}, 8),
     (
         EXPERIMENTS / "alfworld_arms",
         EXPERIMENTS / "alfworld_tiny.yaml",
@@ -52,6 +52,7 @@ def test_arms_differ_from_their_base_in_the_sections_they_are_about_only(
         ("ablation", "action_probability", "no_evidence"),
         ("ablation", "combination", "no_evidence"),
         ("webshop_arms", "action_probability", "no_evidence"),
+        ("webshop_arms", "combination", "no_evidence"),
     ],
 )
 def test_a_control_differs_from_its_arm_in_what_the_teacher_reads_alone(folder: str, arm: str, control: str):
