@@ -18,12 +18,7 @@ FOLDERS = (
     (ABLATION / "staleness", ABLATION / "grpo.yaml", {"training"}, 4),
     (EXPERIMENTS / "prompt_arms", EXPERIMENTS / "prompt_arms" / "window.yaml", {"model", "rollout"}, 2),
     (EXPERIMENTS / "webshop_arms", EXPERIMENTS / "webshop_arms" / "_base.yaml", {"hindsight", "learner"}, 8),
-    (
-        EXPERIMENTS / "alfworld_arms",
-        EXPERIMENTS / "alfworld_tiny.yaml",
-        {"hindsight", "logging", "advantage"},
-        4,
-    ),
+    (EXPERIMENTS / "alfworld_arms", EXPERIMENTS / "alfworld_tiny.yaml", {"hindsight", "logging"}, 3),
 )
 
 
